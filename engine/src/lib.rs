@@ -1,1 +1,201 @@
-//! Placeholder head, replaced by the crate.
+//! The thread-per-core runtime under UltraCloud's hot paths, on io_uring.
+//!
+//! One shard is pinned to each CPU. Its tasks never leave it, own their state without locks, and
+//! reach the kernel through one ring. Scheduling groups share the shard's CPU and disk by weight;
+//! other shards are called by message ([`Sharded::invoke_on`]), other threads come in through
+//! [`EngineHandle::call`].
+//!
+//! Invariants:
+//! - A buffer belongs to its operation until the last completion, also when the future is dropped.
+//!   A cancelled write may have happened. A short write is an error.
+//! - Every queue, table and pool is bounded and answers Busy or no memory; nothing grows.
+//! - Shutdown cancels all tasks, waits for every operation in flight, then frees.
+//! - Under [`sim`] the same code runs on a virtual clock, a faulty disk and a faulty network; the
+//!   same seed gives the same order of events.
+//!
+//! It never blocks a shard on the file system's name space (a helper thread does that), never
+//! retries a failed write, and knows nothing of tokio.
+
+mod affinity;
+mod backend;
+mod buf;
+mod config;
+mod endpoint;
+mod engine;
+mod error;
+mod event;
+pub mod fs;
+mod guest;
+#[doc(hidden)]
+pub mod mailbox;
+pub mod metrics;
+pub mod net;
+mod op;
+mod rng;
+mod sched;
+mod shard;
+mod sharded;
+
+mod slots;
+pub mod sync;
+mod task;
+mod time;
+mod timer;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+pub use affinity::allowed_cpus;
+pub use buf::{BLOCK, BufSlice, DmaBuf, IoBuf, IoBufMut, MAX_BUF, NoMem, PoolUse};
+pub use config::{EngineConfig, SpinPolicy, ValidConfig};
+pub use engine::{Capabilities, Engine, EngineHandle, LocalFut};
+pub use error::{CallError, Error, ErrorKind};
+pub use event::EventFd;
+pub use guest::{GuestIov, GuestMem, IOV_MAX};
+pub use rng::Rng;
+pub use sched::{GroupSpec, Latency, SchedGroup};
+pub use shard::{Shard, ShardId};
+pub use sharded::{ServiceGroup, Sharded};
+pub use task::Task;
+pub use time::Nanos;
+
+use shard::{ShardCore, current};
+use task::TaskInfo;
+use timer::TimerId;
+
+/// Starts a task on this shard in a scheduling group. It works at its starter's service level.
+///
+/// # Panics
+/// When the shard holds its most tasks (65,536): bound what you spawn.
+pub fn spawn_local<F>(group: SchedGroup, future: F) -> Task<F::Output>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    let shard = current();
+    shard.spawn(TaskInfo { group, level: shard.level() }, future)
+}
+
+/// As [`spawn_local`], with an error instead of a panic when the shard is full.
+///
+/// # Errors
+/// [`CallError::Busy`] when the shard holds its most tasks.
+pub fn try_spawn_local<F>(group: SchedGroup, future: F) -> Result<Task<F::Output>, CallError>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    let shard = current();
+    shard.try_spawn(TaskInfo { group, level: shard.level() }, future)
+}
+
+/// The shard that runs this task.
+pub fn shard_id() -> ShardId {
+    current().id()
+}
+
+/// Number of shards of this engine.
+pub fn shard_count() -> usize {
+    current().mesh().shards()
+}
+
+/// Monotonic time.
+pub fn now() -> Nanos {
+    current().now()
+}
+
+/// Nanoseconds since the Unix epoch.
+pub fn wall_clock() -> u64 {
+    current().wall_clock()
+}
+
+/// The next 64 random bits of this shard; seeded, not for secrets.
+pub fn random() -> u64 {
+    current().rng(Rng::next_u64)
+}
+
+/// A buffer of at least `len` bytes from this shard's pool, its length set to `len`.
+///
+/// # Errors
+/// [`NoMem`] when the pool is empty or `len` is past 2 MiB.
+pub fn take_buf(len: usize) -> Result<DmaBuf, NoMem> {
+    current().pool().take(len)
+}
+
+/// Whether this task has used up its turn; then [`yield_now`] lets others run.
+pub fn need_yield() -> bool {
+    current().need_yield()
+}
+
+/// Lets other tasks and I/O run.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|_| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        current().wake_running();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// [`yield_now`], when the turn is used up.
+pub async fn yield_if_needed() {
+    if need_yield() {
+        yield_now().await;
+    }
+}
+
+/// A timer; removed when dropped.
+struct Sleep {
+    shard: Rc<ShardCore>,
+    deadline: Nanos,
+    id: Option<TimerId>,
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.shard.remove_timer(id);
+        }
+    }
+}
+
+/// Waits until a point of time. Cancel-safe.
+pub async fn sleep_until(deadline: Nanos) {
+    let mut sleep = Sleep { shard: current(), deadline, id: None };
+    poll_fn(move |cx| {
+        if sleep.shard.now() >= sleep.deadline {
+            return Poll::Ready(());
+        }
+        match sleep.id {
+            Some(id) => sleep.shard.update_timer(id, cx.waker()),
+            None => sleep.id = Some(sleep.shard.add_timer(sleep.deadline, cx.waker().clone())),
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Waits for a while. Cancel-safe.
+pub async fn sleep(duration: Duration) {
+    sleep_until(now() + duration).await;
+}
+
+/// The future's output, or `None` (and the future dropped) when it takes longer than `limit`.
+pub async fn timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut expired = pin!(sleep(limit));
+    poll_fn(move |cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        expired.as_mut().poll(cx).map(|()| None)
+    })
+    .await
+}

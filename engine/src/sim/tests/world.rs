@@ -1,0 +1,178 @@
+//! Time, order and the ends of a run.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use super::super::{Sim, SimConfig};
+use super::{addr, durable_file, logged, one_node, start, two_nodes};
+use crate::net::{ListenOptions, Listener, TcpStream, UdpSocket};
+
+/// A bit of everything, with faults, a partition and a crash; answers the trace's hash.
+fn mixed_run(seed: u64) -> u64 {
+    let (sim, a, b) = two_nodes(seed);
+    let file = sim.run(b, 1, durable_file("/f"));
+    sim.configure(|config| {
+        config.datagram_drops_one_in = 4;
+        config.sync_fails_one_in = 10;
+        config.short_sends_one_in = 3;
+    });
+    let _server = sim.spawn(b, 0, async move {
+        let mut listener = Listener::bind(&addr(b, 80), ListenOptions::default()).unwrap();
+        while let Ok(stream) = listener.accept().await {
+            while let Ok(Some(buf)) = stream.recv_ring().await {
+                if stream.send(buf.to_vec()).await.0.is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    let _writer = sim.spawn(b, 1, async move {
+        for number in 0..50_u64 {
+            let (done, _) = file
+                .write_then_datasync(vec![number as u8; 700], number * 700)
+                .await;
+            if done.is_err() {
+                return;
+            }
+        }
+    });
+    let _client = sim.spawn(a, 0, async move {
+        crate::sleep(Duration::from_millis(1)).await;
+        let Ok(stream) = TcpStream::connect(&addr(b, 80)).await else {
+            return;
+        };
+        while stream
+            .send(vec![crate::random() as u8; 3_000])
+            .await
+            .0
+            .is_ok()
+        {
+            if !matches!(stream.recv(vec![0; 9_000]).await.0, Ok(1..)) {
+                return;
+            }
+        }
+    });
+    let _datagrams = sim.spawn(a, 1, async move {
+        let socket = UdpSocket::bind(&addr(a, 9), false).unwrap();
+        loop {
+            let _ = socket.send_to(vec![1], &addr(b, 9)).await;
+            crate::sleep(Duration::from_micros(300)).await;
+        }
+    });
+    sim.run_for(Duration::from_millis(10));
+    sim.partition(a, b);
+    sim.run_for(Duration::from_millis(5));
+    sim.heal();
+    sim.run_for(Duration::from_millis(5));
+    sim.crash(b);
+    start(&sim, b);
+    sim.run_for(Duration::from_millis(20));
+    sim.trace_hash()
+}
+
+#[test]
+fn the_same_seed_takes_the_same_steps_and_another_takes_others() {
+    for seed in 0..10 {
+        assert_eq!(mixed_run(seed), mixed_run(seed), "seed {seed}");
+        assert_ne!(mixed_run(seed), mixed_run(seed + 1), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_day_of_waiting_costs_no_time_and_shards_work_side_by_side() {
+    let (sim, node) = one_node(1);
+    let day = Duration::from_hours(24);
+    let other = sim.spawn(node, 1, crate::sleep(day));
+    sim.run(node, 0, crate::sleep(day));
+    assert!(other.take().is_some() || sim.join(&other).is_some());
+    assert!((day..day + Duration::from_millis(1)).contains(&(sim.now() - crate::Nanos(0))));
+}
+
+#[test]
+fn a_task_that_waits_for_nothing_is_a_deadlock_that_names_the_seed() {
+    let (sim, node) = one_node(4711);
+    let run = || sim.run(node, 0, std::future::pending::<()>());
+    let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    let text = panic.downcast_ref::<String>().expect("a panic with words");
+    assert!(
+        text.contains("deadlock") && text.contains("seed 4711"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_run_without_end_stops_at_the_step_limit() {
+    let sim = Sim::with_config(
+        1,
+        SimConfig {
+            steps_max: 1_000,
+            ..SimConfig::default()
+        },
+    );
+    let node = sim.node("a");
+    start(&sim, node);
+    let run = || {
+        sim.run(node, 0, async {
+            loop {
+                crate::yield_now().await;
+                crate::sleep(Duration::from_micros(1)).await;
+            }
+        });
+    };
+    let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    assert!(
+        panic
+            .downcast_ref::<String>()
+            .is_some_and(|text| text.contains("1000 steps"))
+    );
+}
+
+#[test]
+fn a_crash_from_inside_a_task_ends_that_task() {
+    let (sim, node) = one_node(2);
+    let world = sim.clone();
+    let ended = sim.try_run(node, 0, async move {
+        world.crash(node);
+        std::future::pending::<()>().await;
+    });
+    assert!(ended.is_none());
+    start(&sim, node);
+    assert_eq!(sim.run(node, 0, async { 7 }), 7);
+}
+
+#[test]
+fn what_was_written_before_an_orderly_stop_is_there_after_it() {
+    for seed in 0..20 {
+        let (sim, node) = one_node(seed);
+        let log = logged(&sim, node, |log| async move {
+            let file = durable_file("/f").await;
+            for number in 0..1_000_u64 {
+                file.write_at(vec![number as u8 + 1; 512], number * 512)
+                    .await
+                    .0
+                    .unwrap();
+                log.borrow_mut().push(number);
+            }
+        });
+        sim.run_for(Duration::from_millis(5));
+        sim.stop(node);
+        let bytes = sim.disk(node).read_file("/f").unwrap_or_default();
+        assert!(bytes.len() >= log.borrow().len() * 512, "seed {seed}");
+        start(&sim, node);
+        assert_eq!(
+            sim.run(node, 0, crate::fs::metadata("/f")).unwrap().len,
+            bytes.len() as u64
+        );
+    }
+}
+
+#[test]
+fn an_action_at_a_later_time_runs_between_steps() {
+    let (sim, node) = one_node(3);
+    sim.after(Duration::from_secs(1), move |sim| sim.crash(node));
+    assert!(
+        sim.try_run(node, 0, crate::sleep(Duration::from_secs(2)))
+            .is_none()
+    );
+    assert!(sim.now() - crate::Nanos(0) >= Duration::from_secs(1));
+}

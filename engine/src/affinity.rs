@@ -12,7 +12,9 @@ pub fn allowed_cpus() -> Vec<usize> {
         return vec![0];
     }
     // SAFETY: CPU_ISSET reads bits inside the set, whose size bounds the range.
-    (0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect()
+    (0..libc::CPU_SETSIZE as usize)
+        .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
+        .collect()
 }
 
 /// Pins the calling thread.
@@ -29,5 +31,9 @@ pub(crate) fn pin(cpu: usize) -> io::Result<libc::cpu_set_t> {
     unsafe { libc::CPU_SET(cpu, &mut set) };
     // SAFETY: the kernel reads the set's bytes; 0 names the calling thread.
     let done = unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &raw const set) };
-    if done == 0 { Ok(set) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(set)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

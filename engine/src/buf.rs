@@ -114,7 +114,11 @@ impl DmaBuf {
     /// # Panics
     /// When `len` is past the capacity.
     pub fn set_len(&mut self, len: usize) {
-        assert!(len <= self.capacity(), "{len} bytes do not fit a buffer of {}", self.capacity());
+        assert!(
+            len <= self.capacity(),
+            "{len} bytes do not fit a buffer of {}",
+            self.capacity()
+        );
         self.len = len as u32;
     }
 
@@ -134,7 +138,11 @@ impl DmaBuf {
     /// When the range is past the capacity.
     pub fn slice(self, range: Range<usize>) -> BufSlice {
         assert!(range.start <= range.end, "range {range:?} is reversed");
-        assert!(range.end <= self.capacity(), "range {range:?} is past {}", self.capacity());
+        assert!(
+            range.end <= self.capacity(),
+            "range {range:?} is past {}",
+            self.capacity()
+        );
         BufSlice { buf: self, range }
     }
 }
@@ -157,7 +165,10 @@ impl DerefMut for DmaBuf {
 
 impl fmt::Debug for DmaBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DmaBuf").field("len", &self.len).field("cap", &self.capacity()).finish()
+        f.debug_struct("DmaBuf")
+            .field("len", &self.len)
+            .field("cap", &self.capacity())
+            .finish()
     }
 }
 
@@ -169,7 +180,11 @@ impl Drop for DmaBuf {
         });
         if local != Some(true) {
             // SAFETY: we own at least 4 KiB, aligned to 4 KiB, and give it away.
-            unsafe { self.arena.returned.push(ptr.as_ptr().cast::<ReturnNode>(), order) };
+            unsafe {
+                self.arena
+                    .returned
+                    .push(ptr.as_ptr().cast::<ReturnNode>(), order)
+            };
         }
     }
 }
@@ -338,9 +353,17 @@ impl Pool {
     ) -> std::io::Result<Pool> {
         let len = bytes.next_multiple_of(MAX_BUF).max(MAX_BUF);
         let base = map_arena(len)?;
-        let registration = register(base.as_ptr(), len).map(|index| Registration { shard: owner, index });
-        let arena =
-            Arena { base, len, returned: ReturnStack::default(), registration, owner };
+        let registration = register(base.as_ptr(), len).map(|index| Registration {
+            shard: owner,
+            index,
+        });
+        let arena = Arena {
+            base,
+            len,
+            returned: ReturnStack::default(),
+            registration,
+            owner,
+        };
         let blocks = len / BLOCK;
         let mut free = Free {
             lists: Default::default(),
@@ -352,7 +375,10 @@ impl Pool {
         for start in (0..blocks as u32).step_by(1 << top).rev() {
             free.push(start, top);
         }
-        Ok(Pool { arena: Arc::new(arena), free: RefCell::new(free) })
+        Ok(Pool {
+            arena: Arc::new(arena),
+            free: RefCell::new(free),
+        })
     }
 
     pub(crate) fn owner(&self) -> u32 {
@@ -382,7 +408,12 @@ impl Pool {
         free.used += BLOCK << order;
         // SAFETY: `start` is a block inside the arena.
         let ptr = unsafe { self.arena.base.add(start as usize * BLOCK) };
-        Ok(DmaBuf { ptr, len: len as u32, order, arena: Arc::clone(&self.arena) })
+        Ok(DmaBuf {
+            ptr,
+            len: len as u32,
+            order,
+            arena: Arc::clone(&self.arena),
+        })
     }
 
     /// Takes a local buffer back at once; false when the lists are in use further up the stack.
@@ -501,8 +532,10 @@ mod tests {
             } else if let Ok(buf) = pool.take(1 + rng.below(MAX_BUF as u64) as usize) {
                 out.push(buf);
             }
-            let mut spans: Vec<(usize, usize)> =
-                out.iter().map(|b| (b.ptr.as_ptr() as usize, b.capacity())).collect();
+            let mut spans: Vec<(usize, usize)> = out
+                .iter()
+                .map(|b| (b.ptr.as_ptr() as usize, b.capacity()))
+                .collect();
             spans.sort_unstable();
             assert!(spans.iter().all(|(start, _)| start % BLOCK == 0));
             assert!(spans.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
@@ -512,7 +545,9 @@ mod tests {
     #[test]
     fn all_memory_joins_again_after_use() {
         let pool = pool(MAX_BUF);
-        let out: Vec<DmaBuf> = (0..MAX_BUF / BLOCK).map(|_| pool.take(1).unwrap()).collect();
+        let out: Vec<DmaBuf> = (0..MAX_BUF / BLOCK)
+            .map(|_| pool.take(1).unwrap())
+            .collect();
         assert_eq!(pool.take(1).unwrap_err(), NoMem { wanted: 1 });
         drop(out);
         assert_eq!(pool.take(MAX_BUF).unwrap().capacity(), MAX_BUF);

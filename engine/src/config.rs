@@ -81,12 +81,18 @@ impl EngineConfig {
     pub fn with_shards(count: usize) -> EngineConfig {
         let allowed = crate::affinity::allowed_cpus();
         let cpus = (0..count).map(|i| allowed.get(i).copied()).collect();
-        EngineConfig { cpus, ..EngineConfig::default() }
+        EngineConfig {
+            cpus,
+            ..EngineConfig::default()
+        }
     }
 
     /// `count` shards without pinning; for tests and simulations.
     pub fn unpinned(count: usize) -> EngineConfig {
-        EngineConfig { cpus: vec![None; count], ..EngineConfig::default() }
+        EngineConfig {
+            cpus: vec![None; count],
+            ..EngineConfig::default()
+        }
     }
 
     /// Declares a scheduling group beside the three that exist.
@@ -125,20 +131,29 @@ impl EngineConfig {
     /// [`ErrorKind::Config`] naming the field, its value and what is allowed.
     pub fn validate(self) -> Result<ValidConfig, Error> {
         let bad = |field: &str, value: String, allowed: &str| {
-            Err(Error::new(ErrorKind::Config, format!("{field} is {value}; allowed: {allowed}")))
+            Err(Error::new(
+                ErrorKind::Config,
+                format!("{field} is {value}; allowed: {allowed}"),
+            ))
         };
         if self.cpus.is_empty() || self.cpus.len() > 64 {
             return bad("cpus", format!("{} entries", self.cpus.len()), "1 to 64");
         }
         let pinned: Vec<usize> = self.cpus.iter().flatten().copied().collect();
-        if let Some(cpu) = pinned.iter().find(|c| pinned.iter().filter(|d| d == c).count() > 1) {
+        if let Some(cpu) = pinned
+            .iter()
+            .find(|c| pinned.iter().filter(|d| d == c).count() > 1)
+        {
             return bad("cpus", format!("CPU {cpu} twice"), "one shard a CPU");
         }
-        let power = |n: usize, low: usize, high: usize| {
-            n.is_power_of_two() && (low..=high).contains(&n)
-        };
+        let power =
+            |n: usize, low: usize, high: usize| n.is_power_of_two() && (low..=high).contains(&n);
         if !power(self.ring_entries as usize, 64, 32_768) {
-            return bad("ring_entries", self.ring_entries.to_string(), "a power of two, 64 to 32768");
+            return bad(
+                "ring_entries",
+                self.ring_entries.to_string(),
+                "a power of two, 64 to 32768",
+            );
         }
         if !(64..=1 << 20).contains(&self.ops_max) {
             return bad("ops_max", self.ops_max.to_string(), "64 to 1048576");
@@ -147,10 +162,18 @@ impl EngineConfig {
             return bad("pool_bytes", self.pool_bytes.to_string(), "2 MiB to 64 GiB");
         }
         if !power(usize::from(self.recv_buffers), 8, 32_768) {
-            return bad("recv_buffers", self.recv_buffers.to_string(), "a power of two, 8 to 32768");
+            return bad(
+                "recv_buffers",
+                self.recv_buffers.to_string(),
+                "a power of two, 8 to 32768",
+            );
         }
         if !power(self.mailbox, 16, 65_536) {
-            return bad("mailbox", self.mailbox.to_string(), "a power of two, 16 to 65536");
+            return bad(
+                "mailbox",
+                self.mailbox.to_string(),
+                "a power of two, 16 to 65536",
+            );
         }
         if self.disk_ops_max == 0 || self.disk_bytes_max == 0 {
             return bad("disk depth", "0".into(), "at least 1");
@@ -162,7 +185,11 @@ impl EngineConfig {
                 }
             }
         }
-        if let Some(group) = self.services.iter().find(|s| s.level == 0 || s.in_flight_max == 0) {
+        if let Some(group) = self
+            .services
+            .iter()
+            .find(|s| s.level == 0 || s.in_flight_max == 0)
+        {
             return bad(group.name, "level or limit 0".into(), "at least 1");
         }
         Ok(ValidConfig(self))
@@ -192,7 +219,10 @@ impl ValidConfig {
     }
 
     pub(crate) fn disk_depth(&self) -> DiskDepth {
-        DiskDepth { ops_max: self.0.disk_ops_max, bytes_max: self.0.disk_bytes_max }
+        DiskDepth {
+            ops_max: self.0.disk_ops_max,
+            bytes_max: self.0.disk_bytes_max,
+        }
     }
 }
 
@@ -203,10 +233,26 @@ mod tests {
     #[test]
     fn the_defaults_are_valid_and_limits_name_their_field() {
         assert!(EngineConfig::default().validate().is_ok());
-        let mut config = EngineConfig { ring_entries: 100, ..EngineConfig::default() };
-        assert!(config.clone().validate().unwrap_err().to_string().contains("ring_entries is 100"));
+        let mut config = EngineConfig {
+            ring_entries: 100,
+            ..EngineConfig::default()
+        };
+        assert!(
+            config
+                .clone()
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("ring_entries is 100")
+        );
         config.ring_entries = 128;
         config.cpus = vec![Some(1), Some(1)];
-        assert!(config.validate().unwrap_err().to_string().contains("CPU 1 twice"));
+        assert!(
+            config
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("CPU 1 twice")
+        );
     }
 }

@@ -82,7 +82,10 @@ pub(crate) fn acquire() -> Option<&'static Endpoint> {
 pub(crate) fn release(endpoint: &'static Endpoint) {
     endpoint.bell.awake();
     endpoint.wakes.take(|_| {});
-    FREE.lock().unwrap_or_else(PoisonError::into_inner).0.push(endpoint.number);
+    FREE.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .0
+        .push(endpoint.number);
 }
 
 /// Wakes a task of another thread's shard.

@@ -53,13 +53,18 @@ impl Mesh {
         for _ in 0..shards {
             let Some(endpoint) = endpoint::acquire() else {
                 endpoints.into_iter().for_each(endpoint::release);
-                return Err(Error::new(ErrorKind::Exhausted, "the process holds its most shards, 4096"));
+                return Err(Error::new(
+                    ErrorKind::Exhausted,
+                    "the process holds its most shards, 4096",
+                ));
             };
             endpoints.push(endpoint);
         }
         Ok(Arc::new(Mesh {
             shards,
-            rings: (0..shards * shards).map(|_| SpscRing::new(mailbox)).collect(),
+            rings: (0..shards * shards)
+                .map(|_| SpscRing::new(mailbox))
+                .collect(),
             foreign: (0..shards).map(|_| ArrayQueue::new(mailbox)).collect(),
             endpoints: endpoints.into(),
             stopping: AtomicBool::new(false),
@@ -81,7 +86,12 @@ impl Mesh {
     }
 
     /// Sends from one shard to another. The caller is `from` itself.
-    pub(crate) fn send(&self, from: &ShardCore, to: ShardId, message: Message) -> Result<(), CallError> {
+    pub(crate) fn send(
+        &self,
+        from: &ShardCore,
+        to: ShardId,
+        message: Message,
+    ) -> Result<(), CallError> {
         if to.index() >= self.shards || self.is_stopping() {
             return Err(CallError::Gone);
         }
@@ -97,7 +107,9 @@ impl Mesh {
         if to.index() >= self.shards || self.is_stopping() {
             return Err(CallError::Gone);
         }
-        self.foreign[to.index()].push(message).map_err(|_| CallError::Busy)?;
+        self.foreign[to.index()]
+            .push(message)
+            .map_err(|_| CallError::Busy)?;
         self.endpoints[to.index()].notify();
         Ok(())
     }
@@ -109,13 +121,17 @@ impl Mesh {
             let ring = &self.rings[from * self.shards + shard.index()];
             for _ in 0..MAIL_BATCH {
                 // SAFETY: only shard `shard` receives from this ring; it calls this itself.
-                let Some(message) = (unsafe { ring.pop() }) else { break };
+                let Some(message) = (unsafe { ring.pop() }) else {
+                    break;
+                };
                 each(message);
                 taken += 1;
             }
         }
         for _ in 0..MAIL_BATCH {
-            let Some(message) = self.foreign[shard.index()].pop() else { break };
+            let Some(message) = self.foreign[shard.index()].pop() else {
+                break;
+            };
             each(message);
             taken += 1;
         }
@@ -124,7 +140,8 @@ impl Mesh {
 
     pub(crate) fn has_mail(&self, shard: ShardId) -> bool {
         !self.foreign[shard.index()].is_empty()
-            || (0..self.shards).any(|from| self.rings[from * self.shards + shard.index()].has_messages())
+            || (0..self.shards)
+                .any(|from| self.rings[from * self.shards + shard.index()].has_messages())
     }
 
     pub(crate) fn stop(&self) {
@@ -183,9 +200,14 @@ impl Engine {
     pub fn start(config: EngineConfig) -> Result<Engine, Error> {
         let config = config.validate()?;
         let mesh = Mesh::new(config.shards(), config.raw().mailbox)?;
-        let handle = EngineHandle { mesh: Arc::clone(&mesh) };
-        let mut engine =
-            Engine { handle, threads: Vec::new(), capabilities: Capabilities::default() };
+        let handle = EngineHandle {
+            mesh: Arc::clone(&mesh),
+        };
+        let mut engine = Engine {
+            handle,
+            threads: Vec::new(),
+            capabilities: Capabilities::default(),
+        };
         let mut granted = Vec::new();
         for index in 0..config.shards() {
             let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
@@ -230,7 +252,10 @@ impl Engine {
         let mut result = Ok(());
         for (index, thread) in self.threads.drain(..).enumerate() {
             let ended = thread.join().unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::ShardFailed, format!("shard {index} panicked")))
+                Err(Error::new(
+                    ErrorKind::ShardFailed,
+                    format!("shard {index} panicked"),
+                ))
             });
             if result.is_ok() {
                 result = ended;
@@ -249,7 +274,10 @@ impl Drop for Engine {
 }
 
 fn gone(id: ShardId) -> Error {
-    Error::new(ErrorKind::ShardFailed, format!("shard {} ended while it started", id.0))
+    Error::new(
+        ErrorKind::ShardFailed,
+        format!("shard {} ended while it started", id.0),
+    )
 }
 
 fn merge(granted: Vec<Capabilities>) -> Capabilities {
@@ -286,7 +314,9 @@ fn shard_thread(
     let affinity = match raw.cpus[id.index()].map(affinity::pin) {
         Some(Ok(set)) => Some(set),
         Some(Err(error)) => {
-            capabilities.missing.push(format!("pinning of shard {}: {error}", id.0));
+            capabilities
+                .missing
+                .push(format!("pinning of shard {}: {error}", id.0));
             None
         }
         None => None,
@@ -296,7 +326,13 @@ fn shard_thread(
     let pool = Pool::new(raw.pool_bytes, u32::from(endpoint.number), |base, len| {
         backend.register_pool(base, len, &mut capabilities)
     })
-    .map_err(|e| Error::with(ErrorKind::Exhausted, "no memory for a shard's buffer pool", e))?;
+    .map_err(|e| {
+        Error::with(
+            ErrorKind::Exhausted,
+            "no memory for a shard's buffer pool",
+            e,
+        )
+    })?;
     let seed = raw.seed.wrapping_add(u64::from(id.0));
     let core = ShardCore::new(ShardParts {
         id,
@@ -394,7 +430,10 @@ impl EngineHandle {
         let (answer, answered) = oneshot::channel();
         let message: Message = Box::new(move |core| {
             let shard = Shard::new(core);
-            let info = TaskInfo { group: SchedGroup::FOREGROUND, level: 0 };
+            let info = TaskInfo {
+                group: SchedGroup::FOREGROUND,
+                level: 0,
+            };
             let body = async move {
                 // The caller may have gone; its call still ran.
                 let _ = answer.send(f(&shard).await);

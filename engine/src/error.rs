@@ -28,11 +28,19 @@ pub struct Error {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, context: impl Into<String>) -> Error {
-        Error { kind, context: context.into(), source: None }
+        Error {
+            kind,
+            context: context.into(),
+            source: None,
+        }
     }
 
     pub(crate) fn with(kind: ErrorKind, context: impl Into<String>, source: io::Error) -> Error {
-        Error { kind, context: context.into(), source: Some(source) }
+        Error {
+            kind,
+            context: context.into(),
+            source: Some(source),
+        }
     }
 
     /// What kind of failure it is.

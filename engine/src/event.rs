@@ -33,7 +33,10 @@ impl EventFd {
 
     /// Takes over an eventfd that another process made.
     pub fn from_fd(fd: OwnedFd) -> EventFd {
-        EventFd { shard: current(), handle: RawHandle(fd.into_raw_fd()) }
+        EventFd {
+            shard: current(),
+            handle: RawHandle(fd.into_raw_fd()),
+        }
     }
 
     /// Waits until the counter is not 0 and takes it. Dropping the future may lose a count that
@@ -42,9 +45,15 @@ impl EventFd {
     /// # Errors
     /// As the kernel says.
     pub async fn wait(&mut self) -> io::Result<u64> {
-        let op = OpFuture::start(&self.shard, Box::new(0_u64), Leaves::Nothing, |counter, _| {
-            Op::ReadEvent { event: self.handle, counter: &raw mut **counter }
-        });
+        let op = OpFuture::start(
+            &self.shard,
+            Box::new(0_u64),
+            Leaves::Nothing,
+            |counter, _| Op::ReadEvent {
+                event: self.handle,
+                counter: &raw mut **counter,
+            },
+        );
         let (outcome, counter) = op.await;
         check(outcome.result).map(|_| *counter)
     }
@@ -54,6 +63,7 @@ impl EventFd {
     /// # Errors
     /// As the kernel says.
     pub fn signal(&self) -> io::Result<()> {
-        self.shard.backend(|backend| backend.signal_event(self.handle, 1))
+        self.shard
+            .backend(|backend| backend.signal_event(self.handle, 1))
     }
 }

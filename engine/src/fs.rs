@@ -37,7 +37,10 @@ impl Drop for File {
 
 impl std::fmt::Debug for File {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("File").field("path", &self.path).field("direct", &self.direct).finish()
+        f.debug_struct("File")
+            .field("path", &self.path)
+            .field("direct", &self.direct)
+            .finish()
     }
 }
 
@@ -48,11 +51,29 @@ impl File {
     /// As the kernel says; the path is in the message.
     pub async fn open(path: impl AsRef<Path>, options: OpenOptions) -> io::Result<File> {
         let path = path.as_ref().to_owned();
-        let reply = request(FsOp::Open { path: path.clone(), options }).await.map_err(|e| at(&path, e))?;
-        let FsReply::Opened { handle, len, direct } = reply else { return Err(unexpected()) };
+        let reply = request(FsOp::Open {
+            path: path.clone(),
+            options,
+        })
+        .await
+        .map_err(|e| at(&path, e))?;
+        let FsReply::Opened {
+            handle,
+            len,
+            direct,
+        } = reply
+        else {
+            return Err(unexpected());
+        };
         let shard = current();
         shard.backend(|backend| backend.adopt_file(handle));
-        Ok(File { shard, handle, path, direct, opened_len: len })
+        Ok(File {
+            shard,
+            handle,
+            path,
+            direct,
+            opened_len: len,
+        })
     }
 
     /// The path it was opened under.
@@ -110,10 +131,12 @@ impl File {
     /// Writes the whole buffer at `offset`, then fdatasync, as one linked chain: durable when it
     /// returns.
     pub async fn write_then_datasync<B: IoBuf>(&self, buf: B, offset: u64) -> BufResult<(), B> {
-        let op = OpFuture::start(&self.shard, buf, Leaves::Nothing, |buf, shard| Op::WriteThenSync {
-            file: self.handle,
-            span: source_span(buf, shard),
-            offset,
+        let op = OpFuture::start(&self.shard, buf, Leaves::Nothing, |buf, shard| {
+            Op::WriteThenSync {
+                file: self.handle,
+                span: source_span(buf, shard),
+                offset,
+            }
         });
         let (outcome, buf) = op.await;
         let done = self
@@ -135,7 +158,16 @@ impl File {
     /// # Errors
     /// `StorageFull` when there is none.
     pub async fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.plain(Op::Allocate { file: self.handle, offset, len }, "allocate", offset).await
+        self.plain(
+            Op::Allocate {
+                file: self.handle,
+                offset,
+                len,
+            },
+            "allocate",
+            offset,
+        )
+        .await
     }
 
     /// Frees a range's space; it reads as zeros from now on.
@@ -143,7 +175,16 @@ impl File {
     /// # Errors
     /// `Unsupported` on file systems without holes.
     pub async fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.plain(Op::Discard { file: self.handle, offset, len }, "discard", offset).await
+        self.plain(
+            Op::Discard {
+                file: self.handle,
+                offset,
+                len,
+            },
+            "discard",
+            offset,
+        )
+        .await
     }
 
     /// Sets the length.
@@ -151,7 +192,11 @@ impl File {
     /// # Errors
     /// As the kernel says.
     pub async fn set_len(&self, len: u64) -> io::Result<()> {
-        let done = request(FsOp::SetLen { file: self.handle, len }).await;
+        let done = request(FsOp::SetLen {
+            file: self.handle,
+            len,
+        })
+        .await;
         done.map(drop).map_err(|e| at(&self.path, e))
     }
 
@@ -168,13 +213,20 @@ impl File {
     ///
     /// # Errors
     /// `InvalidInput` for a range outside the memory, else as the kernel says.
-    pub async fn readv_guest(&self, mem: &GuestMem, iov: &[GuestIov], offset: u64) -> io::Result<usize> {
+    pub async fn readv_guest(
+        &self,
+        mem: &GuestMem,
+        iov: &[GuestIov],
+        offset: u64,
+    ) -> io::Result<usize> {
         let batch = IovBatch::new(mem, iov)?;
-        let op = OpFuture::start(&self.shard, batch, Leaves::Nothing, |batch, _| Op::ReadVectored {
-            file: self.handle,
-            iov: batch.as_ptr(),
-            count: batch.count(),
-            offset,
+        let op = OpFuture::start(&self.shard, batch, Leaves::Nothing, |batch, _| {
+            Op::ReadVectored {
+                file: self.handle,
+                iov: batch.as_ptr(),
+                count: batch.count(),
+                offset,
+            }
         });
         let (outcome, _batch) = op.await;
         self.checked(outcome.result, "read", offset)
@@ -185,13 +237,20 @@ impl File {
     /// # Errors
     /// `InvalidInput` for a range outside the memory, `WriteZero` for a short write, else as the
     /// kernel says.
-    pub async fn writev_guest(&self, mem: &GuestMem, iov: &[GuestIov], offset: u64) -> io::Result<()> {
+    pub async fn writev_guest(
+        &self,
+        mem: &GuestMem,
+        iov: &[GuestIov],
+        offset: u64,
+    ) -> io::Result<()> {
         let batch = IovBatch::new(mem, iov)?;
-        let op = OpFuture::start(&self.shard, batch, Leaves::Nothing, |batch, _| Op::WriteVectored {
-            file: self.handle,
-            iov: batch.as_ptr(),
-            count: batch.count(),
-            offset,
+        let op = OpFuture::start(&self.shard, batch, Leaves::Nothing, |batch, _| {
+            Op::WriteVectored {
+                file: self.handle,
+                iov: batch.as_ptr(),
+                count: batch.count(),
+                offset,
+            }
         });
         let (outcome, batch) = op.await;
         self.whole(outcome.result, batch.bytes(), offset)
@@ -205,7 +264,10 @@ impl File {
 
     fn checked(&self, result: i32, what: &str, offset: u64) -> io::Result<usize> {
         check(result).map_err(|error| {
-            let context = format!("{what} at offset {offset} of {}: {error}", self.path.display());
+            let context = format!(
+                "{what} at offset {offset} of {}: {error}",
+                self.path.display()
+            );
             io::Error::new(error.kind(), context)
         })
     }
@@ -215,15 +277,19 @@ impl File {
         if wrote == len {
             return Ok(());
         }
-        let context =
-            format!("short write at offset {offset} of {}: {wrote} of {len} bytes", self.path.display());
+        let context = format!(
+            "short write at offset {offset} of {}: {wrote} of {len} bytes",
+            self.path.display()
+        );
         Err(io::Error::new(io::ErrorKind::WriteZero, context))
     }
 }
 
 async fn request(op: FsOp) -> io::Result<FsReply> {
     let answer = current().backend(|backend| backend.fs(op));
-    answer.await.unwrap_or_else(|_| Err(io::Error::other("the file system thread has ended")))
+    answer
+        .await
+        .unwrap_or_else(|_| Err(io::Error::other("the file system thread has ended")))
 }
 
 fn at(path: &Path, error: io::Error) -> io::Error {
@@ -240,7 +306,10 @@ fn unexpected() -> io::Error {
 /// As the kernel says; the path is in the message.
 pub async fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_owned();
-    request(FsOp::CreateDirAll { path: path.clone() }).await.map(drop).map_err(|e| at(&path, e))
+    request(FsOp::CreateDirAll { path: path.clone() })
+        .await
+        .map(drop)
+        .map_err(|e| at(&path, e))
 }
 
 /// Removes a file.
@@ -249,7 +318,10 @@ pub async fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
 /// As the kernel says; the path is in the message.
 pub async fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_owned();
-    request(FsOp::RemoveFile { path: path.clone() }).await.map(drop).map_err(|e| at(&path, e))
+    request(FsOp::RemoveFile { path: path.clone() })
+        .await
+        .map(drop)
+        .map_err(|e| at(&path, e))
 }
 
 /// Renames, replacing what is there. Durable after [`sync_dir`] of the directory.
@@ -258,7 +330,13 @@ pub async fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
 /// As the kernel says; the path is in the message.
 pub async fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
     let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
-    request(FsOp::Rename { from: from.clone(), to }).await.map(drop).map_err(|e| at(&from, e))
+    request(FsOp::Rename {
+        from: from.clone(),
+        to,
+    })
+    .await
+    .map(drop)
+    .map_err(|e| at(&from, e))
 }
 
 /// Lists a directory in byte order of the names.
@@ -267,7 +345,10 @@ pub async fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<
 /// As the kernel says; the path is in the message.
 pub async fn read_dir(path: impl AsRef<Path>) -> io::Result<Vec<DirEntry>> {
     let path = path.as_ref().to_owned();
-    match request(FsOp::ReadDir { path: path.clone() }).await.map_err(|e| at(&path, e))? {
+    match request(FsOp::ReadDir { path: path.clone() })
+        .await
+        .map_err(|e| at(&path, e))?
+    {
         FsReply::Entries(entries) => Ok(entries),
         _ => Err(unexpected()),
     }
@@ -279,7 +360,10 @@ pub async fn read_dir(path: impl AsRef<Path>) -> io::Result<Vec<DirEntry>> {
 /// As the kernel says; the path is in the message.
 pub async fn sync_dir(path: impl AsRef<Path>) -> io::Result<()> {
     let path = path.as_ref().to_owned();
-    request(FsOp::SyncDir { path: path.clone() }).await.map(drop).map_err(|e| at(&path, e))
+    request(FsOp::SyncDir { path: path.clone() })
+        .await
+        .map(drop)
+        .map_err(|e| at(&path, e))
 }
 
 /// Tells a path's length, allocated bytes and kind.
@@ -288,7 +372,10 @@ pub async fn sync_dir(path: impl AsRef<Path>) -> io::Result<()> {
 /// As the kernel says; the path is in the message.
 pub async fn metadata(path: impl AsRef<Path>) -> io::Result<Metadata> {
     let path = path.as_ref().to_owned();
-    match request(FsOp::Metadata { path: path.clone() }).await.map_err(|e| at(&path, e))? {
+    match request(FsOp::Metadata { path: path.clone() })
+        .await
+        .map_err(|e| at(&path, e))?
+    {
         FsReply::Metadata(metadata) => Ok(metadata),
         _ => Err(unexpected()),
     }
@@ -300,7 +387,10 @@ pub async fn metadata(path: impl AsRef<Path>) -> io::Result<Metadata> {
 /// As the kernel says; the path is in the message.
 pub async fn space(path: impl AsRef<Path>) -> io::Result<DiskSpace> {
     let path = path.as_ref().to_owned();
-    match request(FsOp::Space { path: path.clone() }).await.map_err(|e| at(&path, e))? {
+    match request(FsOp::Space { path: path.clone() })
+        .await
+        .map_err(|e| at(&path, e))?
+    {
         FsReply::Space(space) => Ok(space),
         _ => Err(unexpected()),
     }

@@ -54,7 +54,10 @@ impl GuestMem {
         if len == 0 || end.is_none_or(|end| end > stat.st_size as u64) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("region of {len} bytes at {offset} is past the file's {} bytes", stat.st_size),
+                format!(
+                    "region of {len} bytes at {offset} is past the file's {} bytes",
+                    stat.st_size
+                ),
             ));
         }
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -72,7 +75,9 @@ impl GuestMem {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(GuestMem { mapping: Rc::new(Mapping { base, len }) })
+        Ok(GuestMem {
+            mapping: Rc::new(Mapping { base, len }),
+        })
     }
 
     /// Bytes mapped.
@@ -97,21 +102,34 @@ impl IovBatch {
     pub(crate) fn new(mem: &GuestMem, ranges: &[GuestIov]) -> io::Result<IovBatch> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
         if ranges.is_empty() || ranges.len() > IOV_MAX {
-            return Err(invalid(format!("{} ranges; 1 to {IOV_MAX} are allowed", ranges.len())));
+            return Err(invalid(format!(
+                "{} ranges; 1 to {IOV_MAX} are allowed",
+                ranges.len()
+            )));
         }
         let mut iov = Vec::with_capacity(ranges.len());
         let mut bytes = 0_usize;
         for range in ranges {
             let end = range.offset.checked_add(u64::from(range.len));
             if end.is_none_or(|end| end > mem.len() as u64) {
-                return Err(invalid(format!("{range:?} is outside the guest's {} bytes", mem.len())));
+                return Err(invalid(format!(
+                    "{range:?} is outside the guest's {} bytes",
+                    mem.len()
+                )));
             }
             // SAFETY: the offset is inside the mapping (checked above).
             let base = unsafe { mem.mapping.base.add(range.offset as usize) };
-            iov.push(libc::iovec { iov_base: base.as_ptr().cast(), iov_len: range.len as usize });
+            iov.push(libc::iovec {
+                iov_base: base.as_ptr().cast(),
+                iov_len: range.len as usize,
+            });
             bytes += range.len as usize;
         }
-        Ok(IovBatch { iov: iov.into(), bytes, _mapping: Rc::clone(&mem.mapping) })
+        Ok(IovBatch {
+            iov: iov.into(),
+            bytes,
+            _mapping: Rc::clone(&mem.mapping),
+        })
     }
 
     pub(crate) fn as_ptr(&self) -> *const libc::iovec {

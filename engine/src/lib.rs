@@ -36,6 +36,7 @@ mod sched;
 mod shard;
 mod sharded;
 
+pub mod sim;
 mod slots;
 pub mod sync;
 mod task;
@@ -76,7 +77,13 @@ where
     F::Output: 'static,
 {
     let shard = current();
-    shard.spawn(TaskInfo { group, level: shard.level() }, future)
+    shard.spawn(
+        TaskInfo {
+            group,
+            level: shard.level(),
+        },
+        future,
+    )
 }
 
 /// As [`spawn_local`], with an error instead of a panic when the shard is full.
@@ -89,7 +96,13 @@ where
     F::Output: 'static,
 {
     let shard = current();
-    shard.try_spawn(TaskInfo { group, level: shard.level() }, future)
+    shard.try_spawn(
+        TaskInfo {
+            group,
+            level: shard.level(),
+        },
+        future,
+    )
 }
 
 /// The shard that runs this task.
@@ -168,7 +181,11 @@ impl Drop for Sleep {
 
 /// Waits until a point of time. Cancel-safe.
 pub async fn sleep_until(deadline: Nanos) {
-    let mut sleep = Sleep { shard: current(), deadline, id: None };
+    let mut sleep = Sleep {
+        shard: current(),
+        deadline,
+        id: None,
+    };
     poll_fn(move |cx| {
         if sleep.shard.now() >= sleep.deadline {
             return Poll::Ready(());

@@ -62,9 +62,14 @@ impl<T> SpscRing<T> {
     /// # Panics
     /// When `capacity` is not a power of two.
     pub fn new(capacity: usize) -> SpscRing<T> {
-        assert!(capacity.is_power_of_two(), "ring capacity {capacity} is not a power of two");
+        assert!(
+            capacity.is_power_of_two(),
+            "ring capacity {capacity} is not a power of two"
+        );
         SpscRing {
-            slots: (0..capacity).map(|_| UnsafeCell::new(MaybeUninit::uninit())).collect(),
+            slots: (0..capacity)
+                .map(|_| UnsafeCell::new(MaybeUninit::uninit()))
+                .collect(),
             mask: capacity - 1,
             head: Padded(AtomicUsize::new(0)),
             tail: Padded(AtomicUsize::new(0)),
@@ -150,7 +155,9 @@ impl RemoteWakes {
 
     /// Whether any bit is set.
     pub fn any(&self) -> bool {
-        self.summary.iter().any(|word| word.load(Ordering::Acquire) != 0)
+        self.summary
+            .iter()
+            .any(|word| word.load(Ordering::Acquire) != 0)
     }
 
     /// Clears all bits, calling `woken` with each task number in order.
@@ -181,7 +188,9 @@ pub struct Doorbell {
 
 impl Default for Doorbell {
     fn default() -> Doorbell {
-        Doorbell { asleep: AtomicBool::new(false) }
+        Doorbell {
+            asleep: AtomicBool::new(false),
+        }
     }
 }
 
@@ -223,7 +232,9 @@ pub struct ReturnNode {
 
 impl Default for ReturnStack {
     fn default() -> ReturnStack {
-        ReturnStack { top: AtomicPtr::new(std::ptr::null_mut()) }
+        ReturnStack {
+            top: AtomicPtr::new(std::ptr::null_mut()),
+        }
     }
 }
 
@@ -238,7 +249,10 @@ impl ReturnStack {
         loop {
             // SAFETY: the caller owns the memory until the exchange below publishes it.
             unsafe { node.write(ReturnNode { next: top, order }) };
-            match self.top.compare_exchange_weak(top, node, Ordering::Release, Ordering::Relaxed) {
+            match self
+                .top
+                .compare_exchange_weak(top, node, Ordering::Release, Ordering::Relaxed)
+            {
                 Ok(_) => return,
                 Err(now) => top = now,
             }

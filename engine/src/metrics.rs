@@ -22,7 +22,13 @@ impl Counters {
         let count = self.stalls_logged.get() + 1;
         self.stalls_logged.set(count);
         if count.is_power_of_two() {
-            tracing::warn!(shard = shard.0, group = group.index(), used_us = used_ns / 1000, count, "a task held its shard past the stall limit");
+            tracing::warn!(
+                shard = shard.0,
+                group = group.index(),
+                used_us = used_ns / 1000,
+                count,
+                "a task held its shard past the stall limit"
+            );
         }
     }
 }
@@ -65,26 +71,96 @@ struct Family {
 }
 
 const FAMILIES: &[Family] = &[
-    Family { name: "uc_engine_tasks_count", kind: "gauge", help: "Live tasks.", value: |m| m.tasks as u64 },
-    Family { name: "uc_engine_ops_in_flight_count", kind: "gauge", help: "Operations not yet completed.", value: |m| m.ops_in_flight as u64 },
-    Family { name: "uc_engine_disk_ops_waiting_count", kind: "gauge", help: "Disk operations held back by the I/O scheduler.", value: |m| m.disk_ops_waiting as u64 },
-    Family { name: "uc_engine_ops_total", kind: "counter", help: "Operations started.", value: |m| m.ops },
-    Family { name: "uc_engine_messages_total", kind: "counter", help: "Calls received from other shards and threads.", value: |m| m.messages },
-    Family { name: "uc_engine_sleeps_total", kind: "counter", help: "Times the shard slept.", value: |m| m.sleeps },
-    Family { name: "uc_engine_enters_total", kind: "counter", help: "io_uring_enter calls.", value: |m| m.enters },
-    Family { name: "uc_engine_cq_overflows_total", kind: "counter", help: "Completion queue overflows.", value: |m| m.cq_overflows },
-    Family { name: "uc_engine_sq_full_total", kind: "counter", help: "Operations that waited for room in the submission queue.", value: |m| m.sq_full },
-    Family { name: "uc_engine_pool_used_bytes", kind: "gauge", help: "Bytes of the buffer pool in use.", value: |m| m.pool.used as u64 },
-    Family { name: "uc_engine_pool_size_bytes", kind: "gauge", help: "Size of the buffer pool.", value: |m| m.pool.total as u64 },
-    Family { name: "uc_engine_pool_refused_total", kind: "counter", help: "Buffers refused because the pool was empty.", value: |m| m.pool.refused },
-    Family { name: "uc_engine_pool_registered", kind: "gauge", help: "1 when the pool is registered with the ring.", value: |m| u64::from(m.pool.registered) },
+    Family {
+        name: "uc_engine_tasks_count",
+        kind: "gauge",
+        help: "Live tasks.",
+        value: |m| m.tasks as u64,
+    },
+    Family {
+        name: "uc_engine_ops_in_flight_count",
+        kind: "gauge",
+        help: "Operations not yet completed.",
+        value: |m| m.ops_in_flight as u64,
+    },
+    Family {
+        name: "uc_engine_disk_ops_waiting_count",
+        kind: "gauge",
+        help: "Disk operations held back by the I/O scheduler.",
+        value: |m| m.disk_ops_waiting as u64,
+    },
+    Family {
+        name: "uc_engine_ops_total",
+        kind: "counter",
+        help: "Operations started.",
+        value: |m| m.ops,
+    },
+    Family {
+        name: "uc_engine_messages_total",
+        kind: "counter",
+        help: "Calls received from other shards and threads.",
+        value: |m| m.messages,
+    },
+    Family {
+        name: "uc_engine_sleeps_total",
+        kind: "counter",
+        help: "Times the shard slept.",
+        value: |m| m.sleeps,
+    },
+    Family {
+        name: "uc_engine_enters_total",
+        kind: "counter",
+        help: "io_uring_enter calls.",
+        value: |m| m.enters,
+    },
+    Family {
+        name: "uc_engine_cq_overflows_total",
+        kind: "counter",
+        help: "Completion queue overflows.",
+        value: |m| m.cq_overflows,
+    },
+    Family {
+        name: "uc_engine_sq_full_total",
+        kind: "counter",
+        help: "Operations that waited for room in the submission queue.",
+        value: |m| m.sq_full,
+    },
+    Family {
+        name: "uc_engine_pool_used_bytes",
+        kind: "gauge",
+        help: "Bytes of the buffer pool in use.",
+        value: |m| m.pool.used as u64,
+    },
+    Family {
+        name: "uc_engine_pool_size_bytes",
+        kind: "gauge",
+        help: "Size of the buffer pool.",
+        value: |m| m.pool.total as u64,
+    },
+    Family {
+        name: "uc_engine_pool_refused_total",
+        kind: "counter",
+        help: "Buffers refused because the pool was empty.",
+        value: |m| m.pool.refused,
+    },
+    Family {
+        name: "uc_engine_pool_registered",
+        kind: "gauge",
+        help: "1 when the pool is registered with the ring.",
+        value: |m| u64::from(m.pool.registered),
+    },
 ];
 
 /// Prometheus text of all shards' engine metrics.
 pub fn prometheus(shards: &[ShardMetrics]) -> String {
     let mut text = String::new();
     for family in FAMILIES {
-        let Family { name, kind, help, value } = family;
+        let Family {
+            name,
+            kind,
+            help,
+            value,
+        } = family;
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for shard in shards {
             let _ = writeln!(text, "{name}{{shard=\"{}\"}} {}", shard.shard, value(shard));
@@ -97,9 +173,21 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
 fn group_families(text: &mut String, shards: &[ShardMetrics]) {
     type Value = fn(&GroupStats) -> u64;
     let families: [(&str, &str, &str, Value); 3] = [
-        ("uc_engine_polls_total", "counter", "Task polls.", |g| g.polls),
-        ("uc_engine_stalls_total", "counter", "Polls past the stall limit.", |g| g.stalls),
-        ("uc_engine_busy_ns_total", "counter", "CPU time of task polls in nanoseconds.", |g| g.busy_ns),
+        ("uc_engine_polls_total", "counter", "Task polls.", |g| {
+            g.polls
+        }),
+        (
+            "uc_engine_stalls_total",
+            "counter",
+            "Polls past the stall limit.",
+            |g| g.stalls,
+        ),
+        (
+            "uc_engine_busy_ns_total",
+            "counter",
+            "CPU time of task polls in nanoseconds.",
+            |g| g.busy_ns,
+        ),
     ];
     for (name, kind, help, value) in families {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -115,7 +203,10 @@ fn group_families(text: &mut String, shards: &[ShardMetrics]) {
         }
     }
     let name = "uc_engine_queue_delay_ns";
-    let _ = writeln!(text, "# HELP {name} Time from wake to poll.\n# TYPE {name} summary");
+    let _ = writeln!(
+        text,
+        "# HELP {name} Time from wake to poll.\n# TYPE {name} summary"
+    );
     for shard in shards {
         for (group, stats) in &shard.groups {
             let labels = format!("shard=\"{}\",group=\"{group}\"", shard.shard);

@@ -5,11 +5,10 @@
 
 use std::io;
 use std::ops::Deref;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::rc::Rc;
 
-use crate::backend::{
-    BindOptions, DatagramBuf, Op, RawHandle, SockAddrBuf, SocketKind,
-};
+use crate::backend::{BindOptions, DatagramBuf, Op, RawHandle, SockAddrBuf, SocketKind};
 use crate::buf::{IoBuf, IoBufMut};
 use crate::fs::BufResult;
 use crate::op::{Leaves, MultiOp, OpFuture, check, source_span, target_span};
@@ -49,7 +48,8 @@ impl Socket {
     }
 
     fn local_addr(&self) -> io::Result<Addr> {
-        self.shard.backend(|backend| backend.local_addr(self.handle))
+        self.shard
+            .backend(|backend| backend.local_addr(self.handle))
     }
 }
 
@@ -64,7 +64,10 @@ pub struct ListenOptions {
 
 impl Default for ListenOptions {
     fn default() -> ListenOptions {
-        ListenOptions { reuse_port: true, backlog: 1024 }
+        ListenOptions {
+            reuse_port: true,
+            backlog: 1024,
+        }
     }
 }
 
@@ -85,8 +88,21 @@ impl Listener {
     /// # Errors
     /// As the kernel says, with the address in the message.
     pub fn bind(addr: &Addr, options: ListenOptions) -> io::Result<Listener> {
-        let bind = BindOptions { reuse_port: options.reuse_port, backlog: options.backlog.max(1) };
-        Ok(Listener { socket: Socket::bound(SocketKind::Stream, addr, bind)?, accepts: None })
+        let bind = BindOptions {
+            reuse_port: options.reuse_port,
+            backlog: options.backlog.max(1),
+        };
+        Ok(Listener {
+            socket: Socket::bound(SocketKind::Stream, addr, bind)?,
+            accepts: None,
+        })
+    }
+
+    /// Takes over a listening socket that somebody else bound (socket activation, a hand-over at
+    /// an upgrade).
+    pub fn from_fd(fd: OwnedFd) -> Listener {
+        let socket = Socket { shard: current(), handle: RawHandle(fd.into_raw_fd()) };
+        Listener { socket, accepts: None }
     }
 
     /// The address it is bound to.
@@ -106,7 +122,9 @@ impl Listener {
     pub async fn accept(&mut self) -> io::Result<TcpStream> {
         loop {
             if self.accepts.is_none() {
-                let op = Op::Accept { listener: self.socket.handle };
+                let op = Op::Accept {
+                    listener: self.socket.handle,
+                };
                 let started = MultiOp::start(&self.socket.shard, Leaves::Handle, op);
                 self.accepts = Some(started.ok_or_else(busy)?);
             }
@@ -115,7 +133,9 @@ impl Listener {
                 Some(item) => {
                     let handle = RawHandle(check(item.result)? as i32);
                     let shard = Rc::clone(&self.socket.shard);
-                    return Ok(TcpStream { socket: Socket { shard, handle } });
+                    return Ok(TcpStream {
+                        socket: Socket { shard, handle },
+                    });
                 }
                 None => self.accepts = None,
             }
@@ -124,7 +144,10 @@ impl Listener {
 }
 
 fn busy() -> io::Error {
-    io::Error::new(io::ErrorKind::ResourceBusy, "the shard's operation table is full")
+    io::Error::new(
+        io::ErrorKind::ResourceBusy,
+        "the shard's operation table is full",
+    )
 }
 
 /// A connected byte stream, over TCP or a Unix socket.
@@ -143,9 +166,11 @@ impl TcpStream {
     pub async fn connect(addr: &Addr) -> io::Result<TcpStream> {
         let socket = Socket::new(SocketKind::Stream, addr)?;
         let name = Box::new(SockAddrBuf::new(addr)?);
-        let op = OpFuture::start(&socket.shard, name, Leaves::Nothing, |name, _| Op::Connect {
-            socket: socket.handle,
-            addr: &raw const **name,
+        let op = OpFuture::start(&socket.shard, name, Leaves::Nothing, |name, _| {
+            Op::Connect {
+                socket: socket.handle,
+                addr: &raw const **name,
+            }
         });
         let (outcome, _name) = op.await;
         check(outcome.result)
@@ -158,7 +183,9 @@ impl TcpStream {
     /// # Errors
     /// As the kernel says.
     pub fn peer_addr(&self) -> io::Result<Addr> {
-        self.socket.shard.backend(|backend| backend.peer_addr(self.socket.handle))
+        self.socket
+            .shard
+            .backend(|backend| backend.peer_addr(self.socket.handle))
     }
 
     /// This end's address.
@@ -174,14 +201,18 @@ impl TcpStream {
     /// # Errors
     /// As the kernel says.
     pub fn set_nodelay(&self) -> io::Result<()> {
-        self.socket.shard.backend(|backend| backend.set_nodelay(self.socket.handle))
+        self.socket
+            .shard
+            .backend(|backend| backend.set_nodelay(self.socket.handle))
     }
 
     /// Receives up to the buffer's capacity. 0 bytes: the other end is done sending.
     pub async fn recv<B: IoBufMut>(&self, buf: B) -> BufResult<usize, B> {
-        let op = OpFuture::start(&self.socket.shard, buf, Leaves::Nothing, |buf, shard| Op::Recv {
-            socket: self.socket.handle,
-            span: target_span(buf, shard),
+        let op = OpFuture::start(&self.socket.shard, buf, Leaves::Nothing, |buf, shard| {
+            Op::Recv {
+                socket: self.socket.handle,
+                span: target_span(buf, shard),
+            }
         });
         let (outcome, mut buf) = op.await;
         let got = check(outcome.result);
@@ -209,7 +240,10 @@ impl TcpStream {
 
     /// A receiver that stays armed between messages.
     pub fn recv_stream(&self) -> RecvStream<'_> {
-        RecvStream { stream: self, op: None }
+        RecvStream {
+            stream: self,
+            op: None,
+        }
     }
 
     /// Sends the whole buffer.
@@ -224,10 +258,12 @@ impl TcpStream {
 
     async fn send_with<B: IoBuf>(&self, buf: B, zero_copy: bool) -> BufResult<(), B> {
         let len = buf.len();
-        let op = OpFuture::start(&self.socket.shard, buf, Leaves::Nothing, |buf, shard| Op::Send {
-            socket: self.socket.handle,
-            span: source_span(buf, shard),
-            zero_copy,
+        let op = OpFuture::start(&self.socket.shard, buf, Leaves::Nothing, |buf, shard| {
+            Op::Send {
+                socket: self.socket.handle,
+                span: source_span(buf, shard),
+                zero_copy,
+            }
         });
         let (outcome, buf) = op.await;
         (all_sent(outcome.result, len), buf)
@@ -254,7 +290,10 @@ impl TcpStream {
     /// # Errors
     /// As the kernel says.
     pub async fn shutdown_write(&self) -> io::Result<()> {
-        let op = Op::Shutdown { socket: self.socket.handle, write_only: true };
+        let op = Op::Shutdown {
+            socket: self.socket.handle,
+            write_only: true,
+        };
         let (outcome, ()) =
             OpFuture::start(&self.socket.shard, (), Leaves::Nothing, |(), _| op).await;
         check(outcome.result).map(drop)
@@ -266,13 +305,24 @@ fn all_sent(result: i32, len: usize) -> io::Result<()> {
     if sent == len {
         return Ok(());
     }
-    Err(io::Error::new(io::ErrorKind::ConnectionReset, format!("sent {sent} of {len} bytes")))
+    Err(io::Error::new(
+        io::ErrorKind::ConnectionReset,
+        format!("sent {sent} of {len} bytes"),
+    ))
 }
 
-fn received(shard: &Rc<ShardCore>, result: i32, buffer: Option<u16>) -> io::Result<Option<RecvBuf>> {
+fn received(
+    shard: &Rc<ShardCore>,
+    result: i32,
+    buffer: Option<u16>,
+) -> io::Result<Option<RecvBuf>> {
     match (check(result)?, buffer) {
         (len, Some(buffer)) => {
-            let buf = RecvBuf { shard: Rc::clone(shard), buffer, len };
+            let buf = RecvBuf {
+                shard: Rc::clone(shard),
+                buffer,
+                len,
+            };
             Ok((len > 0).then_some(buf))
         }
         (0, None) => Ok(None),
@@ -290,9 +340,15 @@ struct Pair<A, B> {
 
 impl<A: IoBuf, B: IoBuf> Pair<A, B> {
     fn boxed(head: A, body: B) -> Box<Pair<A, B>> {
-        let span = |ptr: *const u8, len| libc::iovec { iov_base: ptr.cast_mut().cast(), iov_len: len };
+        let span = |ptr: *const u8, len| libc::iovec {
+            iov_base: ptr.cast_mut().cast(),
+            iov_len: len,
+        };
         let mut pair = Box::new(Pair {
-            iov: [span(head.as_ptr(), head.len()), span(body.as_ptr(), body.len())],
+            iov: [
+                span(head.as_ptr(), head.len()),
+                span(body.as_ptr(), body.len()),
+            ],
             head,
             body,
             // SAFETY: msghdr is plain data; all zeros is an empty header.
@@ -315,7 +371,9 @@ impl Deref for RecvBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        let ptr = self.shard.backend(|backend| backend.ring_buffer(self.buffer));
+        let ptr = self
+            .shard
+            .backend(|backend| backend.ring_buffer(self.buffer));
         // SAFETY: the kernel filled `len` bytes and does not touch the buffer until it is recycled,
         // which only our drop does.
         unsafe { std::slice::from_raw_parts(ptr, self.len) }
@@ -324,7 +382,8 @@ impl Deref for RecvBuf {
 
 impl Drop for RecvBuf {
     fn drop(&mut self) {
-        self.shard.backend(|backend| backend.recycle_ring_buffer(self.buffer));
+        self.shard
+            .backend(|backend| backend.recycle_ring_buffer(self.buffer));
     }
 }
 
@@ -344,7 +403,10 @@ impl RecvStream<'_> {
         let shard = &self.stream.socket.shard;
         loop {
             if self.op.is_none() {
-                let op = Op::RecvRing { socket: self.stream.socket.handle, multishot: true };
+                let op = Op::RecvRing {
+                    socket: self.stream.socket.handle,
+                    multishot: true,
+                };
                 self.op = Some(MultiOp::start(shard, Leaves::RingBuffer, op).ok_or_else(busy)?);
             }
             let op = self.op.as_mut().expect("armed above");
@@ -367,8 +429,13 @@ impl UdpSocket {
     /// # Errors
     /// As the kernel says, with the address in the message.
     pub fn bind(addr: &Addr, reuse_port: bool) -> io::Result<UdpSocket> {
-        let bind = BindOptions { reuse_port, backlog: 0 };
-        Ok(UdpSocket { socket: Socket::bound(SocketKind::Datagram, addr, bind)? })
+        let bind = BindOptions {
+            reuse_port,
+            backlog: 0,
+        };
+        Ok(UdpSocket {
+            socket: Socket::bound(SocketKind::Datagram, addr, bind)?,
+        })
     }
 
     /// The address it is bound to.
@@ -382,9 +449,15 @@ impl UdpSocket {
     /// Receives one datagram and its sender.
     pub async fn recv_from<B: IoBufMut>(&self, mut buf: B) -> BufResult<(usize, Addr), B> {
         let datagram = DatagramBuf::boxed(buf.as_mut_ptr(), buf.capacity(), SockAddrBuf::empty());
-        let op = OpFuture::start(&self.socket.shard, (datagram, buf), Leaves::Nothing, |(datagram, _), _| {
-            Op::RecvFrom { socket: self.socket.handle, datagram: &raw mut **datagram }
-        });
+        let op = OpFuture::start(
+            &self.socket.shard,
+            (datagram, buf),
+            Leaves::Nothing,
+            |(datagram, _), _| Op::RecvFrom {
+                socket: self.socket.handle,
+                datagram: &raw mut **datagram,
+            },
+        );
         let (outcome, (datagram, mut buf)) = op.await;
         let got = check(outcome.result).and_then(|len| Ok((len, datagram.addr.addr()?)));
         if let Ok((len, _)) = &got {
@@ -400,9 +473,15 @@ impl UdpSocket {
             Err(error) => return (Err(error), buf),
         };
         let datagram = DatagramBuf::boxed(buf.as_ptr().cast_mut(), buf.len(), name);
-        let op = OpFuture::start(&self.socket.shard, (datagram, buf), Leaves::Nothing, |(datagram, _), _| {
-            Op::SendTo { socket: self.socket.handle, datagram: &raw const **datagram }
-        });
+        let op = OpFuture::start(
+            &self.socket.shard,
+            (datagram, buf),
+            Leaves::Nothing,
+            |(datagram, _), _| Op::SendTo {
+                socket: self.socket.handle,
+                datagram: &raw const **datagram,
+            },
+        );
         let (outcome, (_, buf)) = op.await;
         (check(outcome.result), buf)
     }

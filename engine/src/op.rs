@@ -46,7 +46,13 @@ impl<B: 'static> OpFuture<B> {
             Some(slot) => (Some(slot), None),
             None => (None, Some(-libc::EBUSY)),
         };
-        OpFuture { shard: Rc::clone(shard), slot, failed, buf: Some(buf), leaves }
+        OpFuture {
+            shard: Rc::clone(shard),
+            slot,
+            failed,
+            buf: Some(buf),
+            leaves,
+        }
     }
 }
 
@@ -57,7 +63,11 @@ impl<B: 'static> Future for OpFuture<B> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let outcome = match (self.slot, self.failed) {
-            (_, Some(errno)) => Outcome { result: errno, sync: 0, buffer: None },
+            (_, Some(errno)) => Outcome {
+                result: errno,
+                sync: 0,
+                buffer: None,
+            },
             (Some(slot), None) => match self.shard.poll_slot(slot, cx.waker()) {
                 Some(outcome) => outcome,
                 None => return Poll::Pending,
@@ -66,7 +76,10 @@ impl<B: 'static> Future for OpFuture<B> {
         };
         self.slot = None;
         self.failed = None;
-        let buf = self.buf.take().expect("the buffer leaves with the one ready poll");
+        let buf = self
+            .buf
+            .take()
+            .expect("the buffer leaves with the one ready poll");
         Poll::Ready((outcome, buf))
     }
 }
@@ -74,7 +87,10 @@ impl<B: 'static> Future for OpFuture<B> {
 impl<B: 'static> Drop for OpFuture<B> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            let keep = self.buf.take().map(|buf| Box::new(buf) as Box<dyn std::any::Any>);
+            let keep = self
+                .buf
+                .take()
+                .map(|buf| Box::new(buf) as Box<dyn std::any::Any>);
             self.shard.abandon(slot, keep, self.leaves);
         }
     }
@@ -91,13 +107,19 @@ impl MultiOp {
     /// `None` when the shard has no slot left.
     pub(crate) fn start(shard: &Rc<ShardCore>, leaves: Leaves, op: Op) -> Option<MultiOp> {
         let slot = shard.submit(op, true, leaves)?;
-        Some(MultiOp { shard: Rc::clone(shard), slot: Some(slot), leaves })
+        Some(MultiOp {
+            shard: Rc::clone(shard),
+            slot: Some(slot),
+            leaves,
+        })
     }
 
     /// The next item, or `None` when the operation has ended and must be started again.
     pub(crate) async fn next(&mut self) -> Option<Item> {
         std::future::poll_fn(|cx| {
-            let Some(slot) = self.slot else { return Poll::Ready(None) };
+            let Some(slot) = self.slot else {
+                return Poll::Ready(None);
+            };
             match self.shard.poll_item(slot, cx.waker()) {
                 Some(Some(item)) => Poll::Ready(Some(item)),
                 Some(None) => {
@@ -121,7 +143,11 @@ impl Drop for MultiOp {
 
 /// The span of a buffer's content, to be read by the operation.
 pub(crate) fn source_span<B: IoBuf>(buf: &B, shard: &ShardCore) -> Span {
-    Span { ptr: buf.as_ptr().cast_mut(), len: clamp(buf.len()), fixed: shard.fixed(buf.registration()) }
+    Span {
+        ptr: buf.as_ptr().cast_mut(),
+        len: clamp(buf.len()),
+        fixed: shard.fixed(buf.registration()),
+    }
 }
 
 /// The span of a buffer's capacity, to be filled by the operation.

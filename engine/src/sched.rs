@@ -53,7 +53,12 @@ pub struct GroupSpec {
 }
 
 pub(crate) fn default_groups() -> Vec<GroupSpec> {
-    let group = |name, cpu_shares, io_shares, latency| GroupSpec { name, cpu_shares, io_shares, latency };
+    let group = |name, cpu_shares, io_shares, latency| GroupSpec {
+        name,
+        cpu_shares,
+        io_shares,
+        latency,
+    };
     vec![
         group("foreground", 1000, 1000, Latency::Interactive),
         group("background", 200, 200, Latency::Throughput),
@@ -112,7 +117,12 @@ impl Scheduler {
     pub(crate) fn new(specs: Vec<GroupSpec>) -> Scheduler {
         let groups = specs
             .into_iter()
-            .map(|spec| Group { spec, vruntime: 0, queue: VecDeque::new(), stats: GroupStats::new() })
+            .map(|spec| Group {
+                spec,
+                vruntime: 0,
+                queue: VecDeque::new(),
+                stats: GroupStats::new(),
+            })
             .collect();
         Scheduler { groups, ready: 0 }
     }
@@ -145,7 +155,11 @@ impl Scheduler {
     }
 
     /// The next task and its group. `pick(n)` chooses among the first `n` of the queue.
-    pub(crate) fn pop(&mut self, now: Nanos, pick: impl FnOnce(u32) -> u32) -> Option<(u32, SchedGroup)> {
+    pub(crate) fn pop(
+        &mut self,
+        now: Nanos,
+        pick: impl FnOnce(u32) -> u32,
+    ) -> Option<(u32, SchedGroup)> {
         let index = self
             .groups
             .iter()
@@ -160,7 +174,10 @@ impl Scheduler {
         self.ready -= 1;
         group.stats.polls += 1;
         if group.stats.polls % DELAY_SAMPLE == 1 {
-            group.stats.delay.saturating_record((now - queued).as_nanos() as u64);
+            group
+                .stats
+                .delay
+                .saturating_record((now - queued).as_nanos() as u64);
         }
         Some((task, SchedGroup(index as u8)))
     }
@@ -177,7 +194,10 @@ impl Scheduler {
     }
 
     pub(crate) fn stats(&self) -> Vec<(&'static str, GroupStats)> {
-        self.groups.iter().map(|g| (g.spec.name, g.stats.clone())).collect()
+        self.groups
+            .iter()
+            .map(|g| (g.spec.name, g.stats.clone()))
+            .collect()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -220,16 +240,33 @@ impl IoScheduler {
             vtime: 0,
             waiting: VecDeque::new(),
         };
-        IoScheduler { depth, ops: 0, bytes: 0, queues: specs.iter().map(queue).collect(), waiting: 0 }
+        IoScheduler {
+            depth,
+            ops: 0,
+            bytes: 0,
+            queues: specs.iter().map(queue).collect(),
+            waiting: 0,
+        }
     }
 
     /// The operation itself when it may start now, else `None`: it waits.
-    pub(crate) fn admit(&mut self, group: SchedGroup, slot: SlotId, op: Op, bytes: u32) -> Option<Op> {
+    pub(crate) fn admit(
+        &mut self,
+        group: SchedGroup,
+        slot: SlotId,
+        op: Op,
+        bytes: u32,
+    ) -> Option<Op> {
         if self.waiting == 0 && self.has_room() {
             self.start(group.index(), bytes);
             return Some(op);
         }
-        let floor = self.queues.iter().filter(|q| !q.waiting.is_empty()).map(|q| q.vtime).min();
+        let floor = self
+            .queues
+            .iter()
+            .filter(|q| !q.waiting.is_empty())
+            .map(|q| q.vtime)
+            .min();
         let queue = &mut self.queues[group.index()];
         if queue.waiting.is_empty() {
             queue.vtime = queue.vtime.max(floor.unwrap_or(0));
@@ -309,7 +346,10 @@ mod tests {
             sched.push(group, task, Nanos(0));
         }
         let ratio = used[0] as f64 / used[1] as f64;
-        assert!((4.5..5.5).contains(&ratio), "foreground got {ratio} times background, shares say 5");
+        assert!(
+            (4.5..5.5).contains(&ratio),
+            "foreground got {ratio} times background, shares say 5"
+        );
     }
 
     #[test]
@@ -331,17 +371,27 @@ mod tests {
             sched.charge(group, 100_000, u64::MAX);
             sched.push(group, task, Nanos(0));
         }
-        assert!(foreground_ns <= 2 * WAKE_CREDIT_NS, "credit of {foreground_ns} ns is saved-up time");
+        assert!(
+            foreground_ns <= 2 * WAKE_CREDIT_NS,
+            "credit of {foreground_ns} ns is saved-up time"
+        );
     }
 
     #[test]
     fn disk_operations_past_the_depth_start_by_shares() {
-        let depth = DiskDepth { ops_max: 1, bytes_max: 1 << 20 };
+        let depth = DiskDepth {
+            ops_max: 1,
+            bytes_max: 1 << 20,
+        };
         let mut io = IoScheduler::new(&default_groups(), depth);
         let op = || Op::Sync { file: RawHandle(3) };
         assert!(io.admit(SchedGroup::FOREGROUND, 0, op(), 4096).is_some());
         for slot in 1..=60 {
-            let group = if slot % 2 == 0 { SchedGroup::FOREGROUND } else { SchedGroup::BACKGROUND };
+            let group = if slot % 2 == 0 {
+                SchedGroup::FOREGROUND
+            } else {
+                SchedGroup::BACKGROUND
+            };
             assert!(io.admit(group, slot, op(), 4096).is_none());
         }
         let mut foreground = 0;
@@ -350,6 +400,9 @@ mod tests {
             let (slot, _) = io.next().unwrap();
             foreground += u32::from(slot % 2 == 0);
         }
-        assert!((18..=22).contains(&foreground), "{foreground} of 24, shares say 20");
+        assert!(
+            (18..=22).contains(&foreground),
+            "{foreground} of 24, shares say 20"
+        );
     }
 }

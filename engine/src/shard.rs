@@ -124,7 +124,10 @@ impl ShardCore {
             slots: RefCell::new(Slots::new(raw.ops_max)),
             tasks: RefCell::default(),
             sched: RefCell::new(Scheduler::new(parts.config.groups().to_vec())),
-            disk: RefCell::new(IoScheduler::new(parts.config.groups(), parts.config.disk_depth())),
+            disk: RefCell::new(IoScheduler::new(
+                parts.config.groups(),
+                parts.config.disk_depth(),
+            )),
             timers: RefCell::default(),
             pool: parts.pool,
             rng: RefCell::new(Rng::new(parts.seed)),
@@ -167,7 +170,9 @@ impl ShardCore {
         });
         let messages = self.mesh.receive(self.id, |message| message(self));
         if messages > 0 {
-            self.counters.messages.set(self.counters.messages.get() + messages as u64);
+            self.counters
+                .messages
+                .set(self.counters.messages.get() + messages as u64);
             self.last_message.set(self.now.get());
         }
         woken || messages > 0
@@ -238,7 +243,9 @@ impl ShardCore {
         while self.now.get() < end || !ran {
             let picked = {
                 let mut backend = self.backend.borrow_mut();
-                self.sched.borrow_mut().pop(self.now.get(), |n| backend.pick(n))
+                self.sched
+                    .borrow_mut()
+                    .pop(self.now.get(), |n| backend.pick(n))
             };
             let Some((index, group)) = picked else { break };
             let before = self.now.get();
@@ -262,7 +269,9 @@ impl ShardCore {
         };
         let waker = waker(self.endpoint.number, task);
         self.running.set(Some(Running { task, info }));
-        let poll = future.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+        let poll = future
+            .as_mut()
+            .poll(&mut std::task::Context::from_waker(&waker));
         self.running.set(None);
         let ended = if poll.is_ready() {
             self.tasks.borrow_mut().finish(index);
@@ -312,7 +321,11 @@ impl ShardCore {
     pub(crate) fn enter(&self, idle: bool) -> std::io::Result<()> {
         let mut backend = self.backend.borrow_mut();
         if !idle {
-            return if backend.wants_enter() { backend.enter(Wait::No) } else { Ok(()) };
+            return if backend.wants_enter() {
+                backend.enter(Wait::No)
+            } else {
+                Ok(())
+            };
         }
         self.endpoint.bell.announce_sleep();
         let wait = if self.endpoint.wakes.any() || self.mesh.has_mail(self.id) {
@@ -360,7 +373,10 @@ impl ShardCore {
     /// Claims a slot and starts the operation, or queues it behind others of the disk.
     pub(crate) fn submit(&self, op: Op, multishot: bool, leaves: Leaves) -> Option<SlotId> {
         let bytes = op.disk_bytes();
-        let slot = self.slots.borrow_mut().claim(op.parts(), multishot, bytes, leaves)?;
+        let slot = self
+            .slots
+            .borrow_mut()
+            .claim(op.parts(), multishot, bytes, leaves)?;
         self.counters.ops.set(self.counters.ops.get() + 1);
         let started = match bytes {
             Some(bytes) => self.disk.borrow_mut().admit(self.group(), slot, op, bytes),
@@ -398,12 +414,17 @@ impl ShardCore {
 
     /// The index under which this shard's ring knows a registered buffer.
     pub(crate) fn fixed(&self, registration: Option<Registration>) -> Option<u16> {
-        registration.filter(|r| r.shard == self.pool.owner()).map(|r| r.index)
+        registration
+            .filter(|r| r.shard == self.pool.owner())
+            .map(|r| r.index)
     }
 
     /// Closes a handle without waiting for it.
     pub(crate) fn close(&self, handle: RawHandle) {
-        let claimed = self.slots.borrow_mut().claim(1, false, None, Leaves::Closed);
+        let claimed = self
+            .slots
+            .borrow_mut()
+            .claim(1, false, None, Leaves::Closed);
         let slot = claimed.expect("closes always find a slot");
         self.backend.borrow_mut().submit(slot, Op::Close { handle });
         self.slots.borrow_mut().abandon(slot, None, &mut Vec::new());
@@ -416,7 +437,9 @@ impl ShardCore {
     // --- tasks ----------------------------------------------------------------------------
 
     pub(crate) fn group(&self) -> SchedGroup {
-        self.running.get().map_or(SchedGroup::FOREGROUND, |r| r.info.group)
+        self.running
+            .get()
+            .map_or(SchedGroup::FOREGROUND, |r| r.info.group)
     }
 
     pub(crate) fn level(&self) -> u8 {
@@ -430,10 +453,16 @@ impl ShardCore {
         F: Future + 'static,
         F::Output: 'static,
     {
-        self.try_spawn(info, future).ok().expect("a shard holds at most 65,536 tasks")
+        self.try_spawn(info, future)
+            .ok()
+            .expect("a shard holds at most 65,536 tasks")
     }
 
-    pub(crate) fn try_spawn<F>(&self, info: TaskInfo, future: F) -> Result<Task<F::Output>, CallError>
+    pub(crate) fn try_spawn<F>(
+        &self,
+        info: TaskInfo,
+        future: F,
+    ) -> Result<Task<F::Output>, CallError>
     where
         F: Future + 'static,
         F::Output: 'static,
@@ -545,7 +574,9 @@ pub struct Shard {
 
 impl Shard {
     pub(crate) fn new(core: &Rc<ShardCore>) -> Shard {
-        Shard { core: Rc::clone(core) }
+        Shard {
+            core: Rc::clone(core),
+        }
     }
 
     /// Its number.

@@ -52,20 +52,30 @@ pub struct Sharded<T> {
 
 impl<T> Clone for Sharded<T> {
     fn clone(&self) -> Self {
-        Sharded { index: self.index, engine: self.engine.clone(), marker: PhantomData }
+        Sharded {
+            index: self.index,
+            engine: self.engine.clone(),
+            marker: PhantomData,
+        }
     }
 }
 
 impl<T> fmt::Debug for Sharded<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sharded").field("index", &self.index).finish()
+        f.debug_struct("Sharded")
+            .field("index", &self.index)
+            .finish()
     }
 }
 
 impl<T: 'static> Sharded<T> {
     /// Reserves a place on every shard of the engine; [`Sharded::set_local`] fills it.
     pub fn new(engine: &EngineHandle) -> Sharded<T> {
-        Sharded { index: engine.mesh.reserve_sharded(), engine: engine.clone(), marker: PhantomData }
+        Sharded {
+            index: engine.mesh.reserve_sharded(),
+            engine: engine.clone(),
+            marker: PhantomData,
+        }
     }
 
     /// Puts this shard's value in place, from a task on it.
@@ -78,7 +88,8 @@ impl<T: 'static> Sharded<T> {
     /// # Panics
     /// Before [`Sharded::set_local`] ran on this shard.
     pub fn local(&self) -> Rc<T> {
-        self.try_local().expect("the shard's value is set before it is used")
+        self.try_local()
+            .expect("the shard's value is set before it is used")
     }
 
     /// This shard's value, when it is set.
@@ -133,9 +144,14 @@ impl<T: 'static> Sharded<T> {
         let (answer, answered) = oneshot::channel();
         let sharded = self.clone();
         let message: Message = Box::new(move |core| {
-            let info = TaskInfo { group: group.sched, level: group.level };
+            let info = TaskInfo {
+                group: group.sched,
+                level: group.level,
+            };
             let body = async move {
-                let Some(value) = sharded.try_local() else { return };
+                let Some(value) = sharded.try_local() else {
+                    return;
+                };
                 // The caller may have given up; its call still ran.
                 let _ = answer.send(f(value).await);
             };
@@ -168,7 +184,10 @@ impl Permit {
         }
         calls.set(calls.get() + 1);
         add(core.replies_due(), 1);
-        Ok(Permit { core: Rc::clone(core), index: group.index })
+        Ok(Permit {
+            core: Rc::clone(core),
+            index: group.index,
+        })
     }
 }
 

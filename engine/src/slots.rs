@@ -71,7 +71,11 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn new(max: usize) -> Slots {
-        Slots { slots: Vec::new(), free: Vec::new(), max }
+        Slots {
+            slots: Vec::new(),
+            free: Vec::new(),
+            max,
+        }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -90,7 +94,11 @@ impl Slots {
             state: State::InFlight,
             multishot,
             parts_left: parts,
-            outcome: Outcome { result: 0, sync: 0, buffer: None },
+            outcome: Outcome {
+                result: 0,
+                sync: 0,
+                buffer: None,
+            },
             items: VecDeque::new(),
             waker: None,
             keep: None,
@@ -113,9 +121,15 @@ impl Slots {
     pub(crate) fn complete(&mut self, done: Completion) -> Effects {
         let mut effects = Effects::default();
         let slot = &mut self.slots[done.slot as usize];
-        assert!(slot.state == State::InFlight || slot.state == State::Orphan, "slot completed twice");
+        assert!(
+            slot.state == State::InFlight || slot.state == State::Orphan,
+            "slot completed twice"
+        );
         if slot.multishot {
-            let item = Item { result: done.result, buffer: done.buffer };
+            let item = Item {
+                result: done.result,
+                buffer: done.buffer,
+            };
             if slot.state == State::Orphan {
                 effects.unread.push(item);
             } else {
@@ -225,7 +239,10 @@ impl Slots {
     /// An abandoned operation that never started: frees the slot and gives its memory back.
     pub(crate) fn withdraw(&mut self, id: SlotId) -> Option<Box<dyn Any>> {
         let slot = &mut self.slots[id as usize];
-        assert!(slot.state == State::Orphan, "only an abandoned operation is withdrawn");
+        assert!(
+            slot.state == State::Orphan,
+            "only an abandoned operation is withdrawn"
+        );
         slot.state = State::Free;
         self.free.push(id);
         slot.keep.take()
@@ -255,7 +272,14 @@ mod tests {
     use super::*;
 
     fn done(slot: SlotId, result: i32, more: bool) -> Completion {
-        Completion { slot, part: Part::Main, result, more, notification: false, buffer: None }
+        Completion {
+            slot,
+            part: Part::Main,
+            result,
+            more,
+            notification: false,
+            buffer: None,
+        }
     }
 
     #[test]
@@ -276,8 +300,16 @@ mod tests {
             let mut slots = Slots::new(1);
             let id = slots.claim(2, false, None, Leaves::Nothing).unwrap();
             let main = done(id, 4096, false);
-            let sync = Completion { part: Part::Sync, result: -5, ..main };
-            let (first, second) = if sync_first { (sync, main) } else { (main, sync) };
+            let sync = Completion {
+                part: Part::Sync,
+                result: -5,
+                ..main
+            };
+            let (first, second) = if sync_first {
+                (sync, main)
+            } else {
+                (main, sync)
+            };
             slots.complete(first);
             assert!(slots.poll(id, Waker::noop()).is_none());
             slots.complete(second);

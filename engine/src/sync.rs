@@ -67,8 +67,15 @@ pub struct QueueFull;
 impl Semaphore {
     /// `total` units, and at most `queue_max` waiters.
     pub fn new(total: u64, queue_max: usize) -> Semaphore {
-        let state = State { free: Cell::new(total), total, queue: RefCell::default(), queue_max };
-        Semaphore { state: Rc::new(state) }
+        let state = State {
+            free: Cell::new(total),
+            total,
+            queue: RefCell::default(),
+            queue_max,
+        };
+        Semaphore {
+            state: Rc::new(state),
+        }
     }
 
     /// Units that are free now.
@@ -83,7 +90,10 @@ impl Semaphore {
             return None;
         }
         state.free.set(state.free.get() - units);
-        Some(SemaphorePermit { state: Rc::clone(state), units })
+        Some(SemaphorePermit {
+            state: Rc::clone(state),
+            units,
+        })
     }
 
     /// Takes units (at most the total), waiting in line. Cancel-safe.
@@ -105,7 +115,10 @@ impl Semaphore {
             waker: RefCell::default(),
         });
         self.state.queue.borrow_mut().push_back(Rc::clone(&waiter));
-        let mut line = InLine { state: Rc::clone(&self.state), waiter };
+        let mut line = InLine {
+            state: Rc::clone(&self.state),
+            waiter,
+        };
         poll_fn(|cx| {
             if line.waiter.granted.get() {
                 return Poll::Ready(());
@@ -127,7 +140,10 @@ struct InLine {
 impl InLine {
     fn permit(&mut self) -> SemaphorePermit {
         self.waiter.granted.set(false);
-        SemaphorePermit { state: Rc::clone(&self.state), units: self.waiter.wanted }
+        SemaphorePermit {
+            state: Rc::clone(&self.state),
+            units: self.waiter.wanted,
+        }
     }
 }
 
@@ -207,7 +223,10 @@ mod tests {
         let _held = semaphore.try_acquire(1).unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         let mut refused = pin!(semaphore.acquire(1));
-        assert!(matches!(refused.as_mut().poll(&mut cx), Poll::Ready(Err(QueueFull))));
+        assert!(matches!(
+            refused.as_mut().poll(&mut cx),
+            Poll::Ready(Err(QueueFull))
+        ));
     }
 
     #[test]

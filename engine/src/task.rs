@@ -48,18 +48,16 @@ fn unpack(data: *const ()) -> (u16, TaskRef) {
     ((word >> (INDEX_BITS + GENERATION_BITS)) as u16, task)
 }
 
-static VTABLE: RawWakerVTable = RawWakerVTable::new(
-    |data| RawWaker::new(data, &VTABLE),
-    wake,
-    wake,
-    |_| {},
-);
+static VTABLE: RawWakerVTable =
+    RawWakerVTable::new(|data| RawWaker::new(data, &VTABLE), wake, wake, |_| {});
 
 fn wake(data: *const ()) {
     let (endpoint, task) = unpack(data);
-    let local = with_current(|shard| shard.endpoint_number() == endpoint && {
-        shard.wake_local(task);
-        true
+    let local = with_current(|shard| {
+        shard.endpoint_number() == endpoint && {
+            shard.wake_local(task);
+            true
+        }
     });
     if local != Some(true) {
         endpoint::wake(endpoint, task.index as usize);
@@ -103,7 +101,11 @@ impl Tasks {
     }
 
     /// `None` when the shard holds its most already; the future is given back.
-    pub(crate) fn insert(&mut self, info: TaskInfo, future: BoxFuture) -> Result<TaskRef, BoxFuture> {
+    pub(crate) fn insert(
+        &mut self,
+        info: TaskInfo,
+        future: BoxFuture,
+    ) -> Result<TaskRef, BoxFuture> {
         let index = match self.free.pop() {
             Some(index) => index,
             None if self.entries.len() == TASKS_MAX => return Err(future),
@@ -126,7 +128,10 @@ impl Tasks {
         entry.future = Some(future);
         entry.live = true;
         entry.cancelled = false;
-        Ok(TaskRef { index, generation: entry.generation })
+        Ok(TaskRef {
+            index,
+            generation: entry.generation,
+        })
     }
 
     /// Marks a task as queued; `None` when it is already, or gone. Without a generation any
@@ -147,7 +152,14 @@ impl Tasks {
         entry.queued = false;
         let future = entry.future.take()?;
         entry.polling = true;
-        Some((future, TaskRef { index, generation: entry.generation }, entry.info))
+        Some((
+            future,
+            TaskRef {
+                index,
+                generation: entry.generation,
+            },
+            entry.info,
+        ))
     }
 
     /// Puts a pending task back. A task cancelled meanwhile is freed and its future returned to be
@@ -193,8 +205,9 @@ impl Tasks {
 
     /// Takes all futures out.
     pub(crate) fn drain(&mut self) -> Vec<BoxFuture> {
-        let live: Vec<u32> =
-            (0..self.entries.len() as u32).filter(|i| self.entries[*i as usize].live).collect();
+        let live: Vec<u32> = (0..self.entries.len() as u32)
+            .filter(|i| self.entries[*i as usize].live)
+            .collect();
         let mut futures = Vec::new();
         for index in live {
             futures.extend(self.entries[index as usize].future.take());
@@ -247,7 +260,9 @@ impl<T> Task<T> {
 
 impl<T> Drop for Task<T> {
     fn drop(&mut self) {
-        let (Some(task), false) = (self.task, self.join.ended.get()) else { return };
+        let (Some(task), false) = (self.task, self.join.ended.get()) else {
+            return;
+        };
         with_current(|shard| {
             if shard.endpoint_number() == self.endpoint {
                 shard.cancel_task(task);
@@ -286,7 +301,11 @@ where
         *guard.0.output.borrow_mut() = Some(output);
         drop(guard);
     };
-    (Box::pin(body), move |task, endpoint| Task { task: Some(task), endpoint, join })
+    (Box::pin(body), move |task, endpoint| Task {
+        task: Some(task),
+        endpoint,
+        join,
+    })
 }
 
 #[cfg(test)]
@@ -295,14 +314,20 @@ mod tests {
 
     #[test]
     fn a_waker_word_round_trips() {
-        let task = TaskRef { index: 65_535, generation: (1 << GENERATION_BITS) - 1 };
+        let task = TaskRef {
+            index: 65_535,
+            generation: (1 << GENERATION_BITS) - 1,
+        };
         assert_eq!(unpack(pack(4095, task)), (4095, task));
     }
 
     #[test]
     fn a_late_wake_does_not_reach_the_next_holder_of_the_index() {
         let mut tasks = Tasks::default();
-        let info = TaskInfo { group: SchedGroup::FOREGROUND, level: 0 };
+        let info = TaskInfo {
+            group: SchedGroup::FOREGROUND,
+            level: 0,
+        };
         let first = tasks.insert(info, Box::pin(async {})).ok().unwrap();
         drop(tasks.cancel(first));
         let second = tasks.insert(info, Box::pin(async {})).ok().unwrap();

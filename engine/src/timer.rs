@@ -36,7 +36,9 @@ impl Timers {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Nanos> {
-        self.by_deadline.first_key_value().map(|((deadline, _), _)| *deadline)
+        self.by_deadline
+            .first_key_value()
+            .map(|((deadline, _), _)| *deadline)
     }
 
     /// Takes the first timer that is due.

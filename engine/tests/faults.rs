@@ -38,13 +38,19 @@ where
     result
 }
 
-const WRITABLE: OpenOptions =
-    OpenOptions { write: true, create: true, create_new: false, direct: true, mode: 0o600 };
+const WRITABLE: OpenOptions = OpenOptions {
+    write: true,
+    create: true,
+    create_new: false,
+    direct: true,
+    mode: 0o600,
+};
 
 /// Polls a future `polls` times, yielding in between, then drops it.
 async fn poll_and_drop(mut future: Pin<Box<dyn Future<Output = ()> + '_>>, polls: u64) {
     for _ in 0..polls {
-        let done = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
+        let done =
+            std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
         if done {
             return;
         }
@@ -63,7 +69,9 @@ async fn dropping_rounds(dir: std::path::PathBuf, seed: u64) {
     let two = listener.accept().await.unwrap();
     for _ in 0..2000 {
         let offset = rng.below(200) * 4096;
-        let Ok(buf) = engine::take_buf(4096 << rng.below(3)) else { continue };
+        let Ok(buf) = engine::take_buf(4096 << rng.below(3)) else {
+            continue;
+        };
         let op: Pin<Box<dyn Future<Output = ()> + '_>> = match rng.below(9) {
             0 => Box::pin(async { drop(file.read_at(buf, offset).await) }),
             1 => Box::pin(async { drop(file.write_at(buf, offset).await) }),
@@ -104,7 +112,10 @@ fn futures_dropped_in_flight_leave_memory_and_descriptors_in_order() {
     }
     // One doorbell stays with the process for each shard that ever ran at the same time.
     let open_after = std::fs::read_dir("/proc/self/fd").unwrap().count();
-    assert!(open_after <= open_before + 1, "{open_before} descriptors before, {open_after} after");
+    assert!(
+        open_after <= open_before + 1,
+        "{open_before} descriptors before, {open_after} after"
+    );
 }
 
 #[test]
@@ -156,12 +167,18 @@ fn a_full_operation_table_answers_busy() {
         Box::pin(async {
             let any = Addr::Inet(SocketAddr::from(([127, 0, 0, 1], 0)));
             let mut listener = TcpListener::bind(&any, ListenOptions::default()).unwrap();
-            let client = TcpStream::connect(&listener.local_addr().unwrap()).await.unwrap();
+            let client = TcpStream::connect(&listener.local_addr().unwrap())
+                .await
+                .unwrap();
             let server = listener.accept().await.unwrap();
-            let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(server.recv(vec![0; 8]))).collect();
+            let mut waiting: Vec<_> = (0..100)
+                .map(|_| Box::pin(server.recv(vec![0; 8])))
+                .collect();
             let mut busy = 0;
             for recv in &mut waiting {
-                if let Poll::Ready((Err(error), _)) = std::future::poll_fn(|cx| Poll::Ready(recv.as_mut().poll(cx))).await {
+                if let Poll::Ready((Err(error), _)) =
+                    std::future::poll_fn(|cx| Poll::Ready(recv.as_mut().poll(cx))).await
+                {
                     assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
                     busy += 1;
                 }
@@ -171,7 +188,10 @@ fn a_full_operation_table_answers_busy() {
             busy
         })
     });
-    assert!((30..=50).contains(&busy), "{busy} of 100 were refused with 64 slots");
+    assert!(
+        (30..=50).contains(&busy),
+        "{busy} of 100 were refused with 64 slots"
+    );
 }
 
 #[test]
@@ -182,7 +202,9 @@ fn an_empty_receive_ring_is_told_and_loses_no_bytes() {
         Box::pin(async {
             let any = Addr::Inet(SocketAddr::from(([127, 0, 0, 1], 0)));
             let mut listener = TcpListener::bind(&any, ListenOptions::default()).unwrap();
-            let client = TcpStream::connect(&listener.local_addr().unwrap()).await.unwrap();
+            let client = TcpStream::connect(&listener.local_addr().unwrap())
+                .await
+                .unwrap();
             let server = listener.accept().await.unwrap();
             client.send(vec![3; 64 * 1024]).await.0.unwrap();
             let mut held = Vec::new();
@@ -227,12 +249,22 @@ fn drop_ipc_lock() {
 fn a_low_memlock_limit_falls_back_to_unregistered_buffers_and_says_so() {
     std::thread::spawn(|| {
         drop_ipc_lock();
-        let limit = libc::rlimit { rlim_cur: 4 << 20, rlim_max: 4 << 20 };
+        let limit = libc::rlimit {
+            rlim_cur: 4 << 20,
+            rlim_max: 4 << 20,
+        };
         // SAFETY: setrlimit reads one rlimit.
-        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
+        assert_eq!(
+            unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) },
+            0
+        );
         let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
         assert!(!engine.capabilities().registered_buffers);
-        let told = engine.capabilities().missing.iter().any(|m| m.contains("RLIMIT_MEMLOCK"));
+        let told = engine
+            .capabilities()
+            .missing
+            .iter()
+            .any(|m| m.contains("RLIMIT_MEMLOCK"));
         assert!(told, "{:?}", engine.capabilities());
         let len = block_on(engine.handle().call(ShardId(0), |_| {
             Box::pin(async { engine::take_buf(4096).unwrap().len() })
@@ -246,19 +278,40 @@ fn a_low_memlock_limit_falls_back_to_unregistered_buffers_and_says_so() {
 
 /// A seccomp filter that answers EPERM to io_uring_setup, as container profiles do.
 fn forbid_io_uring() {
-    let code = |code: u32, jt, jf, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let code = |code: u32, jt, jf, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
     let filter = [
         code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_io_uring_setup as u32),
-        code(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        code(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            libc::SYS_io_uring_setup as u32,
+        ),
+        code(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        ),
         code(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let program =
-        libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
     // SAFETY: prctl reads the program during the call; only this thread and its children change.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        let done = libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program);
+        let done = libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        );
         assert_eq!(done, 0);
     }
 }

@@ -13,7 +13,9 @@ fn a_ring_delivers_every_message_once_and_in_order() {
         let sender = Arc::clone(&ring);
         let thread = thread::spawn(move || {
             // SAFETY: this thread is the only sender.
-            (0..3_u32).filter(|n| unsafe { sender.push(*n) }.is_ok()).collect::<Vec<_>>()
+            (0..3_u32)
+                .filter(|n| unsafe { sender.push(*n) }.is_ok())
+                .collect::<Vec<_>>()
         });
         let mut got = Vec::new();
         for _ in 0..2 {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use engine::fs::{File, OpenOptions};
 use engine::net::{Addr, ListenOptions, TcpListener, TcpStream, UdpSocket};
 use engine::{
-    CallError, Engine, EngineConfig, EngineHandle, EventFd, GuestIov, GuestMem, LocalFut, SchedGroup,
-    ShardId, Sharded,
+    CallError, Engine, EngineConfig, EngineHandle, EventFd, GuestIov, GuestMem, LocalFut,
+    SchedGroup, ShardId, Sharded,
 };
 
 /// Blocks this thread on a future by parking; for futures that other threads complete.
@@ -51,8 +51,13 @@ fn loopback() -> Addr {
     Addr::Inet(SocketAddr::from(([127, 0, 0, 1], 0)))
 }
 
-const WRITABLE: OpenOptions =
-    OpenOptions { write: true, create: true, create_new: false, direct: true, mode: 0o600 };
+const WRITABLE: OpenOptions = OpenOptions {
+    write: true,
+    create: true,
+    create_new: false,
+    direct: true,
+    mode: 0o600,
+};
 
 fn scratch() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
@@ -161,7 +166,9 @@ fn files_read_back_what_was_written_by_every_kind_of_write() {
             }
             file.datasync().await.unwrap();
             for (index, fill) in (0..).zip([1_u8, 2, 3, 0]) {
-                let (read, buf) = file.read_at(engine::take_buf(8192).unwrap(), index * 8192).await;
+                let (read, buf) = file
+                    .read_at(engine::take_buf(8192).unwrap(), index * 8192)
+                    .await;
                 assert_eq!(read.unwrap(), 8192);
                 assert!(buf.iter().all(|b| *b == fill), "block {index}");
             }
@@ -183,7 +190,9 @@ fn a_read_past_the_end_is_short_and_a_misaligned_one_fails() {
             let (read, _) = file.read_at(engine::take_buf(16_384).unwrap(), 0).await;
             assert_eq!(read.unwrap(), 4096);
             if file.is_direct() {
-                let (read, _) = file.read_at(engine::take_buf(4096).unwrap().slice(1..4096), 0).await;
+                let (read, _) = file
+                    .read_at(engine::take_buf(4096).unwrap().slice(1..4096), 0)
+                    .await;
                 assert!(read.unwrap_err().to_string().contains("read at offset 0"));
             }
         })
@@ -201,8 +210,13 @@ fn the_name_space_lists_renames_removes_and_locks() {
             file.set_len(5).await.unwrap();
             file.lock().await.unwrap();
             let other = File::open(&path, WRITABLE).await.unwrap();
-            assert_eq!(other.lock().await.unwrap_err().kind(), io::ErrorKind::WouldBlock);
-            engine::fs::rename(&path, root.join("renamed")).await.unwrap();
+            assert_eq!(
+                other.lock().await.unwrap_err().kind(),
+                io::ErrorKind::WouldBlock
+            );
+            engine::fs::rename(&path, root.join("renamed"))
+                .await
+                .unwrap();
             engine::fs::sync_dir(&root).await.unwrap();
             let names: Vec<(String, bool, u64)> = engine::fs::read_dir(&root)
                 .await
@@ -225,7 +239,9 @@ fn datagrams_carry_their_sender() {
         Box::pin(async {
             let one = UdpSocket::bind(&loopback(), false).unwrap();
             let two = UdpSocket::bind(&loopback(), false).unwrap();
-            let (sent, _) = one.send_to(b"ping".to_vec(), &two.local_addr().unwrap()).await;
+            let (sent, _) = one
+                .send_to(b"ping".to_vec(), &two.local_addr().unwrap())
+                .await;
             assert_eq!(sent.unwrap(), 4);
             let (got, buf) = two.recv_from(vec![0; 64]).await;
             assert_eq!(got.unwrap(), (4, one.local_addr().unwrap()));
@@ -292,14 +308,29 @@ fn guest_memory_is_read_and_written_in_place() {
             ram.write_all_at(&[5; 4096], 8192).unwrap();
             ram.write_all_at(&[6; 4096], 65_536).unwrap();
             let file = File::open(&path, WRITABLE).await.unwrap();
-            let iov = [GuestIov { offset: 8192, len: 4096 }, GuestIov { offset: 65_536, len: 4096 }];
+            let iov = [
+                GuestIov {
+                    offset: 8192,
+                    len: 4096,
+                },
+                GuestIov {
+                    offset: 65_536,
+                    len: 4096,
+                },
+            ];
             file.writev_guest(&mem, &iov, 0).await.unwrap();
-            let back = [GuestIov { offset: 0, len: 8192 }];
+            let back = [GuestIov {
+                offset: 0,
+                len: 8192,
+            }];
             assert_eq!(file.readv_guest(&mem, &back, 0).await.unwrap(), 8192);
             let mut seen = [0; 8192];
             ram.read_exact_at(&mut seen, 0).unwrap();
             assert_eq!((seen[0], seen[4095], seen[4096], seen[8191]), (5, 5, 6, 6));
-            let outside = [GuestIov { offset: 1 << 20, len: 1 }];
+            let outside = [GuestIov {
+                offset: 1 << 20,
+                len: 1,
+            }];
             let refused = file.writev_guest(&mem, &outside, 0).await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
         })
@@ -325,9 +356,11 @@ fn shards_call_each_other_under_limits() {
     let (total, busy) = block_on(handle.call(ShardId(0), move |_| {
         Box::pin(async move {
             for n in 1..=1000_u64 {
-                both.invoke_on(ShardId(1), group, move |cell| async move { cell.set(cell.get() + n) })
-                    .await
-                    .unwrap();
+                both.invoke_on(ShardId(1), group, move |cell| async move {
+                    cell.set(cell.get() + n)
+                })
+                .await
+                .unwrap();
             }
             let calls: Vec<_> = (0..10)
                 .map(|_| {
@@ -345,7 +378,9 @@ fn shards_call_each_other_under_limits() {
             while calls.iter().filter(|call| call.is_finished()).count() < 6 {
                 engine::yield_now().await;
             }
-            let total = both.invoke_on(ShardId(1), other, |cell| async move { cell.replace(0) }).await;
+            let total = both
+                .invoke_on(ShardId(1), other, |cell| async move { cell.replace(0) })
+                .await;
             let mut busy = 0;
             for call in calls {
                 busy += usize::from(call.await == Err(CallError::Busy));
@@ -370,11 +405,17 @@ fn a_call_past_its_deadline_says_so() {
     let unit: Sharded<()> = Sharded::new(&handle);
     for id in handle.shard_ids() {
         let unit = unit.clone();
-        block_on(handle.call(id, move |_| Box::pin(async move { unit.set_local(Rc::new(())) }))).unwrap();
+        block_on(handle.call(id, move |_| {
+            Box::pin(async move { unit.set_local(Rc::new(())) })
+        }))
+        .unwrap();
     }
     let answer = block_on(handle.call(ShardId(0), move |_| {
         Box::pin(async move {
-            unit.invoke_on(ShardId(1), group, |_| engine::sleep(Duration::from_secs(600))).await
+            unit.invoke_on(ShardId(1), group, |_| {
+                engine::sleep(Duration::from_secs(600))
+            })
+            .await
         })
     }));
     assert_eq!(answer.unwrap(), Err(CallError::Deadline));
@@ -437,10 +478,28 @@ fn a_shutdown_under_load_ends_with_everything_drained() {
 
 #[test]
 fn bad_configurations_and_unknown_cpus_are_told() {
-    let bad = EngineConfig { mailbox: 3, ..EngineConfig::default() };
-    assert!(Engine::start(bad).err().unwrap().to_string().contains("mailbox is 3"));
-    let far = EngineConfig { cpus: vec![Some(1000)], ..EngineConfig::default() };
+    let bad = EngineConfig {
+        mailbox: 3,
+        ..EngineConfig::default()
+    };
+    assert!(
+        Engine::start(bad)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("mailbox is 3")
+    );
+    let far = EngineConfig {
+        cpus: vec![Some(1000)],
+        ..EngineConfig::default()
+    };
     let engine = Engine::start(far).unwrap();
     assert!(!engine.capabilities().pinned);
-    assert!(engine.capabilities().missing.iter().any(|m| m.contains("pinning of shard 0")));
+    assert!(
+        engine
+            .capabilities()
+            .missing
+            .iter()
+            .any(|m| m.contains("pinning of shard 0"))
+    );
 }

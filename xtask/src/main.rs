@@ -1,2 +1,93 @@
-//! Head.
-fn main() {}
+//! `cargo xtask`: the tools of this repository, one binary, no shell scripts.
+//!
+//! Each subcommand is one module. Results go to stdout, progress to stderr, and a failure exits
+//! with 1 after naming what failed and what to do next. Nothing here is linked into a product.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod process;
+mod quickstart;
+mod setup;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "The tools of UltraCloud"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check and install what the other commands need
+    Setup {
+        /// Also what the benchmarks run beside: wrk, nginx, s3s-fs
+        #[arg(long)]
+        bench: bool,
+    },
+    /// Start a node and show its main job with real clients
+    Quickstart(quickstart::Options),
+    /// Run every test of the workspace
+    Test {
+        /// Passed to cargo nextest run
+        #[arg(last = true)]
+        nextest: Vec<String>,
+    },
+    /// Check layering, sizes, fences and wording of the tree
+    Tidy,
+    /// Measure beside the peers
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    match command {
+        Command::Setup { bench } => {
+            let scope = if bench {
+                setup::Scope::Bench
+            } else {
+                setup::Scope::Clients
+            };
+            setup::run(&workspace, scope)?;
+        }
+        Command::Quickstart(options) => quickstart::run(&workspace, &options)?,
+        Command::Test { nextest } => test::run(&workspace, &nextest)?,
+        Command::Tidy => return tidy::run(&workspace),
+        Command::Bench(options) => bench::run(&workspace, &options)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The directory that outlives checkouts: `ULTRACLOUD_CACHE`, else `~/.cache/ultracloud`.
+fn cache_dir() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("ULTRACLOUD_CACHE").filter(|dir| !dir.is_empty()) {
+        return Ok(std::path::absolute(dir)?);
+    }
+    let home = std::env::var_os("HOME")
+        .filter(|home| !home.is_empty())
+        .ok_or_else(|| anyhow::anyhow!("neither ULTRACLOUD_CACHE nor HOME is set"))?;
+    Ok(PathBuf::from(home).join(".cache/ultracloud"))
+}

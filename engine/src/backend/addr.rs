@@ -61,14 +61,18 @@ impl SockAddrBuf {
             Addr::Inet(SocketAddr::V4(v4)) => buf.put(libc::sockaddr_in {
                 sin_family: libc::AF_INET as libc::sa_family_t,
                 sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
                 sin_zero: [0; 8],
             }),
             Addr::Inet(SocketAddr::V6(v6)) => buf.put(libc::sockaddr_in6 {
                 sin6_family: libc::AF_INET6 as libc::sa_family_t,
                 sin6_port: v6.port().to_be(),
                 sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
                 sin6_scope_id: v6.scope_id(),
             }),
             Addr::Unix(path) => {
@@ -120,17 +124,27 @@ impl SockAddrBuf {
             libc::AF_INET => {
                 let v4: libc::sockaddr_in = self.get();
                 let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
-                Ok(Addr::Inet(SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port))))
+                Ok(Addr::Inet(SocketAddr::new(
+                    IpAddr::V4(ip),
+                    u16::from_be(v4.sin_port),
+                )))
             }
             libc::AF_INET6 => {
                 let v6: libc::sockaddr_in6 = self.get();
                 let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
-                Ok(Addr::Inet(SocketAddr::new(IpAddr::V6(ip), u16::from_be(v6.sin6_port))))
+                Ok(Addr::Inet(SocketAddr::new(
+                    IpAddr::V6(ip),
+                    u16::from_be(v6.sin6_port),
+                )))
             }
             libc::AF_UNIX => {
                 let un: libc::sockaddr_un = self.get();
-                let path: Vec<u8> =
-                    un.sun_path.iter().take_while(|c| **c != 0).map(|c| *c as u8).collect();
+                let path: Vec<u8> = un
+                    .sun_path
+                    .iter()
+                    .take_while(|c| **c != 0)
+                    .map(|c| *c as u8)
+                    .collect();
                 Ok(Addr::Unix(PathBuf::from(OsStr::from_bytes(&path))))
             }
             family => Err(io::Error::new(
@@ -143,7 +157,9 @@ impl SockAddrBuf {
 
 impl fmt::Debug for SockAddrBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SockAddrBuf").field(&self.addr().ok()).finish()
+        f.debug_tuple("SockAddrBuf")
+            .field(&self.addr().ok())
+            .finish()
     }
 }
 
@@ -161,7 +177,10 @@ impl DatagramBuf {
         let mut buf = Box::new(DatagramBuf {
             // SAFETY: msghdr is plain data; all zeros is an empty header.
             header: unsafe { mem::zeroed() },
-            iov: libc::iovec { iov_base: ptr.cast(), iov_len: len },
+            iov: libc::iovec {
+                iov_base: ptr.cast(),
+                iov_len: len,
+            },
             addr,
         });
         buf.header.msg_iov = &raw mut buf.iov;

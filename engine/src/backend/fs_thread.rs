@@ -17,16 +17,18 @@ type Request = (FsOp, oneshot::Sender<io::Result<FsReply>>);
 /// Starts the thread; it ends when the sender is dropped.
 pub(crate) fn start() -> io::Result<mpsc::Sender<Request>> {
     let (sender, requests) = mpsc::channel::<Request>();
-    std::thread::Builder::new().name("shard-fs".into()).spawn(move || {
-        for (op, answer) in requests {
-            let reply = run(op);
-            // A caller that went away must not leak the file it asked for.
-            if let Err(Ok(FsReply::Opened { handle, .. })) = answer.send(reply) {
-                // SAFETY: `open` below just made this descriptor and nobody else has it.
-                drop(unsafe { fs::File::from_raw_fd(handle.0) });
+    std::thread::Builder::new()
+        .name("shard-fs".into())
+        .spawn(move || {
+            for (op, answer) in requests {
+                let reply = run(op);
+                // A caller that went away must not leak the file it asked for.
+                if let Err(Ok(FsReply::Opened { handle, .. })) = answer.send(reply) {
+                    // SAFETY: `open` below just made this descriptor and nobody else has it.
+                    drop(unsafe { fs::File::from_raw_fd(handle.0) });
+                }
             }
-        }
-    })?;
+        })?;
     Ok(sender)
 }
 
@@ -59,7 +61,11 @@ fn run(op: FsOp) -> io::Result<FsReply> {
 }
 
 fn done(result: libc::c_int) -> io::Result<FsReply> {
-    if result == 0 { Ok(FsReply::Done) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(FsReply::Done)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn open(path: &Path, options: OpenOptions) -> io::Result<FsReply> {
@@ -68,7 +74,11 @@ fn open(path: &Path, options: OpenOptions) -> io::Result<FsReply> {
         .write(options.write)
         .create(options.create || options.create_new)
         .create_new(options.create_new)
-        .mode(if options.mode == 0 { 0o644 } else { options.mode });
+        .mode(if options.mode == 0 {
+            0o644
+        } else {
+            options.mode
+        });
     let mut direct = options.direct;
     if direct {
         how.custom_flags(libc::O_DIRECT);
@@ -83,7 +93,11 @@ fn open(path: &Path, options: OpenOptions) -> io::Result<FsReply> {
     };
     let len = file.metadata()?.len();
     debug_assert!(file.as_raw_fd() >= 0, "an open file has a descriptor");
-    Ok(FsReply::Opened { handle: RawHandle(file.into_raw_fd()), len, direct })
+    Ok(FsReply::Opened {
+        handle: RawHandle(file.into_raw_fd()),
+        len,
+        direct,
+    })
 }
 
 fn read_dir(path: &Path) -> io::Result<FsReply> {
@@ -94,11 +108,19 @@ fn read_dir(path: &Path) -> io::Result<FsReply> {
         let name = entry.file_name().into_string().map_err(|name| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("the name {} in {} is not UTF-8", name.display(), path.display()),
+                format!(
+                    "the name {} in {} is not UTF-8",
+                    name.display(),
+                    path.display()
+                ),
             )
         })?;
         let len = if meta.is_dir() { 0 } else { meta.len() };
-        entries.push(DirEntry { name, is_dir: meta.is_dir(), len });
+        entries.push(DirEntry {
+            name,
+            is_dir: meta.is_dir(),
+            len,
+        });
     }
     entries.sort();
     Ok(FsReply::Entries(entries))

@@ -41,35 +41,102 @@ pub(crate) struct Span {
 /// One operation, as plain data. Lengths are at most 2 GiB (`u32`, kernel limit).
 #[derive(Debug)]
 pub(crate) enum Op {
-    Read { file: RawHandle, span: Span, offset: u64 },
-    Write { file: RawHandle, span: Span, offset: u64, dsync: bool },
+    Read {
+        file: RawHandle,
+        span: Span,
+        offset: u64,
+    },
+    Write {
+        file: RawHandle,
+        span: Span,
+        offset: u64,
+        dsync: bool,
+    },
     /// A write and, linked behind it, an fdatasync. Answered twice: [`Part::Main`] with the
     /// write's result, [`Part::Sync`] with the sync's (`-ECANCELED` when the write failed or was
     /// short). The order of the two is not given.
-    WriteThenSync { file: RawHandle, span: Span, offset: u64 },
-    ReadVectored { file: RawHandle, iov: *const libc::iovec, count: u32, offset: u64 },
-    WriteVectored { file: RawHandle, iov: *const libc::iovec, count: u32, offset: u64 },
+    WriteThenSync {
+        file: RawHandle,
+        span: Span,
+        offset: u64,
+    },
+    ReadVectored {
+        file: RawHandle,
+        iov: *const libc::iovec,
+        count: u32,
+        offset: u64,
+    },
+    WriteVectored {
+        file: RawHandle,
+        iov: *const libc::iovec,
+        count: u32,
+        offset: u64,
+    },
     /// fdatasync.
-    Sync { file: RawHandle },
+    Sync {
+        file: RawHandle,
+    },
     /// fallocate without zeroing what is there; extends the file.
-    Allocate { file: RawHandle, offset: u64, len: u64 },
+    Allocate {
+        file: RawHandle,
+        offset: u64,
+        len: u64,
+    },
     /// fallocate PUNCH_HOLE | KEEP_SIZE: the range reads as zeros and its space is free.
-    Discard { file: RawHandle, offset: u64, len: u64 },
+    Discard {
+        file: RawHandle,
+        offset: u64,
+        len: u64,
+    },
     /// Multishot: each completion's result is a new connection's handle.
-    Accept { listener: RawHandle },
-    Connect { socket: RawHandle, addr: *const SockAddrBuf },
-    Recv { socket: RawHandle, span: Span },
+    Accept {
+        listener: RawHandle,
+    },
+    Connect {
+        socket: RawHandle,
+        addr: *const SockAddrBuf,
+    },
+    Recv {
+        socket: RawHandle,
+        span: Span,
+    },
     /// Receive into the shard's buffer ring; the completion names the buffer.
-    RecvRing { socket: RawHandle, multishot: bool },
-    Send { socket: RawHandle, span: Span, zero_copy: bool },
-    SendVectored { socket: RawHandle, iov: *const libc::iovec, count: u32, msg: *const libc::msghdr },
-    RecvFrom { socket: RawHandle, datagram: *mut DatagramBuf },
-    SendTo { socket: RawHandle, datagram: *const DatagramBuf },
+    RecvRing {
+        socket: RawHandle,
+        multishot: bool,
+    },
+    Send {
+        socket: RawHandle,
+        span: Span,
+        zero_copy: bool,
+    },
+    SendVectored {
+        socket: RawHandle,
+        iov: *const libc::iovec,
+        count: u32,
+        msg: *const libc::msghdr,
+    },
+    RecvFrom {
+        socket: RawHandle,
+        datagram: *mut DatagramBuf,
+    },
+    SendTo {
+        socket: RawHandle,
+        datagram: *const DatagramBuf,
+    },
     /// Shut down the sending (`Write`) or both directions.
-    Shutdown { socket: RawHandle, write_only: bool },
+    Shutdown {
+        socket: RawHandle,
+        write_only: bool,
+    },
     /// Read an eventfd's counter (8 bytes) once it is not zero.
-    ReadEvent { event: RawHandle, counter: *mut u64 },
-    Close { handle: RawHandle },
+    ReadEvent {
+        event: RawHandle,
+        counter: *mut u64,
+    },
+    Close {
+        handle: RawHandle,
+    },
 }
 
 impl Op {
@@ -89,7 +156,11 @@ impl Op {
 
     /// How many completions end the op (multishot ops and zero-copy sends say `more` instead).
     pub(crate) fn parts(&self) -> u8 {
-        if matches!(self, Op::WriteThenSync { .. }) { 2 } else { 1 }
+        if matches!(self, Op::WriteThenSync { .. }) {
+            2
+        } else {
+            1
+        }
     }
 }
 
@@ -131,25 +202,52 @@ pub struct OpenOptions {
 /// A request to the file system's name space; off the hot path.
 #[derive(Debug)]
 pub(crate) enum FsOp {
-    Open { path: PathBuf, options: OpenOptions },
-    CreateDirAll { path: PathBuf },
-    RemoveFile { path: PathBuf },
-    Rename { from: PathBuf, to: PathBuf },
-    ReadDir { path: PathBuf },
+    Open {
+        path: PathBuf,
+        options: OpenOptions,
+    },
+    CreateDirAll {
+        path: PathBuf,
+    },
+    RemoveFile {
+        path: PathBuf,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    ReadDir {
+        path: PathBuf,
+    },
     /// fsync of a directory: names created, renamed or removed in it before are durable after.
-    SyncDir { path: PathBuf },
-    Metadata { path: PathBuf },
-    SetLen { file: RawHandle, len: u64 },
+    SyncDir {
+        path: PathBuf,
+    },
+    Metadata {
+        path: PathBuf,
+    },
+    SetLen {
+        file: RawHandle,
+        len: u64,
+    },
     /// An exclusive lock held until the handle is closed; `WouldBlock` when another holds it.
-    Lock { file: RawHandle },
+    Lock {
+        file: RawHandle,
+    },
     /// Free and total bytes of the file system that holds `path`.
-    Space { path: PathBuf },
+    Space {
+        path: PathBuf,
+    },
 }
 
 #[derive(Debug)]
 pub(crate) enum FsReply {
     Done,
-    Opened { handle: RawHandle, len: u64, direct: bool },
+    Opened {
+        handle: RawHandle,
+        len: u64,
+        direct: bool,
+    },
     /// Names in byte order.
     Entries(Vec<DirEntry>),
     Metadata(Metadata),

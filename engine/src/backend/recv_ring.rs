@@ -45,11 +45,21 @@ impl RecvRing {
             return Err(io::Error::last_os_error());
         }
         let map = NonNull::new(map.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
-        let mut recv_ring = RecvRing { map, map_len, entries, tail: 0 };
+        let mut recv_ring = RecvRing {
+            map,
+            map_len,
+            entries,
+            tail: 0,
+        };
         // SAFETY: the mapping is page-aligned, holds `entries` entries, and is unmapped only after
         // the ring is closed: the backend drops its ring first.
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(map.as_ptr() as u64, entries, Self::GROUP, 0)?;
+            ring.submitter().register_buf_ring_with_flags(
+                map.as_ptr() as u64,
+                entries,
+                Self::GROUP,
+                0,
+            )?;
         }
         for buffer in 0..entries {
             recv_ring.recycle(buffer);

@@ -5,7 +5,11 @@ use std::{io, mem};
 use super::{Addr, BindOptions, RawHandle, SockAddrBuf, SocketKind};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 pub(crate) fn socket(kind: SocketKind, family: libc::c_int) -> io::Result<RawHandle> {
@@ -91,5 +95,9 @@ pub(crate) fn event() -> io::Result<RawHandle> {
 pub(crate) fn signal_event(event: RawHandle, count: u64) -> io::Result<()> {
     // SAFETY: 8 readable bytes. A blocking write needs a counter near 2^64, which no caller makes.
     let wrote = unsafe { libc::write(event.0, (&raw const count).cast(), 8) };
-    if wrote == 8 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if wrote == 8 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -74,19 +74,24 @@ impl UringBackend {
             .setup_cqsize(config.ring_entries * 4)
             .build(config.ring_entries)
             .map_err(no_uring)?;
-        let exhausted = |what: &'static str| {
-            move |e: io::Error| Error::with(ErrorKind::Exhausted, what, e)
-        };
-        let doorbell_fd = endpoint.event_fd().map_err(exhausted("no eventfd for a shard"))?;
+        let exhausted =
+            |what: &'static str| move |e: io::Error| Error::with(ErrorKind::Exhausted, what, e);
+        let doorbell_fd = endpoint
+            .event_fd()
+            .map_err(exhausted("no eventfd for a shard"))?;
         if let Some(cpus) = affinity
             && let Err(error) = ring.submitter().register_iowq_aff(cpus)
         {
-            capabilities.missing.push(format!("pinning of io_uring workers: {error}"));
+            capabilities
+                .missing
+                .push(format!("pinning of io_uring workers: {error}"));
         }
         let free_files = match ring.submitter().register_files_sparse(FILES_MAX) {
             Ok(()) => (0..FILES_MAX).rev().collect(),
             Err(error) => {
-                capabilities.missing.push(format!("registered files: {error}"));
+                capabilities
+                    .missing
+                    .push(format!("registered files: {error}"));
                 Vec::new()
             }
         };
@@ -94,7 +99,9 @@ impl UringBackend {
         let recv_ring = match RecvRing::register(&ring, config.recv_buffers) {
             Ok(recv_ring) => Some(recv_ring),
             Err(error) => {
-                capabilities.missing.push(format!("receive buffer ring: {error}"));
+                capabilities
+                    .missing
+                    .push(format!("receive buffer ring: {error}"));
                 None
             }
         };
@@ -122,7 +129,10 @@ impl UringBackend {
         len: usize,
         capabilities: &mut Capabilities,
     ) -> Option<u16> {
-        let iov = [libc::iovec { iov_base: base.cast(), iov_len: len }];
+        let iov = [libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        }];
         // SAFETY: the arena stays mapped while any buffer of it lives; the ring uses it only
         // through operations, whose buffers the slot table keeps.
         match unsafe { self.ring.submitter().register_buffers(&iov) } {
@@ -164,7 +174,10 @@ impl UringBackend {
         if self.backlog.is_empty() && room {
             // SAFETY: as in `try_push`.
             let pushed = unsafe { self.ring.submission().push_multiple(&pair) };
-            assert!(pushed.is_ok(), "two entries fit where room for two was seen");
+            assert!(
+                pushed.is_ok(),
+                "two entries fit where room for two was seen"
+            );
         } else {
             self.sq_full += 1;
             self.backlog.extend(pair);
@@ -182,7 +195,10 @@ impl UringBackend {
                 return;
             }
             for _ in 0..if linked { 2 } else { 1 } {
-                let entry = self.backlog.pop_front().expect("a linked write has its sync behind it");
+                let entry = self
+                    .backlog
+                    .pop_front()
+                    .expect("a linked write has its sync behind it");
                 assert!(self.try_push(&entry), "an entry fits where room was seen");
             }
         }
@@ -200,29 +216,49 @@ impl UringBackend {
         Some(match *op {
             Op::Read { file, span, offset } => match (span.fixed, self.fixed_files.get(&file.0)) {
                 (Some(buf), Some(file)) => {
-                    opcode::ReadFixed::new(types::Fixed(*file), span.ptr, span.len, buf).offset(offset).build()
+                    opcode::ReadFixed::new(types::Fixed(*file), span.ptr, span.len, buf)
+                        .offset(offset)
+                        .build()
                 }
-                (Some(buf), None) => {
-                    opcode::ReadFixed::new(self.fd(file), span.ptr, span.len, buf).offset(offset).build()
-                }
-                (None, _) => opcode::Read::new(self.fd(file), span.ptr, span.len).offset(offset).build(),
+                (Some(buf), None) => opcode::ReadFixed::new(self.fd(file), span.ptr, span.len, buf)
+                    .offset(offset)
+                    .build(),
+                (None, _) => opcode::Read::new(self.fd(file), span.ptr, span.len)
+                    .offset(offset)
+                    .build(),
             },
-            Op::Write { file, span, offset, dsync } => {
+            Op::Write {
+                file,
+                span,
+                offset,
+                dsync,
+            } => {
                 let flags = if dsync { libc::RWF_DSYNC } else { 0 };
                 self.write_entry(file, span, offset, flags)
             }
-            Op::ReadVectored { file, iov, count, offset } => {
-                opcode::Readv::new(self.fd(file), iov, count).offset(offset).build()
-            }
-            Op::WriteVectored { file, iov, count, offset } => {
-                opcode::Writev::new(self.fd(file), iov, count).offset(offset).build()
-            }
-            Op::Sync { file } => {
-                opcode::Fsync::new(self.fd(file)).flags(types::FsyncFlags::DATASYNC).build()
-            }
-            Op::Allocate { file, offset, len } => {
-                opcode::Fallocate::new(self.fd(file), len).offset(offset).mode(0).build()
-            }
+            Op::ReadVectored {
+                file,
+                iov,
+                count,
+                offset,
+            } => opcode::Readv::new(self.fd(file), iov, count)
+                .offset(offset)
+                .build(),
+            Op::WriteVectored {
+                file,
+                iov,
+                count,
+                offset,
+            } => opcode::Writev::new(self.fd(file), iov, count)
+                .offset(offset)
+                .build(),
+            Op::Sync { file } => opcode::Fsync::new(self.fd(file))
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+            Op::Allocate { file, offset, len } => opcode::Fallocate::new(self.fd(file), len)
+                .offset(offset)
+                .mode(0)
+                .build(),
             Op::Discard { file, offset, len } => opcode::Fallocate::new(self.fd(file), len)
                 .offset(offset)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
@@ -239,17 +275,28 @@ impl UringBackend {
         })
     }
 
-    fn write_entry(&self, file: RawHandle, span: super::Span, offset: u64, flags: i32) -> squeue::Entry {
+    fn write_entry(
+        &self,
+        file: RawHandle,
+        span: super::Span,
+        offset: u64,
+        flags: i32,
+    ) -> squeue::Entry {
         match (span.fixed, self.fixed_files.get(&file.0)) {
             (Some(buf), Some(file)) => {
-                opcode::WriteFixed::new(types::Fixed(*file), span.ptr, span.len, buf).offset(offset).rw_flags(flags).build()
+                opcode::WriteFixed::new(types::Fixed(*file), span.ptr, span.len, buf)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build()
             }
-            (Some(buf), None) => {
-                opcode::WriteFixed::new(self.fd(file), span.ptr, span.len, buf).offset(offset).rw_flags(flags).build()
-            }
-            (None, _) => {
-                opcode::Write::new(self.fd(file), span.ptr, span.len).offset(offset).rw_flags(flags).build()
-            }
+            (Some(buf), None) => opcode::WriteFixed::new(self.fd(file), span.ptr, span.len, buf)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+            (None, _) => opcode::Write::new(self.fd(file), span.ptr, span.len)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
         }
     }
 
@@ -257,9 +304,9 @@ impl UringBackend {
     fn socket_entry(&self, op: &Op) -> Option<squeue::Entry> {
         const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
         Some(match *op {
-            Op::Accept { listener } => {
-                opcode::AcceptMulti::new(self.fd(listener)).flags(libc::SOCK_CLOEXEC).build()
-            }
+            Op::Accept { listener } => opcode::AcceptMulti::new(self.fd(listener))
+                .flags(libc::SOCK_CLOEXEC)
+                .build(),
             Op::Connect { socket, addr } => {
                 // SAFETY: the address is kept by the op's slot.
                 let addr = unsafe { &*addr };
@@ -273,23 +320,31 @@ impl UringBackend {
                 if multishot {
                     opcode::RecvMulti::new(self.fd(socket), RecvRing::GROUP).build()
                 } else {
-                    opcode::Recv::new(self.fd(socket), std::ptr::null_mut(), RecvRing::BUF_LEN as u32)
-                        .buf_group(RecvRing::GROUP)
-                        .build()
-                        .flags(squeue::Flags::BUFFER_SELECT)
+                    opcode::Recv::new(
+                        self.fd(socket),
+                        std::ptr::null_mut(),
+                        RecvRing::BUF_LEN as u32,
+                    )
+                    .buf_group(RecvRing::GROUP)
+                    .build()
+                    .flags(squeue::Flags::BUFFER_SELECT)
                 }
             }
-            Op::Send { socket, span, zero_copy: true } => {
-                opcode::SendZc::new(self.fd(socket), span.ptr, span.len)
-                    .buf_index(span.fixed)
-                    .flags(NO_SIGNAL | libc::MSG_WAITALL)
-                    .build()
-            }
-            Op::Send { socket, span, zero_copy: false } => {
-                opcode::Send::new(self.fd(socket), span.ptr, span.len)
-                    .flags(NO_SIGNAL | libc::MSG_WAITALL)
-                    .build()
-            }
+            Op::Send {
+                socket,
+                span,
+                zero_copy: true,
+            } => opcode::SendZc::new(self.fd(socket), span.ptr, span.len)
+                .buf_index(span.fixed)
+                .flags(NO_SIGNAL | libc::MSG_WAITALL)
+                .build(),
+            Op::Send {
+                socket,
+                span,
+                zero_copy: false,
+            } => opcode::Send::new(self.fd(socket), span.ptr, span.len)
+                .flags(NO_SIGNAL | libc::MSG_WAITALL)
+                .build(),
             Op::SendVectored { socket, msg, .. } => opcode::SendMsg::new(self.fd(socket), msg)
                 .flags((NO_SIGNAL | libc::MSG_WAITALL) as u32)
                 .build(),
@@ -301,10 +356,16 @@ impl UringBackend {
             Op::SendTo { socket, datagram } => {
                 // SAFETY: as above.
                 let header = unsafe { &raw const (*datagram).header };
-                opcode::SendMsg::new(self.fd(socket), header).flags(NO_SIGNAL as u32).build()
+                opcode::SendMsg::new(self.fd(socket), header)
+                    .flags(NO_SIGNAL as u32)
+                    .build()
             }
             Op::Shutdown { socket, write_only } => {
-                let how = if write_only { libc::SHUT_WR } else { libc::SHUT_RDWR };
+                let how = if write_only {
+                    libc::SHUT_WR
+                } else {
+                    libc::SHUT_RDWR
+                };
                 opcode::Shutdown::new(self.fd(socket), how).build()
             }
             _ => return None,
@@ -326,7 +387,9 @@ impl UringBackend {
         let submitter = self.ring.submitter();
         match wait {
             // SAFETY: no argument is passed; the flag asks for deferred completions only.
-            Wait::No => unsafe { submitter.enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None) },
+            Wait::No => unsafe {
+                submitter.enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None)
+            },
             Wait::Until(None) => submitter.submit_and_wait(1),
             Wait::Until(Some(deadline)) => {
                 let left = deadline.0.saturating_sub(clock::monotonic().0);
@@ -384,13 +447,17 @@ impl IoBackend for UringBackend {
                 .write_entry(file, span, offset, 0)
                 .flags(squeue::Flags::IO_LINK)
                 .user_data(data | LINKED);
-            let sync = opcode::Fsync::new(self.fd(file)).flags(types::FsyncFlags::DATASYNC).build();
+            let sync = opcode::Fsync::new(self.fd(file))
+                .flags(types::FsyncFlags::DATASYNC)
+                .build();
             self.push_pair([write, sync.user_data(data | SYNC_PART)]);
             return;
         }
         // Without a receive ring the op still completes, by a no-op: the caller sees 0 bytes of a
         // buffer that it does not have, which `net` maps to ENOBUFS.
-        let entry = self.entry(&op).unwrap_or_else(|| opcode::Nop::new().build());
+        let entry = self
+            .entry(&op)
+            .unwrap_or_else(|| opcode::Nop::new().build());
         self.push(entry.user_data(data));
     }
 
@@ -441,7 +508,11 @@ impl IoBackend for UringBackend {
             let flags = entry.flags();
             out.push(Completion {
                 slot: data as u32,
-                part: if data & SYNC_PART == 0 { Part::Main } else { Part::Sync },
+                part: if data & SYNC_PART == 0 {
+                    Part::Main
+                } else {
+                    Part::Sync
+                },
                 result: entry.result(),
                 more: cqueue::more(flags),
                 notification: cqueue::notif(flags),
@@ -458,8 +529,14 @@ impl IoBackend for UringBackend {
     }
 
     fn adopt_file(&mut self, file: RawHandle) {
-        let Some(place) = self.free_files.pop() else { return };
-        match self.ring.submitter().register_files_update(place, &[file.0]) {
+        let Some(place) = self.free_files.pop() else {
+            return;
+        };
+        match self
+            .ring
+            .submitter()
+            .register_files_update(place, &[file.0])
+        {
             Ok(_) => {
                 self.fixed_files.insert(file.0, place);
             }
@@ -496,7 +573,10 @@ impl IoBackend for UringBackend {
     }
 
     fn ring_buffer(&self, buffer: u16) -> *const u8 {
-        self.recv_ring.as_ref().expect("a completion named a buffer of the ring").buffer(buffer)
+        self.recv_ring
+            .as_ref()
+            .expect("a completion named a buffer of the ring")
+            .buffer(buffer)
     }
 
     fn recycle_ring_buffer(&mut self, buffer: u16) {

@@ -149,7 +149,7 @@ impl IoBackend for SimBackend {
             _ => return Err(kernel(libc::EBADF)),
         }
         let (from, call) = (world.shard(self.shard).clock, world.config.call_ns.clone());
-        world.schedule_within(from, &call, Event::PokeEvent(node, event));
+        world.schedule_within(from, &call, Event::Signal(node, event));
         Ok(())
     }
 

@@ -129,7 +129,7 @@ impl World {
             if let Some(Handle::Event { readers, .. }) = self.node(node).handles.get_mut(&event) {
                 readers.push_back(key);
             }
-            self.schedule_within(from, &call, Event::PokeEvent(node, event));
+            self.schedule_within(from, &call, Event::Signal(node, event));
         } else if matches!(flight.op(), Op::Close { .. }) {
             self.schedule_within(from, &call, Event::Start(key));
         } else {

@@ -50,7 +50,7 @@ pub(super) enum Event {
     /// A socket looks at its waiting ops.
     Poke(SocketId),
     /// An eventfd looks at its waiting reads.
-    PokeEvent(NodeId, RawHandle),
+    Signal(NodeId, RawHandle),
     /// An op that does not wait takes effect.
     Start(OpKey),
     /// An op ends with this result.
@@ -260,7 +260,7 @@ impl World {
             Event::Disk(op) => self.disk_done(op),
             Event::Fs(call) => self.fs_done(*call),
             Event::Poke(socket) => self.poke(socket),
-            Event::PokeEvent(node, event) => self.poke_event(node, event),
+            Event::Signal(node, event) => self.poke_event(node, event),
             Event::Start(op) => self.start(op),
             Event::End(op, result) => self.finish(op, result),
             Event::Cancel(op) => self.cancel_arrives(op),

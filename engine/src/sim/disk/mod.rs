@@ -175,13 +175,13 @@ impl Disk {
 
     pub(super) fn allocate(&mut self, inode: Inode, offset: u64, len: u64) -> Result<(), Errno> {
         self.change(inode, offset, len, |content, seq| {
-            content.allocate(seq, offset, len)
+            content.allocate(seq, offset, len);
         })
     }
 
     pub(super) fn punch(&mut self, inode: Inode, offset: u64, len: u64) -> Result<(), Errno> {
         self.change(inode, offset, 0, |content, seq| {
-            content.punch(seq, offset, len)
+            content.punch(seq, offset, len);
         })
     }
 

@@ -10,21 +10,22 @@
 //!
 //! A Unix socket's name lives as long as its listener and is not in the disk's tree.
 
+mod connect;
 mod datagram;
 mod stream;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 pub(super) use datagram::Packet;
 
 use self::datagram::Datagrams;
-use self::stream::{Segment, Stream, Wire};
+use self::stream::{Stream, Wire};
 use super::NodeId;
 use super::disk::Errno;
 use super::memory::Target;
-use super::world::{Answer, Event, Handle, OpKey, ShardKey, World};
+use super::world::{Event, Handle, OpKey, ShardKey, World};
 use crate::backend::{Addr, BindOptions, Op, RawHandle, SocketKind};
 use crate::time::Nanos;
 
@@ -36,6 +37,9 @@ const CONNECT_TIMEOUT_NS: u64 = 10_000_000_000;
 
 /// How long until an unanswered connection request is sent again.
 const SYN_RETRY_NS: u64 = 1_000_000_000;
+
+/// Ports given to sockets that ask for none, as Linux has them.
+const PORTS: RangeInclusive<u16> = 32_768..=60_999;
 
 pub(super) struct Socket {
     node: NodeId,
@@ -180,11 +184,18 @@ impl World {
     }
 
     /// A port of the node that nothing is bound to.
+    ///
+    /// # Panics
+    /// When all ports of the range are taken: no simulation opens so many sockets.
     fn free_port(&mut self, node: NodeId) -> u16 {
-        loop {
+        for _ in PORTS {
             let state = self.node(node);
             let port = state.next_port;
-            state.next_port = if port == 60_999 { 32_768 } else { port + 1 };
+            state.next_port = if port == *PORTS.end() {
+                *PORTS.start()
+            } else {
+                port + 1
+            };
             let taken = self.net.sockets.values().any(|s| {
                 s.node == node && matches!(&s.local, Some(Addr::Inet(a)) if a.port() == port)
             });
@@ -192,6 +203,7 @@ impl World {
                 return port;
             }
         }
+        panic!("node {} has no free port left", node.0);
     }
 
     /// The address that a socket gets that sends to `to` without being bound.
@@ -362,151 +374,6 @@ impl World {
             }
             Some(Kind::Fresh { .. }) | None => {}
         }
-    }
-
-    fn progress_accepts(&mut self, id: SocketId) {
-        loop {
-            let Some(socket) = self.net.sockets.get_mut(&id) else {
-                return;
-            };
-            let (node, Kind::Listener { queue, accepts, .. }) = (socket.node, &mut socket.kind)
-            else {
-                return;
-            };
-            let Some(key) = accepts.front().copied() else {
-                return;
-            };
-            let Some(connection) = queue.pop_front() else {
-                return;
-            };
-            if !self.net.sockets.contains_key(&connection) {
-                continue;
-            }
-            let handle = self.node(node).add_handle(Handle::Socket(connection));
-            self.post_more(
-                key,
-                Answer {
-                    result: handle.0,
-                    ..Answer::default()
-                },
-            );
-        }
-    }
-
-    /// A request to connect reaches the other node, or is lost and sent again.
-    pub(super) fn syn_arrives(&mut self, key: OpKey) {
-        let Some(flight) = self.flights.get(&key) else {
-            return;
-        };
-        let Target::Socket(client) = flight.target else {
-            return;
-        };
-        let (node, Some(to)) = (self.node_of(flight.shard), flight.destination()) else {
-            self.fail_connect(key, libc::EAFNOSUPPORT);
-            return;
-        };
-        // The first arrival arms the deadline; the retries are counted from it.
-        if flight.upto == 0 {
-            let deadline = Nanos(self.now.0 + CONNECT_TIMEOUT_NS);
-            if let Some(flight) = self.flights.get_mut(&key) {
-                flight.upto = 1;
-            }
-            self.schedule(deadline, Event::ConnectTimeout(key));
-        }
-        let target = self.node_at(node, &to);
-        let retry = Nanos(self.now.0 + SYN_RETRY_NS);
-        let Some(target) = target.filter(|target| !self.blocked(node, *target)) else {
-            self.schedule(retry, Event::Syn(key));
-            return;
-        };
-        let mut listeners = self.net.bound(target, &to, listens);
-        if listeners.is_empty() {
-            let missing = matches!(to, Addr::Unix(_));
-            self.fail_connect(
-                key,
-                if missing {
-                    libc::ENOENT
-                } else {
-                    libc::ECONNREFUSED
-                },
-            );
-            return;
-        }
-        let chosen = self.rng.below(listeners.len() as u64) as usize;
-        let listener = listeners.swap_remove(chosen);
-        if self.open_connection(client, listener, target, &to) {
-            self.poke(listener);
-        } else {
-            self.schedule(retry, Event::Syn(key));
-        }
-    }
-
-    fn fail_connect(&mut self, key: OpKey, errno: Errno) {
-        if let Some(Target::Socket(client)) = self.flights.get(&key).map(|f| f.target)
-            && let Some(socket) = self.net.sockets.get_mut(&client)
-        {
-            socket.kind = Kind::Fresh { connecting: None };
-        }
-        self.finish(key, -errno);
-    }
-
-    pub(super) fn connect_times_out(&mut self, key: OpKey) {
-        if self.flights.contains_key(&key) {
-            self.fail_connect(key, libc::ETIMEDOUT);
-        }
-    }
-
-    /// Makes the server's end of a connection; false when the backlog is full.
-    fn open_connection(
-        &mut self,
-        client: SocketId,
-        listener: SocketId,
-        target: NodeId,
-        to: &Addr,
-    ) -> bool {
-        let Some(Socket { node, local, .. }) = self.net.sockets.get(&client) else {
-            return true;
-        };
-        let (node, local) = (*node, local.clone());
-        let from = local.unwrap_or_else(|| self.source_addr(node, to));
-        let server = Socket {
-            node: target,
-            closed: false,
-            local: Some(to.clone()),
-            reuse_port: false,
-            family: Family::of(to),
-            kind: Kind::Stream(Stream::new(client, from.clone())),
-        };
-        let Some(Socket {
-            kind: Kind::Listener { queue, backlog, .. },
-            ..
-        }) = self.net.sockets.get(&listener)
-        else {
-            return false;
-        };
-        if queue.len() >= *backlog {
-            return false;
-        }
-        let id = self.net.add(server);
-        if let Some(Socket {
-            kind: Kind::Listener { queue, .. },
-            ..
-        }) = self.net.sockets.get_mut(&listener)
-        {
-            queue.push_back(id);
-        }
-        if let Some(socket) = self.net.sockets.get_mut(&client) {
-            socket.local = Some(from);
-        }
-        self.net.wires.insert(client, Wire::new(id, target, node));
-        self.net.wires.insert(id, Wire::new(client, node, target));
-        self.send_segment(
-            client,
-            Segment::Established {
-                peer_addr: to.clone(),
-            },
-        );
-        true
     }
 
     pub(super) fn close_socket(&mut self, id: SocketId) {

@@ -2,6 +2,7 @@
 //! and that a seed decides everything.
 
 mod disk;
+mod disk_laws;
 mod net;
 mod world;
 

@@ -176,3 +176,67 @@ fn an_action_at_a_later_time_runs_between_steps() {
     );
     assert!(sim.now() - crate::Nanos(0) >= Duration::from_secs(1));
 }
+
+#[test]
+fn a_cancelled_op_ends_once_and_a_cancelled_write_may_have_happened() {
+    let (mut in_time, mut late, mut happened) = (0, 0, 0);
+    for seed in 0..100 {
+        let (sim, node) = one_node(seed);
+        let answered = sim.run(node, 0, async move {
+            let file = durable_file("/f").await;
+            let limit = Duration::from_micros(20 + seed);
+            let write = file.write_at(vec![1; 512], 0);
+            let answered = crate::timeout(limit, write).await.is_some();
+            // The engine panics when a slot is answered twice, or reused before its last answer.
+            for _ in 0..20 {
+                let read = file.read_at(vec![0; 512], 0);
+                let _ = crate::timeout(limit, read).await;
+            }
+            answered
+        });
+        sim.run_for(Duration::from_millis(10));
+        assert!(
+            !sim.dump().contains("slot"),
+            "seed {seed}: ops were left\n{}",
+            sim.dump()
+        );
+        let visible = sim
+            .disk(node)
+            .read_file("/f")
+            .is_some_and(|bytes| bytes == [1; 512]);
+        assert!(visible || !answered, "seed {seed}");
+        in_time += u32::from(answered);
+        late += u32::from(!answered);
+        happened += u32::from(!answered && visible);
+    }
+    assert!(
+        in_time > 0 && happened > 0 && happened < late,
+        "{in_time} {late} {happened}"
+    );
+}
+
+#[test]
+fn shards_of_a_node_call_each_other_and_a_dead_engine_answers_gone() {
+    let sim = Sim::new(12);
+    let node = sim.node("a");
+    let handle = sim.start(node, crate::EngineConfig::unpinned(2)).unwrap();
+    let ask = || {
+        let handle = handle.clone();
+        async move {
+            let there = |_: &crate::Shard| -> crate::LocalFut<crate::ShardId> {
+                Box::pin(async {
+                    crate::sleep(Duration::from_millis(1)).await;
+                    crate::shard_id()
+                })
+            };
+            handle.call(crate::ShardId(1), there).await
+        }
+    };
+    assert_eq!(sim.run(node, 0, ask()).unwrap(), crate::ShardId(1));
+    sim.crash(node);
+    start(&sim, node);
+    assert!(matches!(
+        sim.run(node, 0, ask()),
+        Err(crate::CallError::Gone)
+    ));
+}

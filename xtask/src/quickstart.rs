@@ -1,0 +1,158 @@
+//! `cargo xtask quickstart`: one node on this machine, shown to work by clients that are not ours.
+//!
+//! It builds the server, starts it on free loopback ports over an empty directory, drives it with
+//! awscli, rclone, s3cmd and boto3 on real files, kills it in the middle, and compares every byte
+//! after the restart. Progress goes to stderr, the closing table to stdout. Only processes that it
+//! started are ended. It talks to the node over the network only, as a user would.
+
+mod clients;
+mod input;
+mod node;
+mod place;
+mod show;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use self::clients::Toolbox;
+use self::node::{Lifetime, Node, Ports};
+use self::place::Place;
+use self::show::Show;
+use crate::process;
+use crate::setup;
+use crate::workspace::{Profile, Workspace};
+
+/// What `cargo xtask quickstart` takes.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Leave a node running at the end, over the data that was put
+    #[arg(long)]
+    keep: bool,
+    /// Keep the node's data and log in this directory instead of a throw-away one
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Use this server binary instead of building one
+    #[arg(long)]
+    server: Option<PathBuf>,
+}
+
+/// Shows a node from start to drain; the first thing that does not hold is the error.
+pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let tools = setup::run_as_progress(workspace, setup::Scope::Clients)?;
+    let server = if let Some(server) = &options.server {
+        std::path::absolute(server)?
+    } else {
+        eprintln!("building the server in release; the first time takes minutes");
+        workspace.build_server(Profile::Release)?
+    };
+    let place = Place::prepare(options.dir.as_deref())?;
+    let mut show = Show::default();
+    let done = whole(workspace, options, &tools, &server, &place, &mut show);
+    match done {
+        Ok(closing) => {
+            println!("{show}\n{closing}");
+            if options.keep {
+                place.keep();
+            }
+            Ok(())
+        }
+        Err(error) => {
+            eprint!("{show}");
+            let log = place.log();
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            eprintln!("the server's last words:\n{}", process::tail(&said, 15));
+            place.keep();
+            Err(error.context(format!(
+                "quickstart failed; the server's log is {}",
+                log.display()
+            )))
+        }
+    }
+}
+
+/// All steps; gives the text below the table.
+fn whole(
+    workspace: &Workspace,
+    options: &Options,
+    tools: &setup::Clients,
+    server: &std::path::Path,
+    place: &Place,
+    show: &mut Show,
+) -> Result<String> {
+    let ports = Ports::free()?;
+    let spec = node::Spec {
+        server,
+        data: place.data(),
+        log: place.log(),
+        ports,
+    };
+    let version = spec.version()?;
+
+    eprintln!("collecting real files and writing one of 1 GiB");
+    let input = input::build(workspace, place.scratch())?;
+    eprintln!("  {}", input.summary());
+
+    let node = show.step("a node starts over an empty disk", &version, || {
+        let node = Node::start(&spec, Lifetime::OfThisProcess)?;
+        Ok((
+            node,
+            format!("S3 on {}, health on {}", ports.s3(), ports.admin()),
+        ))
+    })?;
+    let keys = node::RootKeys::read(&spec.data)?;
+    let toolbox = Toolbox::new(tools, place, ports, &keys)?;
+    clients::drive(&toolbox, &input, show)?;
+
+    show.step(
+        "kill -9 while 8 connections put objects",
+        toolbox.boto3(),
+        || {
+            let acknowledged = clients::interrupt(&toolbox, || node.kill())?;
+            Ok(((), format!("{acknowledged} acknowledged so far")))
+        },
+    )?;
+    let node = show.step("a restart over the same disk", &version, || {
+        let node = Node::start(&spec, Lifetime::OfThisProcess)?;
+        Ok((node, "healthy again".to_owned()))
+    })?;
+    clients::read_back(&toolbox, &input, show)?;
+    show.step("SIGTERM drains and ends the node", &version, || {
+        node.drain()?;
+        Ok(((), "exit status 0".to_owned()))
+    })?;
+
+    let end = if options.keep {
+        let pid = Node::start(&spec, Lifetime::Own)
+            .context("the node to keep")?
+            .leave();
+        let data = spec.data.display();
+        format!("The node runs on as process {pid} over {data}.\nStop it: kill -TERM {pid}")
+    } else {
+        "The node has ended. To leave one running: cargo xtask quickstart --keep".to_owned()
+    };
+    Ok(format!("{}\n{end}", reach(ports, &keys, &toolbox)))
+}
+
+/// How to reach the node, and what to try.
+fn reach(ports: Ports, keys: &node::RootKeys, toolbox: &Toolbox) -> String {
+    let (s3, admin, aws) = (ports.s3(), ports.admin(), toolbox.aws_path());
+    let node::RootKeys {
+        access_key,
+        secret_key,
+    } = keys;
+    let bucket = toolbox.bucket(clients::TREE);
+    format!(
+        "S3 endpoint  http://{s3}\n\
+         Admin        http://{admin}/healthz\n\
+         Access key   {access_key}\n\
+         Secret key   {secret_key}\n\
+         \n\
+         Try next, on a node that runs:\n\
+         export AWS_ENDPOINT_URL=http://{s3} AWS_DEFAULT_REGION=us-east-1\n\
+         export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}\n\
+         {aws} s3 ls s3://{bucket}/\n\
+         {aws} s3 cp README.md s3://{bucket}/\n\
+         curl -s http://{admin}/healthz\n"
+    )
+}

@@ -1,0 +1,153 @@
+//! The S3 clients that come from PyPI, in a venv of the cache, at pinned versions.
+//!
+//! Debian's own are too old to send the checksums that every SDK sends by default since 2025.
+//! A stamp beside the venv holds the pins and the interpreter: when they differ, it is rebuilt.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Report, State, version_of};
+use crate::process;
+
+struct Client {
+    name: &'static str,
+    version: &'static str,
+    why: &'static str,
+}
+
+const CLIENTS: [Client; 3] = [
+    Client {
+        name: "boto3",
+        version: "1.44.5",
+        why: "the SDK for Python",
+    },
+    Client {
+        name: "awscli",
+        version: "1.46.3",
+        why: "Amazon's command line (aws)",
+    },
+    Client {
+        name: "s3cmd",
+        version: "2.4.0",
+        why: "an S3 client with code of its own",
+    },
+];
+
+/// The venv's programs.
+pub fn bin(cache: &Path) -> PathBuf {
+    venv(cache).join("bin")
+}
+
+fn venv(cache: &Path) -> PathBuf {
+    cache.join("clients")
+}
+
+/// Builds the venv where the stamp differs; then runs each client to learn its version.
+pub fn ensure(cache: &Path, report: &mut Report) -> Result<()> {
+    let interpreter = process::capture(Command::new("python3").arg("--version"))?;
+    let stamp = stamp(&interpreter);
+    let stamp_path = venv(cache).join("ultracloud-stamp");
+    let stamped = std::fs::read_to_string(&stamp_path).is_ok_and(|found| found == stamp);
+    let found = if stamped { versions(cache) } else { None };
+    let (state, versions) = if let Some(found) = found {
+        (State::Found, found)
+    } else {
+        build(cache)?;
+        let built = versions(cache).context("a Python client was installed but does not run")?;
+        std::fs::write(&stamp_path, stamp)?;
+        (State::Installed, built)
+    };
+    for (client, version) in CLIENTS.iter().zip(versions) {
+        ensure!(
+            version == client.version,
+            "{} is {version} but {} is pinned: remove {} and run `cargo xtask setup` again",
+            client.name,
+            client.version,
+            venv(cache).display()
+        );
+        report.line(state, client.name, &version, client.why)?;
+    }
+    Ok(())
+}
+
+/// The version of each client, in their order; `None` when one does not run.
+fn versions(cache: &Path) -> Option<Vec<String>> {
+    CLIENTS
+        .iter()
+        .map(|client| installed(cache, client))
+        .collect()
+}
+
+fn build(cache: &Path) -> Result<()> {
+    let venv = venv(cache);
+    eprintln!("installing the Python clients into {}", venv.display());
+    process::run_as_progress(
+        Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&venv),
+    )
+    .context("python3 cannot make a venv (Debian: python3-venv)")?;
+    let mut pip = Command::new(venv.join("bin/python"));
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
+    pip.args(CLIENTS.iter().map(requirement));
+    process::run_as_progress(&mut pip)
+}
+
+fn requirement(client: &Client) -> String {
+    format!("{}=={}", client.name, client.version)
+}
+
+fn stamp(interpreter: &str) -> String {
+    let requirements = CLIENTS
+        .iter()
+        .map(requirement)
+        .collect::<Vec<_>>()
+        .join("\n");
+    format!("{interpreter}\n{requirements}\n")
+}
+
+/// The version that a client itself reports; `None` when it does not run.
+fn installed(cache: &Path, client: &Client) -> Option<String> {
+    let bin = bin(cache);
+    let mut command = match client.name {
+        "boto3" => Command::new(bin.join("python")),
+        "awscli" => Command::new(bin.join("aws")),
+        name => Command::new(bin.join(name)),
+    };
+    match client.name {
+        "boto3" => command.args(["-c", "import boto3; print(boto3.__version__)"]),
+        _ => command.arg("--version"),
+    };
+    version_of(&mut command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stamp_changes_with_the_interpreter_and_holds_every_pin() {
+        assert_ne!(stamp("Python 3.11.2"), stamp("Python 3.13.1"));
+        for client in &CLIENTS {
+            assert!(stamp("Python 3.11.2").contains(&requirement(client)));
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_not_there_has_no_version() {
+        let empty = tempfile::tempdir().unwrap();
+        assert!(
+            CLIENTS
+                .iter()
+                .all(|client| installed(empty.path(), client).is_none())
+        );
+    }
+}

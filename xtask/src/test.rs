@@ -1,0 +1,42 @@
+//! `cargo xtask test`: every test of the workspace, once, with the clients that tests drive.
+//!
+//! The nextest run comes last, so that its summary is the closing line. Failed tests are never
+//! retried.
+
+use anyhow::{Result, ensure};
+
+use crate::process;
+use crate::setup::{self, Scope};
+use crate::workspace::{Profile, Workspace};
+
+/// Sets up, builds the server, model-checks the engine, runs nextest with `nextest` appended.
+pub fn run(workspace: &Workspace, nextest: &[String]) -> Result<()> {
+    let clients = setup::run(workspace, Scope::Clients)?;
+    let server = workspace.build_server(Profile::Dev)?;
+    check_interleavings(workspace)?;
+    let mut command = workspace.cargo();
+    command
+        .args(["nextest", "run", "--workspace"])
+        .args(nextest)
+        .env("ULTRACLOUD_BIN", server)
+        .env("ULTRACLOUD_CLIENTS", clients.bin());
+    process::run(&mut command)
+}
+
+/// Runs the engine's loom models, in a target directory of their own since they change RUSTFLAGS.
+fn check_interleavings(workspace: &Workspace) -> Result<()> {
+    if !workspace.root().join("engine/tests/loom.rs").is_file() {
+        return Ok(());
+    }
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    ensure!(
+        !flags.contains("loom"),
+        "RUSTFLAGS already names loom: unset it"
+    );
+    let mut command = workspace.cargo();
+    command
+        .args(["test", "--package", "engine", "--test", "loom"])
+        .env("RUSTFLAGS", format!("{flags} --cfg loom"))
+        .env("CARGO_TARGET_DIR", workspace.target_dir()?.join("loom"));
+    process::run(&mut command)
+}

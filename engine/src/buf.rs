@@ -168,7 +168,7 @@ impl fmt::Debug for DmaBuf {
         f.debug_struct("DmaBuf")
             .field("len", &self.len)
             .field("cap", &self.capacity())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,12 +179,10 @@ impl Drop for DmaBuf {
             shard.pool().owner() == self.arena.owner && shard.pool().put_local(ptr, order)
         });
         if local != Some(true) {
+            #[expect(clippy::cast_ptr_alignment, reason = "buffers are aligned to 4 KiB")]
+            let node = ptr.as_ptr().cast::<ReturnNode>();
             // SAFETY: we own at least 4 KiB, aligned to 4 KiB, and give it away.
-            unsafe {
-                self.arena
-                    .returned
-                    .push(ptr.as_ptr().cast::<ReturnNode>(), order)
-            };
+            unsafe { self.arena.returned.push(node, order) };
         }
     }
 }
@@ -389,21 +387,17 @@ impl Pool {
     pub(crate) fn take(&self, len: usize) -> Result<DmaBuf, NoMem> {
         let order = order_of(len).ok_or(NoMem { wanted: len })?;
         let mut free = self.free.borrow_mut();
-        let start = match free.take(order) {
-            Some(start) => start,
-            None => {
-                self.arena.returned.take_all(|node, order| {
-                    let start = self.block_of(node.cast());
-                    free.put(start, order);
-                });
-                match free.take(order) {
-                    Some(start) => start,
-                    None => {
-                        free.refused += 1;
-                        return Err(NoMem { wanted: len });
-                    }
-                }
-            }
+        let mut found = free.take(order);
+        if found.is_none() {
+            self.arena.returned.take_all(|node, order| {
+                let start = self.block_of(node.cast());
+                free.put(start, order);
+            });
+            found = free.take(order);
+        }
+        let Some(start) = found else {
+            free.refused += 1;
+            return Err(NoMem { wanted: len });
         };
         free.used += BLOCK << order;
         // SAFETY: `start` is a block inside the arena.

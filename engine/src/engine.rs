@@ -1,9 +1,10 @@
 //! An engine: shards on threads of their own, and the handle by which other threads call them.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -215,7 +216,7 @@ impl Engine {
             let id = ShardId(index as u16);
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
-                .spawn(move || shard_thread(id, &config, mesh, &ready))
+                .spawn(move || shard_thread(id, &config, &mesh, &ready))
                 .map_err(|e| Error::with(ErrorKind::Exhausted, "no thread for a shard", e))?;
             engine.threads.push(thread);
             match is_ready.recv() {
@@ -305,7 +306,7 @@ fn merge(granted: Vec<Capabilities>) -> Capabilities {
 fn shard_thread(
     id: ShardId,
     config: &ValidConfig,
-    mesh: Arc<Mesh>,
+    mesh: &Arc<Mesh>,
     ready: &std::sync::mpsc::SyncSender<Capabilities>,
 ) -> Result<(), Error> {
     let raw = config.raw();
@@ -338,14 +339,14 @@ fn shard_thread(
         id,
         config: config.clone(),
         endpoint,
-        mesh: Arc::clone(&mesh),
+        mesh: Arc::clone(mesh),
         backend: Box::new(backend),
         pool,
         seed,
     });
     // The receiver waits for this message or for the thread's end; it cannot be gone.
     let _ = ready.send(capabilities);
-    let ran = run(&core, &mesh, raw.spin);
+    let ran = run(&core, mesh, raw.spin);
     let drained = ran.and_then(|()| drain(&core));
     mesh.discard(id);
     if let Err(source) = drained {
@@ -370,10 +371,9 @@ fn run(core: &std::rc::Rc<ShardCore>, mesh: &Mesh, spin: SpinPolicy) -> std::io:
             continue;
         }
         let budget = match spin {
-            SpinPolicy::Park => Duration::ZERO,
             SpinPolicy::Always(budget) => budget,
             SpinPolicy::Adaptive(budget) if core.expects_mail(budget) => budget,
-            SpinPolicy::Adaptive(_) => Duration::ZERO,
+            SpinPolicy::Park | SpinPolicy::Adaptive(_) => Duration::ZERO,
         };
         let now = core.now();
         let since = *spinning_since.get_or_insert(now);
@@ -399,6 +399,15 @@ fn drain(core: &std::rc::Rc<ShardCore>) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Wakes a parked thread.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 /// Calls shards from any thread. Cheap to clone.
@@ -444,6 +453,25 @@ impl EngineHandle {
         });
         self.mesh.send_foreign(shard, message)?;
         answered.await.map_err(|_| CallError::Gone)
+    }
+
+    /// [`EngineHandle::call`] for threads without an executor: the thread sleeps until the answer.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::call`].
+    pub fn call_blocking<R, F>(&self, shard: ShardId, f: F) -> Result<R, CallError>
+    where
+        R: Send + 'static,
+        F: FnOnce(&Shard) -> LocalFut<R> + Send + 'static,
+    {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut answer = pin!(self.call(shard, f));
+        loop {
+            match answer.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(answer) => return answer,
+                Poll::Pending => std::thread::park(),
+            }
+        }
     }
 
     /// Metrics of all shards; a shard that is gone or too busy to answer is missing.

@@ -40,7 +40,7 @@ impl std::fmt::Debug for File {
         f.debug_struct("File")
             .field("path", &self.path)
             .field("direct", &self.direct)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -56,7 +56,7 @@ impl File {
             options,
         })
         .await
-        .map_err(|e| at(&path, e))?;
+        .map_err(|e| at(&path, &e))?;
         let FsReply::Opened {
             handle,
             len,
@@ -197,7 +197,7 @@ impl File {
             len,
         })
         .await;
-        done.map(drop).map_err(|e| at(&self.path, e))
+        done.map(drop).map_err(|e| at(&self.path, &e))
     }
 
     /// Takes an exclusive lock, held until the file is dropped.
@@ -206,7 +206,7 @@ impl File {
     /// `WouldBlock` when another process holds it.
     pub async fn lock(&self) -> io::Result<()> {
         let done = request(FsOp::Lock { file: self.handle }).await;
-        done.map(drop).map_err(|e| at(&self.path, e))
+        done.map(drop).map_err(|e| at(&self.path, &e))
     }
 
     /// Reads straight into a guest's memory.
@@ -292,7 +292,7 @@ async fn request(op: FsOp) -> io::Result<FsReply> {
         .unwrap_or_else(|_| Err(io::Error::other("the file system thread has ended")))
 }
 
-fn at(path: &Path, error: io::Error) -> io::Error {
+fn at(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -309,7 +309,7 @@ pub async fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
     request(FsOp::CreateDirAll { path: path.clone() })
         .await
         .map(drop)
-        .map_err(|e| at(&path, e))
+        .map_err(|e| at(&path, &e))
 }
 
 /// Removes a file.
@@ -321,7 +321,7 @@ pub async fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
     request(FsOp::RemoveFile { path: path.clone() })
         .await
         .map(drop)
-        .map_err(|e| at(&path, e))
+        .map_err(|e| at(&path, &e))
 }
 
 /// Renames, replacing what is there. Durable after [`sync_dir`] of the directory.
@@ -336,7 +336,7 @@ pub async fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<
     })
     .await
     .map(drop)
-    .map_err(|e| at(&from, e))
+    .map_err(|e| at(&from, &e))
 }
 
 /// Lists a directory in byte order of the names.
@@ -347,7 +347,7 @@ pub async fn read_dir(path: impl AsRef<Path>) -> io::Result<Vec<DirEntry>> {
     let path = path.as_ref().to_owned();
     match request(FsOp::ReadDir { path: path.clone() })
         .await
-        .map_err(|e| at(&path, e))?
+        .map_err(|e| at(&path, &e))?
     {
         FsReply::Entries(entries) => Ok(entries),
         _ => Err(unexpected()),
@@ -363,7 +363,7 @@ pub async fn sync_dir(path: impl AsRef<Path>) -> io::Result<()> {
     request(FsOp::SyncDir { path: path.clone() })
         .await
         .map(drop)
-        .map_err(|e| at(&path, e))
+        .map_err(|e| at(&path, &e))
 }
 
 /// Tells a path's length, allocated bytes and kind.
@@ -374,7 +374,7 @@ pub async fn metadata(path: impl AsRef<Path>) -> io::Result<Metadata> {
     let path = path.as_ref().to_owned();
     match request(FsOp::Metadata { path: path.clone() })
         .await
-        .map_err(|e| at(&path, e))?
+        .map_err(|e| at(&path, &e))?
     {
         FsReply::Metadata(metadata) => Ok(metadata),
         _ => Err(unexpected()),
@@ -389,7 +389,7 @@ pub async fn space(path: impl AsRef<Path>) -> io::Result<DiskSpace> {
     let path = path.as_ref().to_owned();
     match request(FsOp::Space { path: path.clone() })
         .await
-        .map_err(|e| at(&path, e))?
+        .map_err(|e| at(&path, &e))?
     {
         FsReply::Space(space) => Ok(space),
         _ => Err(unexpected()),

@@ -101,8 +101,14 @@ impl Listener {
     /// Takes over a listening socket that somebody else bound (socket activation, a hand-over at
     /// an upgrade).
     pub fn from_fd(fd: OwnedFd) -> Listener {
-        let socket = Socket { shard: current(), handle: RawHandle(fd.into_raw_fd()) };
-        Listener { socket, accepts: None }
+        let socket = Socket {
+            shard: current(),
+            handle: RawHandle(fd.into_raw_fd()),
+        };
+        Listener {
+            socket,
+            accepts: None,
+        }
     }
 
     /// The address it is bound to.

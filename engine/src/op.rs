@@ -121,12 +121,11 @@ impl MultiOp {
                 return Poll::Ready(None);
             };
             match self.shard.poll_item(slot, cx.waker()) {
-                Some(Some(item)) => Poll::Ready(Some(item)),
-                Some(None) => {
+                Poll::Ready(None) => {
                     self.slot = None;
                     Poll::Ready(None)
                 }
-                None => Poll::Pending,
+                item => item,
             }
         })
         .await

@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use crate::backend::{Completion, IoBackend, Op, RawHandle, SlotId, Wait};
@@ -392,7 +392,7 @@ impl ShardCore {
         self.slots.borrow_mut().poll(slot, waker)
     }
 
-    pub(crate) fn poll_item(&self, slot: SlotId, waker: &Waker) -> Option<Option<Item>> {
+    pub(crate) fn poll_item(&self, slot: SlotId, waker: &Waker) -> Poll<Option<Item>> {
         self.slots.borrow_mut().poll_item(slot, waker)
     }
 
@@ -454,8 +454,7 @@ impl ShardCore {
         F::Output: 'static,
     {
         self.try_spawn(info, future)
-            .ok()
-            .expect("a shard holds at most 65,536 tasks")
+            .unwrap_or_else(|full| panic!("a shard holds its most tasks: {full}"))
     }
 
     pub(crate) fn try_spawn<F>(

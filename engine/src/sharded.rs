@@ -64,7 +64,7 @@ impl<T> fmt::Debug for Sharded<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sharded")
             .field("index", &self.index)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

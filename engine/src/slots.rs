@@ -8,7 +8,7 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use crate::backend::{Completion, Part, SlotId};
 use crate::op::Leaves;
@@ -64,7 +64,7 @@ pub(crate) struct Effects {
 }
 
 pub(crate) struct Slots {
-    slots: Vec<Slot>,
+    table: Vec<Slot>,
     free: Vec<SlotId>,
     max: usize,
 }
@@ -72,14 +72,14 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(max: usize) -> Slots {
         Slots {
-            slots: Vec::new(),
+            table: Vec::new(),
             free: Vec::new(),
             max,
         }
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.table.len() - self.free.len()
     }
 
     /// Takes a slot for an operation that completes in `parts` parts.
@@ -106,21 +106,21 @@ impl Slots {
             leaves,
         };
         if let Some(id) = self.free.pop() {
-            self.slots[id as usize] = fresh;
+            self.table[id as usize] = fresh;
             return Some(id);
         }
         // Closing a handle always finds a slot: a full table must not leak descriptors.
-        if self.slots.len() >= self.max && leaves != Leaves::Closed {
+        if self.table.len() >= self.max && leaves != Leaves::Closed {
             return None;
         }
-        self.slots.push(fresh);
-        Some((self.slots.len() - 1) as SlotId)
+        self.table.push(fresh);
+        Some((self.table.len() - 1) as SlotId)
     }
 
     /// Records a completion.
     pub(crate) fn complete(&mut self, done: Completion) -> Effects {
         let mut effects = Effects::default();
-        let slot = &mut self.slots[done.slot as usize];
+        let slot = &mut self.table[done.slot as usize];
         assert!(
             slot.state == State::InFlight || slot.state == State::Orphan,
             "slot completed twice"
@@ -166,7 +166,7 @@ impl Slots {
     }
 
     fn end(&mut self, id: SlotId, effects: &mut Effects) {
-        let slot = &mut self.slots[id as usize];
+        let slot = &mut self.table[id as usize];
         effects.disk_bytes = slot.disk_bytes.take();
         if slot.state == State::Orphan {
             effects.drop = slot.keep.take();
@@ -179,7 +179,7 @@ impl Slots {
 
     /// The outcome of a finished operation, freeing the slot; else remembers the waker.
     pub(crate) fn poll(&mut self, id: SlotId, waker: &Waker) -> Option<Outcome> {
-        let slot = &mut self.slots[id as usize];
+        let slot = &mut self.table[id as usize];
         if slot.state == State::Done {
             slot.state = State::Free;
             self.free.push(id);
@@ -189,20 +189,19 @@ impl Slots {
         None
     }
 
-    /// The next item of a multishot operation. `Some(None)` when it has ended; its slot is free
-    /// then.
-    pub(crate) fn poll_item(&mut self, id: SlotId, waker: &Waker) -> Option<Option<Item>> {
-        let slot = &mut self.slots[id as usize];
+    /// The next item of a multishot operation; `None` when it has ended, and its slot is free.
+    pub(crate) fn poll_item(&mut self, id: SlotId, waker: &Waker) -> Poll<Option<Item>> {
+        let slot = &mut self.table[id as usize];
         if let Some(item) = slot.items.pop_front() {
-            return Some(Some(item));
+            return Poll::Ready(Some(item));
         }
         if slot.state == State::Done {
             slot.state = State::Free;
             self.free.push(id);
-            return Some(None);
+            return Poll::Ready(None);
         }
         set_waker(&mut slot.waker, waker);
-        None
+        Poll::Pending
     }
 
     /// The future is gone. Returns true when the operation is still running and wants a cancel;
@@ -214,7 +213,7 @@ impl Slots {
         keep: Option<Box<dyn Any>>,
         unread: &mut Vec<Item>,
     ) -> bool {
-        let slot = &mut self.slots[id as usize];
+        let slot = &mut self.table[id as usize];
         unread.extend(slot.items.drain(..));
         if slot.state == State::Done {
             if !slot.multishot {
@@ -233,12 +232,12 @@ impl Slots {
 
     /// What an unread result of the operation means.
     pub(crate) fn leaves(&self, id: SlotId) -> Leaves {
-        self.slots[id as usize].leaves
+        self.table[id as usize].leaves
     }
 
     /// An abandoned operation that never started: frees the slot and gives its memory back.
     pub(crate) fn withdraw(&mut self, id: SlotId) -> Option<Box<dyn Any>> {
-        let slot = &mut self.slots[id as usize];
+        let slot = &mut self.table[id as usize];
         assert!(
             slot.state == State::Orphan,
             "only an abandoned operation is withdrawn"
@@ -250,7 +249,7 @@ impl Slots {
 
     /// Leaks what running operations still use: the ring is broken, and the kernel may yet write.
     pub(crate) fn leak_running(&mut self) {
-        for slot in &mut self.slots {
+        for slot in &mut self.table {
             if let Some(keep) = slot.keep.take() {
                 std::mem::forget(keep);
             }

@@ -241,7 +241,7 @@ impl<T> Drop for JoinGuard<T> {
 /// Awaiting gives the task's output.
 #[must_use = "dropping a Task cancels it; detach() lets it run"]
 pub struct Task<T> {
-    task: Option<TaskRef>,
+    cancels: Option<TaskRef>,
     endpoint: u16,
     join: Rc<Join<T>>,
 }
@@ -249,7 +249,7 @@ pub struct Task<T> {
 impl<T> Task<T> {
     /// Lets the task run to its end without a handle.
     pub fn detach(mut self) {
-        self.task = None;
+        self.cancels = None;
     }
 
     /// Whether the task has ended.
@@ -260,7 +260,7 @@ impl<T> Task<T> {
 
 impl<T> Drop for Task<T> {
     fn drop(&mut self) {
-        let (Some(task), false) = (self.task, self.join.ended.get()) else {
+        let (Some(task), false) = (self.cancels, self.join.ended.get()) else {
             return;
         };
         with_current(|shard| {
@@ -302,7 +302,7 @@ where
         drop(guard);
     };
     (Box::pin(body), move |task, endpoint| Task {
-        task: Some(task),
+        cancels: Some(task),
         endpoint,
         join,
     })

@@ -1,31 +1,15 @@
 //! What the engine does when memory, the ring or the kernel's permission runs out, and when
 //! futures are dropped at any moment.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::pin::Pin;
+use std::task::Poll;
 
 use engine::fs::{File, OpenOptions};
 use engine::net::{Addr, ListenOptions, TcpListener, TcpStream};
 use engine::{Engine, EngineConfig, ErrorKind, LocalFut, Rng, SchedGroup, ShardId};
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
 
 fn with_config<R, F>(config: EngineConfig, f: F) -> R
 where
@@ -33,7 +17,10 @@ where
     F: FnOnce() -> LocalFut<R> + Send + 'static,
 {
     let engine = Engine::start(config).unwrap();
-    let result = block_on(engine.handle().call(ShardId(0), move |_| f())).unwrap();
+    let result = engine
+        .handle()
+        .call_blocking(ShardId(0), move |_| f())
+        .unwrap();
     engine.shutdown().unwrap();
     result
 }
@@ -254,10 +241,8 @@ fn a_low_memlock_limit_falls_back_to_unregistered_buffers_and_says_so() {
             rlim_max: 4 << 20,
         };
         // SAFETY: setrlimit reads one rlimit.
-        assert_eq!(
-            unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) },
-            0
-        );
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+        assert_eq!(set, 0);
         let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
         assert!(!engine.capabilities().registered_buffers);
         let told = engine
@@ -266,9 +251,9 @@ fn a_low_memlock_limit_falls_back_to_unregistered_buffers_and_says_so() {
             .iter()
             .any(|m| m.contains("RLIMIT_MEMLOCK"));
         assert!(told, "{:?}", engine.capabilities());
-        let len = block_on(engine.handle().call(ShardId(0), |_| {
+        let len = engine.handle().call_blocking(ShardId(0), |_| {
             Box::pin(async { engine::take_buf(4096).unwrap().len() })
-        }));
+        });
         assert_eq!(len, Ok(4096));
         engine.shutdown().unwrap();
     })
@@ -331,9 +316,9 @@ fn a_forbidden_io_uring_is_an_error_that_names_the_cause() {
 #[test]
 fn a_panicking_task_fails_its_shard_by_name() {
     let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
-    let gone = block_on(engine.handle().call(ShardId(0), |_| {
+    let gone = engine.handle().call_blocking(ShardId(0), |_| {
         Box::pin(async { panic!("a bug in a task") })
-    }));
+    });
     assert_eq!(gone, Err::<(), _>(engine::CallError::Gone));
     let error = engine.shutdown().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ShardFailed);

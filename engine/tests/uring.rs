@@ -1,12 +1,10 @@
 //! The engine on the real kernel: sockets, files, calls between shards and from other threads.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use engine::fs::{File, OpenOptions};
@@ -16,24 +14,6 @@ use engine::{
     SchedGroup, ShardId, Sharded,
 };
 
-/// Blocks this thread on a future by parking; for futures that other threads complete.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: std::sync::Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
-
 /// Runs a future on shard 0 of an engine with `shards` shards.
 fn on_engine<R, F>(shards: usize, f: F) -> R
 where
@@ -42,7 +22,10 @@ where
 {
     let engine = Engine::start(EngineConfig::unpinned(shards)).unwrap();
     let handle = engine.handle();
-    let result = block_on(engine.handle().call(ShardId(0), move |_| f(handle))).unwrap();
+    let result = (engine
+        .handle()
+        .call_blocking(ShardId(0), move |_| f(handle)))
+    .unwrap();
     engine.shutdown().unwrap();
     result
 }
@@ -340,59 +323,61 @@ fn guest_memory_is_read_and_written_in_place() {
 #[test]
 fn shards_call_each_other_under_limits() {
     let mut config = EngineConfig::unpinned(2);
-    let group = config.add_service("test", 1, 4, Duration::from_secs(60));
-    let other = config.add_service("other", 1, 4, Duration::from_secs(60));
+    let group = config.add_service("test", 1, 4, Duration::from_mins(1));
+    let other = config.add_service("other", 1, 4, Duration::from_mins(1));
     let engine = Engine::start(config).unwrap();
     let handle = engine.handle();
     let numbers: Sharded<std::cell::Cell<u64>> = Sharded::new(&handle);
     for id in handle.shard_ids() {
         let numbers = numbers.clone();
-        block_on(handle.call(id, move |_| {
-            Box::pin(async move { numbers.set_local(Rc::new(std::cell::Cell::new(0))) })
-        }))
-        .unwrap();
+        handle
+            .call_blocking(id, move |_| {
+                Box::pin(async move { numbers.set_local(Rc::new(std::cell::Cell::new(0))) })
+            })
+            .unwrap();
     }
     let both = numbers.clone();
-    let (total, busy) = block_on(handle.call(ShardId(0), move |_| {
-        Box::pin(async move {
-            for n in 1..=1000_u64 {
-                both.invoke_on(ShardId(1), group, move |cell| async move {
-                    cell.set(cell.get() + n)
-                })
-                .await
-                .unwrap();
-            }
-            let calls: Vec<_> = (0..10)
-                .map(|_| {
-                    let both = both.clone();
-                    engine::spawn_local(SchedGroup::FOREGROUND, async move {
-                        both.invoke_on(ShardId(1), group, |cell| async move {
-                            while cell.get() != 0 {
-                                engine::yield_now().await;
-                            }
-                        })
-                        .await
+    let (total, busy) = handle
+        .call_blocking(ShardId(0), move |_| {
+            Box::pin(async move {
+                for n in 1..=1000_u64 {
+                    both.invoke_on(ShardId(1), group, move |cell| async move {
+                        cell.set(cell.get() + n);
                     })
-                })
-                .collect();
-            while calls.iter().filter(|call| call.is_finished()).count() < 6 {
-                engine::yield_now().await;
-            }
-            let total = both
-                .invoke_on(ShardId(1), other, |cell| async move { cell.replace(0) })
-                .await;
-            let mut busy = 0;
-            for call in calls {
-                busy += usize::from(call.await == Err(CallError::Busy));
-            }
-            (total.unwrap(), busy)
+                    .await
+                    .unwrap();
+                }
+                let calls: Vec<_> = (0..10)
+                    .map(|_| {
+                        let both = both.clone();
+                        engine::spawn_local(SchedGroup::FOREGROUND, async move {
+                            both.invoke_on(ShardId(1), group, |cell| async move {
+                                while cell.get() != 0 {
+                                    engine::yield_now().await;
+                                }
+                            })
+                            .await
+                        })
+                    })
+                    .collect();
+                while calls.iter().filter(|call| call.is_finished()).count() < 6 {
+                    engine::yield_now().await;
+                }
+                let total = both
+                    .invoke_on(ShardId(1), other, |cell| async move { cell.replace(0) })
+                    .await;
+                let mut busy = 0;
+                for call in calls {
+                    busy += usize::from(call.await == Err(CallError::Busy));
+                }
+                (total.unwrap(), busy)
+            })
         })
-    }))
-    .unwrap();
+        .unwrap();
     assert_eq!(total, 500_500);
     assert_eq!(busy, 6, "four of ten calls fit the group's limit");
     engine.shutdown().unwrap();
-    let gone = block_on(handle.call(ShardId(0), |_| Box::pin(async {})));
+    let gone = handle.call_blocking(ShardId(0), |_| Box::pin(async {}));
     assert_eq!(gone, Err(CallError::Gone));
 }
 
@@ -405,19 +390,20 @@ fn a_call_past_its_deadline_says_so() {
     let unit: Sharded<()> = Sharded::new(&handle);
     for id in handle.shard_ids() {
         let unit = unit.clone();
-        block_on(handle.call(id, move |_| {
-            Box::pin(async move { unit.set_local(Rc::new(())) })
-        }))
-        .unwrap();
+        handle
+            .call_blocking(id, move |_| {
+                Box::pin(async move { unit.set_local(Rc::new(())) })
+            })
+            .unwrap();
     }
-    let answer = block_on(handle.call(ShardId(0), move |_| {
+    let answer = handle.call_blocking(ShardId(0), move |_| {
         Box::pin(async move {
             unit.invoke_on(ShardId(1), group, |_| {
-                engine::sleep(Duration::from_secs(600))
+                engine::sleep(Duration::from_mins(10))
             })
             .await
         })
-    }));
+    });
     assert_eq!(answer.unwrap(), Err(CallError::Deadline));
     engine.shutdown().unwrap();
 }
@@ -449,30 +435,32 @@ fn a_shutdown_under_load_ends_with_everything_drained() {
     let (_dir, path) = scratch();
     let engine = Engine::start(EngineConfig::unpinned(2)).unwrap();
     let handle = engine.handle();
-    block_on(handle.call(ShardId(0), move |_| {
-        Box::pin(async move {
-            let file = Rc::new(File::open(&path, WRITABLE).await.unwrap());
-            let mut listener = TcpListener::bind(&loopback(), ListenOptions::default()).unwrap();
-            for n in 0..64_u64 {
-                let file = Rc::clone(&file);
+    handle
+        .call_blocking(ShardId(0), move |_| {
+            Box::pin(async move {
+                let file = Rc::new(File::open(&path, WRITABLE).await.unwrap());
+                let mut listener =
+                    TcpListener::bind(&loopback(), ListenOptions::default()).unwrap();
+                for n in 0..64_u64 {
+                    let file = Rc::clone(&file);
+                    engine::spawn_local(SchedGroup::FOREGROUND, async move {
+                        loop {
+                            let buf = engine::take_buf(4096).unwrap();
+                            file.write_then_datasync(buf, n * 4096).await.0.unwrap();
+                        }
+                    })
+                    .detach();
+                }
                 engine::spawn_local(SchedGroup::FOREGROUND, async move {
-                    loop {
-                        let buf = engine::take_buf(4096).unwrap();
-                        file.write_then_datasync(buf, n * 4096).await.0.unwrap();
-                    }
+                    while listener.accept().await.is_ok() {}
                 })
                 .detach();
-            }
-            engine::spawn_local(SchedGroup::FOREGROUND, async move {
-                while listener.accept().await.is_ok() {}
+                for _ in 0..100 {
+                    engine::yield_now().await;
+                }
             })
-            .detach();
-            for _ in 0..100 {
-                engine::yield_now().await;
-            }
         })
-    }))
-    .unwrap();
+        .unwrap();
     engine.shutdown().unwrap();
 }
 
@@ -502,4 +490,64 @@ fn bad_configurations_and_unknown_cpus_are_told() {
             .iter()
             .any(|m| m.contains("pinning of shard 0"))
     );
+}
+
+#[test]
+fn a_poll_that_holds_its_shard_is_counted_as_a_stall_and_shown() {
+    let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
+    let handle = engine.handle();
+    let text = handle
+        .call_blocking(ShardId(0), |_| {
+            Box::pin(async {
+                let started = engine::now();
+                while engine::now() - started < Duration::from_millis(2) {
+                    std::hint::spin_loop();
+                }
+            })
+        })
+        .and_then(|()| {
+            handle.call_blocking(ShardId(0), |shard| {
+                let metrics = shard.metrics();
+                Box::pin(async move { engine::metrics::prometheus(&[metrics]) })
+            })
+        })
+        .unwrap();
+    assert!(
+        text.contains("uc_engine_stalls_total{shard=\"0\",group=\"foreground\"} 1\n"),
+        "{text}"
+    );
+    assert!(text.contains("# TYPE uc_engine_queue_delay_ns summary"));
+    engine.shutdown().unwrap();
+}
+
+#[test]
+fn timers_fire_in_order_and_a_timeout_cuts_a_wait_short() {
+    on_engine(1, |_| {
+        Box::pin(async {
+            let order = Rc::new(std::cell::RefCell::new(Vec::new()));
+            let tasks: Vec<_> = [3_u64, 1, 2]
+                .map(|n| {
+                    let order = Rc::clone(&order);
+                    engine::spawn_local(SchedGroup::FOREGROUND, async move {
+                        engine::sleep(Duration::from_millis(5 * n)).await;
+                        order.borrow_mut().push(n);
+                    })
+                })
+                .into();
+            for task in tasks {
+                task.await;
+            }
+            assert_eq!(*order.borrow(), [1, 2, 3]);
+            let never = std::future::pending::<()>();
+            assert!(
+                engine::timeout(Duration::from_millis(1), never)
+                    .await
+                    .is_none()
+            );
+            assert_eq!(
+                engine::timeout(Duration::from_mins(1), async { 7 }).await,
+                Some(7)
+            );
+        })
+    });
 }

@@ -78,6 +78,7 @@ impl RecvRing {
     pub(crate) fn recycle(&mut self, buffer: u16) {
         let addr = self.buffer(buffer) as u64;
         let place = usize::from(self.tail & (self.entries - 1));
+        #[expect(clippy::cast_ptr_alignment, reason = "a mapping starts on a page")]
         let base = self.map.as_ptr().cast::<BufRingEntry>();
         // SAFETY: `place` is below `entries`; the kernel does not read entries at or past the tail.
         let entry = unsafe { &mut *base.add(place) };

@@ -1,4 +1,4 @@
-//! The kernel backend: one ring a shard.
+//! The kernel backend: one ring a shard. `entries` turns operations into queue entries.
 //!
 //! Set-up: SINGLE_ISSUER | DEFER_TASKRUN | COOP_TASKRUN | TASKRUN_FLAG, so completions appear only
 //! when this thread enters the kernel and asks for events. Rules learnt by measurement: never
@@ -24,6 +24,8 @@ use crate::time::Nanos;
 
 use super::recv_ring::RecvRing;
 use super::{clock, fs_thread, sys};
+
+mod entries;
 
 /// `user_data` of the doorbell's read.
 const DOORBELL: u64 = u64::MAX;
@@ -149,10 +151,6 @@ impl UringBackend {
         }
     }
 
-    fn fd(&self, handle: RawHandle) -> types::Fd {
-        types::Fd(handle.0)
-    }
-
     fn push(&mut self, entry: squeue::Entry) {
         if !self.backlog.is_empty() || !self.try_push(&entry) {
             self.sq_full += 1;
@@ -212,166 +210,6 @@ impl UringBackend {
         }
     }
 
-    fn entry(&mut self, op: &Op) -> Option<squeue::Entry> {
-        Some(match *op {
-            Op::Read { file, span, offset } => match (span.fixed, self.fixed_files.get(&file.0)) {
-                (Some(buf), Some(file)) => {
-                    opcode::ReadFixed::new(types::Fixed(*file), span.ptr, span.len, buf)
-                        .offset(offset)
-                        .build()
-                }
-                (Some(buf), None) => opcode::ReadFixed::new(self.fd(file), span.ptr, span.len, buf)
-                    .offset(offset)
-                    .build(),
-                (None, _) => opcode::Read::new(self.fd(file), span.ptr, span.len)
-                    .offset(offset)
-                    .build(),
-            },
-            Op::Write {
-                file,
-                span,
-                offset,
-                dsync,
-            } => {
-                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
-                self.write_entry(file, span, offset, flags)
-            }
-            Op::ReadVectored {
-                file,
-                iov,
-                count,
-                offset,
-            } => opcode::Readv::new(self.fd(file), iov, count)
-                .offset(offset)
-                .build(),
-            Op::WriteVectored {
-                file,
-                iov,
-                count,
-                offset,
-            } => opcode::Writev::new(self.fd(file), iov, count)
-                .offset(offset)
-                .build(),
-            Op::Sync { file } => opcode::Fsync::new(self.fd(file))
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
-            Op::Allocate { file, offset, len } => opcode::Fallocate::new(self.fd(file), len)
-                .offset(offset)
-                .mode(0)
-                .build(),
-            Op::Discard { file, offset, len } => opcode::Fallocate::new(self.fd(file), len)
-                .offset(offset)
-                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-                .build(),
-            Op::ReadEvent { event, counter } => {
-                opcode::Read::new(self.fd(event), counter.cast(), 8).build()
-            }
-            Op::Close { handle } => {
-                self.forget_file(handle);
-                opcode::Close::new(self.fd(handle)).build()
-            }
-            Op::WriteThenSync { .. } => return None,
-            _ => return self.socket_entry(op),
-        })
-    }
-
-    fn write_entry(
-        &self,
-        file: RawHandle,
-        span: super::Span,
-        offset: u64,
-        flags: i32,
-    ) -> squeue::Entry {
-        match (span.fixed, self.fixed_files.get(&file.0)) {
-            (Some(buf), Some(file)) => {
-                opcode::WriteFixed::new(types::Fixed(*file), span.ptr, span.len, buf)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build()
-            }
-            (Some(buf), None) => opcode::WriteFixed::new(self.fd(file), span.ptr, span.len, buf)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
-            (None, _) => opcode::Write::new(self.fd(file), span.ptr, span.len)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
-        }
-    }
-
-    /// `None` when a receive ring is asked for and there is none.
-    fn socket_entry(&self, op: &Op) -> Option<squeue::Entry> {
-        const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
-        Some(match *op {
-            Op::Accept { listener } => opcode::AcceptMulti::new(self.fd(listener))
-                .flags(libc::SOCK_CLOEXEC)
-                .build(),
-            Op::Connect { socket, addr } => {
-                // SAFETY: the address is kept by the op's slot.
-                let addr = unsafe { &*addr };
-                opcode::Connect::new(self.fd(socket), addr.as_ptr(), addr.len).build()
-            }
-            Op::Recv { socket, span } => {
-                opcode::Recv::new(self.fd(socket), span.ptr, span.len).build()
-            }
-            Op::RecvRing { socket, multishot } => {
-                self.recv_ring.as_ref()?;
-                if multishot {
-                    opcode::RecvMulti::new(self.fd(socket), RecvRing::GROUP).build()
-                } else {
-                    opcode::Recv::new(
-                        self.fd(socket),
-                        std::ptr::null_mut(),
-                        RecvRing::BUF_LEN as u32,
-                    )
-                    .buf_group(RecvRing::GROUP)
-                    .build()
-                    .flags(squeue::Flags::BUFFER_SELECT)
-                }
-            }
-            Op::Send {
-                socket,
-                span,
-                zero_copy: true,
-            } => opcode::SendZc::new(self.fd(socket), span.ptr, span.len)
-                .buf_index(span.fixed)
-                .flags(NO_SIGNAL | libc::MSG_WAITALL)
-                .build(),
-            Op::Send {
-                socket,
-                span,
-                zero_copy: false,
-            } => opcode::Send::new(self.fd(socket), span.ptr, span.len)
-                .flags(NO_SIGNAL | libc::MSG_WAITALL)
-                .build(),
-            Op::SendVectored { socket, msg, .. } => opcode::SendMsg::new(self.fd(socket), msg)
-                .flags((NO_SIGNAL | libc::MSG_WAITALL) as u32)
-                .build(),
-            Op::RecvFrom { socket, datagram } => {
-                // SAFETY: the datagram is kept by the op's slot.
-                let header = unsafe { &raw mut (*datagram).header };
-                opcode::RecvMsg::new(self.fd(socket), header).build()
-            }
-            Op::SendTo { socket, datagram } => {
-                // SAFETY: as above.
-                let header = unsafe { &raw const (*datagram).header };
-                opcode::SendMsg::new(self.fd(socket), header)
-                    .flags(NO_SIGNAL as u32)
-                    .build()
-            }
-            Op::Shutdown { socket, write_only } => {
-                let how = if write_only {
-                    libc::SHUT_WR
-                } else {
-                    libc::SHUT_RDWR
-                };
-                opcode::Shutdown::new(self.fd(socket), how).build()
-            }
-            _ => return None,
-        })
-    }
-
     fn forget_file(&mut self, handle: RawHandle) {
         if let Some(place) = self.fixed_files.remove(&handle.0) {
             // Failing to empty the place would only keep the file open until it is reused.
@@ -405,6 +243,10 @@ impl UringBackend {
 fn entry_is_linked(entry: &squeue::Entry) -> bool {
     // The only linked entries are writes of WriteThenSync: plain slot number, sync behind them.
     entry.get_user_data() & LINKED != 0
+}
+
+fn fd(handle: RawHandle) -> types::Fd {
+    types::Fd(handle.0)
 }
 
 /// Bit of `user_data` that marks a write with a sync linked behind it.
@@ -447,7 +289,7 @@ impl IoBackend for UringBackend {
                 .write_entry(file, span, offset, 0)
                 .flags(squeue::Flags::IO_LINK)
                 .user_data(data | LINKED);
-            let sync = opcode::Fsync::new(self.fd(file))
+            let sync = opcode::Fsync::new(fd(file))
                 .flags(types::FsyncFlags::DATASYNC)
                 .build();
             self.push_pair([write, sync.user_data(data | SYNC_PART)]);
@@ -472,7 +314,7 @@ impl IoBackend for UringBackend {
         // SAFETY: a shared view of the queue's length and flags; nobody pushes meanwhile (&self,
         // one thread).
         let queue = unsafe { self.ring.submission_shared() };
-        !queue.is_empty() || queue.taskrun() || !self.backlog.is_empty()
+        !queue.is_empty() || queue.taskrun() || queue.cq_overflow() || !self.backlog.is_empty()
     }
 
     fn enter(&mut self, wait: Wait) -> io::Result<()> {

@@ -212,30 +212,9 @@ impl World {
                 let done = self.write(key, node, inode, offset);
                 self.finish_with(key, done);
             }
-            Op::WriteThenSync { span, offset, .. } => {
-                let (len, offset) = (span.len, *offset);
-                let done = self.write(key, node, inode, offset);
-                self.post_more(
-                    key,
-                    Answer {
-                        ends_part: true,
-                        ..done
-                    },
-                );
-                if done.result == len as i32 {
-                    self.begin_sync(key);
-                    self.schedule_disk(key, self.now);
-                } else {
-                    let result = -libc::ECANCELED;
-                    self.finish_with(
-                        key,
-                        Answer {
-                            result,
-                            part: Part::Sync,
-                            ..Answer::default()
-                        },
-                    );
-                }
+            Op::WriteThenSync { offset, .. } => {
+                let offset = *offset;
+                self.finish_write_half(key, node, inode, offset);
             }
             Op::Allocate { offset, len, .. } => {
                 let (offset, len) = (*offset, *len);
@@ -248,6 +227,28 @@ impl World {
                 self.finish(key, done.map_or_else(negated, |()| 0));
             }
             _ => {}
+        }
+    }
+
+    /// The write of a linked pair is done; its sync starts when all bytes were written.
+    fn finish_write_half(&mut self, key: OpKey, node: NodeId, inode: Inode, offset: u64) {
+        let len = self.flights[&key].capacity();
+        let done = self.write(key, node, inode, offset);
+        let main = Answer {
+            ends_part: true,
+            ..done
+        };
+        self.post_more(key, main);
+        if done.result == len as i32 {
+            self.begin_sync(key);
+            self.schedule_disk(key, self.now);
+        } else {
+            let sync = Answer {
+                result: -libc::ECANCELED,
+                part: Part::Sync,
+                ..Answer::default()
+            };
+            self.finish_with(key, sync);
         }
     }
 

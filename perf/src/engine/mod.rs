@@ -32,8 +32,7 @@ use crate::machine::{self, Facts, Mount};
 use crate::report::{Limit, Peer, Row, Spread};
 
 /// Everyone who can take part, in the order of the report.
-const CONTENDERS: [&dyn Contender; 4] =
-    [&raw::Raw, &own::Own, &tokio::Tokio, &compio::Compio];
+const CONTENDERS: [&dyn Contender; 4] = [&raw::Raw, &own::Own, &tokio::Tokio, &compio::Compio];
 /// Whom the others are compared with.
 const PEER: &str = "raw";
 /// Who has to keep the limits.

@@ -86,37 +86,34 @@ impl Contender for Own {
         let handle = engine.handle();
         let far: Sharded<()> = Sharded::new(&handle);
         let placed = far.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let laps = runtime.block_on(async {
-            let place = move |_: &engine::Shard| -> LocalFut<()> {
-                Box::pin(async move { placed.set_local(Rc::new(())) })
-            };
-            handle.call(ShardId(1), place).await?;
-            handle
-                .call(ShardId(0), move |_| {
-                    Box::pin(async move {
-                        let laps = Laps::open(job);
-                        while let Some(request) = laps.next() {
-                            let before = Instant::now();
-                            let answer = far
-                                .invoke_on(ShardId(1), group, move |_| async move {
-                                    HopJob::answer(request)
-                                })
-                                .await?;
-                            laps.record(request, answer, before.elapsed())?;
-                        }
-                        Ok(laps)
-                    })
-                })
-                .await?
-        });
+        handle.call_blocking(ShardId(1), move |_| {
+            Box::pin(async move { placed.set_local(Rc::new(())) })
+        })?;
+        let laps = handle.call_blocking(ShardId(0), move |_| {
+            Box::pin(async move {
+                let laps = Laps::open(job);
+                while let Some(request) = laps.next() {
+                    let before = Instant::now();
+                    let answer = far
+                        .invoke_on(ShardId(1), group, move |_| async move {
+                            HopJob::answer(request)
+                        })
+                        .await?;
+                    laps.record(request, answer, before.elapsed())?;
+                }
+                Ok(laps)
+            })
+        })?;
         engine.shutdown()?;
         laps
     }
 }
 
 fn config(cpus: &[usize]) -> EngineConfig {
-    EngineConfig { cpus: cpus.iter().copied().map(Some).collect(), ..EngineConfig::default() }
+    EngineConfig {
+        cpus: cpus.iter().copied().map(Some).collect(),
+        ..EngineConfig::default()
+    }
 }
 
 /// Runs a future on the first shard of a fresh engine; the calling thread sleeps meanwhile.
@@ -125,14 +122,17 @@ fn on_shard<R: Send + 'static>(
     f: impl FnOnce() -> LocalFut<Result<R>> + Send + 'static,
 ) -> Result<R> {
     let engine = Engine::start(config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let result = runtime.block_on(engine.handle().call(ShardId(0), move |_| f()))?;
+    let result = engine.handle().call_blocking(ShardId(0), move |_| f())?;
     engine.shutdown()?;
     result
 }
 
 async fn open(path: &std::path::Path, write: bool) -> Result<File> {
-    let options = OpenOptions { write, direct: true, ..OpenOptions::default() };
+    let options = OpenOptions {
+        write,
+        direct: true,
+        ..OpenOptions::default()
+    };
     Ok(File::open(path, options).await?)
 }
 
@@ -164,15 +164,23 @@ async fn read(file: Rc<File>, job: ReadJob, meter: Rc<Meter>) -> Result<()> {
         let block = job.pick(number);
         let (read, returned) = file.read_at(buf, ReadJob::offset(block)).await;
         buf = returned;
-        ReadJob::check(block, read.with_context(|| format!("read block {block}"))?, seen(&buf)?)?;
+        ReadJob::check(
+            block,
+            read.with_context(|| format!("read block {block}"))?,
+            seen(&buf)?,
+        )?;
         meter.count();
     }
     Ok(())
 }
 
 fn seen(buf: &DmaBuf) -> Result<&Block> {
+    #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
     let aligned = buf.as_ptr().cast::<Block>();
-    anyhow::ensure!(buf.len() >= BLOCK_BYTES && aligned.is_aligned(), "a buffer is no block");
+    anyhow::ensure!(
+        buf.len() >= BLOCK_BYTES && aligned.is_aligned(),
+        "a buffer is no block"
+    );
     // SAFETY: the buffer holds a whole block, aligned as one (both checked), and outlives the
     // reference; a block is plain bytes.
     Ok(unsafe { &*aligned })
@@ -180,6 +188,7 @@ fn seen(buf: &DmaBuf) -> Result<&Block> {
 
 fn batch(buf: &mut DmaBuf) -> Result<&mut Batch> {
     anyhow::ensure!(buf.len() >= BATCH_BYTES, "a buffer is no batch");
+    #[expect(clippy::cast_ptr_alignment, reason = "checked in the next line")]
     let aligned = buf.as_mut_ptr().cast::<Batch>();
     anyhow::ensure!(aligned.is_aligned(), "a buffer is not aligned as a batch");
     // SAFETY: as for `seen`, and `&mut` is exclusive.

@@ -105,6 +105,8 @@ pub(crate) struct ShardCore {
     replies_due: Cell<u32>,
     last_message: Cell<Nanos>,
     running: Cell<Option<Running>>,
+    /// The shard ends and only waits for operations in flight.
+    draining: Cell<bool>,
     slice_end: Cell<Nanos>,
     now: Cell<Nanos>,
     reaped: RefCell<Vec<Completion>>,
@@ -136,6 +138,7 @@ impl ShardCore {
             replies_due: Cell::new(0),
             last_message: Cell::new(Nanos(0)),
             running: Cell::new(None),
+            draining: Cell::new(false),
             slice_end: Cell::new(now),
             now: Cell::new(now),
             reaped: RefCell::default(),
@@ -328,7 +331,9 @@ impl ShardCore {
             };
         }
         self.endpoint.bell.announce_sleep();
-        let wait = if self.endpoint.wakes.any() || self.mesh.has_mail(self.id) {
+        // A stop that came before the announcement rang nobody. While draining it is known.
+        let stopped = self.mesh.is_stopping() && !self.draining.get();
+        let wait = if stopped || self.endpoint.wakes.any() || self.mesh.has_mail(self.id) {
             Wait::No
         } else {
             self.counters.sleeps.set(self.counters.sleeps.get() + 1);
@@ -341,6 +346,7 @@ impl ShardCore {
 
     /// Drops all tasks. Operations that they leave are cancelled; their memory waits in the slots.
     pub(crate) fn teardown(self: &Rc<Self>) {
+        self.draining.set(true);
         let _entered = self.enter_current();
         loop {
             let futures = self.tasks.borrow_mut().drain();

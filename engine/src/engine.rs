@@ -1,6 +1,7 @@
 //! An engine: shards on threads of their own, and the handle by which other threads call them.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,6 +43,8 @@ pub(crate) struct Mesh {
     endpoints: Box<[&'static Endpoint]>,
     /// Set once: no new call is taken, shards end when their work has drained.
     stopping: AtomicBool,
+    /// Shards that take no more mail.
+    ended: Box<[AtomicBool]>,
     /// Values placed on every shard so far.
     sharded: AtomicUsize,
 }
@@ -69,6 +72,7 @@ impl Mesh {
             foreign: (0..shards).map(|_| ArrayQueue::new(mailbox)).collect(),
             endpoints: endpoints.into(),
             stopping: AtomicBool::new(false),
+            ended: (0..shards).map(|_| AtomicBool::new(false)).collect(),
             sharded: AtomicUsize::new(0),
         }))
     }
@@ -112,6 +116,11 @@ impl Mesh {
             .push(message)
             .map_err(|_| CallError::Busy)?;
         self.endpoints[to.index()].notify();
+        // The shard may have ended between the look above and the push: then nobody else takes the
+        // message, and its caller must not wait for ever.
+        if self.is_stopping() && self.ended[to.index()].load(Ordering::SeqCst) {
+            self.discard_foreign(to);
+        }
         Ok(())
     }
 
@@ -158,7 +167,14 @@ impl Mesh {
 
     /// Drops all mail of a shard that has ended; its callers see the shard as gone.
     pub(crate) fn discard(&self, shard: ShardId) {
+        self.ended[shard.index()].store(true, Ordering::SeqCst);
         while self.receive(shard, drop) > 0 {}
+    }
+
+    fn discard_foreign(&self, shard: ShardId) {
+        while let Some(message) = self.foreign[shard.index()].pop() {
+            drop(message);
+        }
     }
 }
 
@@ -346,19 +362,30 @@ fn shard_thread(
     });
     // The receiver waits for this message or for the thread's end; it cannot be gone.
     let _ = ready.send(capabilities);
-    let ran = run(&core, mesh, raw.spin);
-    let drained = ran.and_then(|()| drain(&core));
-    mesh.discard(id);
-    if let Err(source) = drained {
-        // The kernel may still write to memory of operations in flight: leak it.
-        core.leak_running();
-        return Err(Error::with(
+    let ended = match catch_unwind(AssertUnwindSafe(|| run(&core, mesh, raw.spin))) {
+        Ok(ran) => ran.and_then(|()| drain(&core)).map_err(|source| {
+            let context = format!("the ring of shard {} is broken", id.0);
+            Error::with(ErrorKind::ShardFailed, context, source)
+        }),
+        Err(_panic) => Err(Error::new(
             ErrorKind::ShardFailed,
-            format!("the ring of shard {} is broken", id.0),
-            source,
-        ));
+            format!("shard {} panicked", id.0),
+        )),
+    };
+    if ended.is_err() {
+        abandon(core, mesh);
     }
-    Ok(())
+    mesh.discard(id);
+    ended
+}
+
+/// A shard that cannot drain: the engine stops, callers see it gone, and whatever the kernel may
+/// still write to is leaked.
+fn abandon(core: std::rc::Rc<ShardCore>, mesh: &Mesh) {
+    mesh.stop();
+    // Tasks hold the answers that callers wait for. A second panic changes nothing for them.
+    let _ = catch_unwind(AssertUnwindSafe(|| core.teardown()));
+    std::mem::forget(core);
 }
 
 fn run(core: &std::rc::Rc<ShardCore>, mesh: &Mesh, spin: SpinPolicy) -> std::io::Result<()> {

@@ -370,10 +370,6 @@ impl ShardCore {
         self.tasks.borrow().live()
     }
 
-    pub(crate) fn leak_running(&self) {
-        self.slots.borrow_mut().leak_running();
-    }
-
     // --- operations -----------------------------------------------------------------------
 
     /// Claims a slot and starts the operation, or queues it behind others of the disk.

@@ -246,15 +246,6 @@ impl Slots {
         self.free.push(id);
         slot.keep.take()
     }
-
-    /// Leaks what running operations still use: the ring is broken, and the kernel may yet write.
-    pub(crate) fn leak_running(&mut self) {
-        for slot in &mut self.table {
-            if let Some(keep) = slot.keep.take() {
-                std::mem::forget(keep);
-            }
-        }
-    }
 }
 
 fn set_waker(place: &mut Option<Waker>, waker: &Waker) {

@@ -314,13 +314,18 @@ fn a_forbidden_io_uring_is_an_error_that_names_the_cause() {
 }
 
 #[test]
-fn a_panicking_task_fails_its_shard_by_name() {
-    let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
+fn a_panicking_task_fails_its_engine_by_name_and_leaves_no_caller_waiting() {
+    let engine = Engine::start(EngineConfig::unpinned(2)).unwrap();
+    let handle = engine.handle();
+    let other = std::thread::spawn(move || {
+        handle.call_blocking(ShardId(0), |_| Box::pin(std::future::pending::<()>()))
+    });
     let gone = engine.handle().call_blocking(ShardId(0), |_| {
         Box::pin(async { panic!("a bug in a task") })
     });
     assert_eq!(gone, Err::<(), _>(engine::CallError::Gone));
+    assert_eq!(other.join().unwrap(), Err(engine::CallError::Gone));
     let error = engine.shutdown().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ShardFailed);
-    assert!(error.to_string().contains("shard 0"));
+    assert!(error.to_string().contains("shard 0 panicked"), "{error}");
 }

@@ -12,6 +12,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod outside;
 pub mod placement;
 pub mod route;
 pub mod service;

@@ -28,9 +28,9 @@ use super::{clock, fs_thread, sys};
 mod entries;
 
 /// `user_data` of the doorbell's read.
-const DOORBELL: u64 = u64::MAX;
+const DOORBELL: u64 = 1 << 35;
 /// `user_data` of cancel requests; their own results say nothing of use.
-const CANCEL: u64 = u64::MAX - 1;
+const CANCEL: u64 = 1 << 34;
 /// Bit of `user_data` that marks the sync behind a linked write.
 const SYNC_PART: u64 = 1 << 32;
 /// Places in the registered-file table.

@@ -64,7 +64,7 @@ impl Default for EngineConfig {
             pool_bytes: 32 << 20,
             recv_buffers: 256,
             spin: SpinPolicy::Adaptive(Duration::from_micros(50)),
-            task_quota: Duration::from_micros(500),
+            task_quota: Duration::from_micros(100),
             stall_limit: Duration::from_micros(500),
             disk_ops_max: 256,
             disk_bytes_max: 64 << 20,

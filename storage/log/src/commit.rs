@@ -1,0 +1,445 @@
+//! Group commit: who writes when.
+//!
+//! A *flight* is a task that takes what has gathered, writes it, and looks again. An append starts
+//! a flight when none is about to take its record and fewer than `batches_in_flight` run. A flight
+//! starts behind the tasks that are ready now, so records of one turn share a batch, and no timer
+//! is needed. At most one flight at a time is *placing*: taking a batch, or waiting for a segment
+//! to take it to; that keeps batches in the order of their records.
+//!
+//! Bounds: flights by `batches_in_flight`, gathered bytes by `batch_bytes_max`, appenders that wait
+//! for room by [`WAITERS_MAX`], files open for reading by [`READERS_MAX`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use engine::fs::File;
+use engine::sync::{Notify, Semaphore};
+use engine::{BLOCK, SchedGroup};
+
+use crate::ack::Ack;
+use crate::config::{FlushMode, LogConfig};
+use crate::error::LogError;
+use crate::files::{self, Source};
+use crate::format::{BATCH_HEADER, BatchKind, SegmentHeader, batch_span, record_span};
+use crate::recovery;
+use crate::state::{Batch, NeedsSegment, Phase, Staged, State};
+use crate::types::{Appended, LogMetrics, Lsn, SegmentInfo};
+
+/// Most appenders that wait for room in a batch.
+pub(crate) const WAITERS_MAX: usize = 4096;
+/// Most files kept open for reading.
+pub(crate) const READERS_MAX: usize = 128;
+
+/// How full the tail is before a fresh spare is made for want of a released one.
+const FRESH_FROM_PERCENT: u64 = 25;
+
+/// The running log.
+pub(crate) struct Commit {
+    pub(crate) dir: PathBuf,
+    config: LogConfig,
+    pub(crate) state: RefCell<State>,
+    /// Bytes of records that may gather.
+    room: Semaphore,
+    /// One at a time makes, recycles or removes segment files.
+    files: Semaphore,
+    pub(crate) readers: RefCell<BTreeMap<u32, (Rc<File>, u64)>>,
+    pub(crate) reads: Cell<u64>,
+    flights: Cell<usize>,
+    placing: Cell<bool>,
+    writing: Cell<usize>,
+    sealing: Cell<bool>,
+    topping_up: Cell<bool>,
+    /// A flight, a seal or the last gathered record is done.
+    quiet: Notify,
+    _lock: File,
+}
+
+impl Commit {
+    pub(crate) fn new(dir: PathBuf, config: LogConfig, lock: File, state: State) -> Commit {
+        let room = (config.batch_bytes_max - BATCH_HEADER) as u64;
+        Commit {
+            dir,
+            state: RefCell::new(state),
+            room: Semaphore::new(room, WAITERS_MAX),
+            files: Semaphore::new(1, WAITERS_MAX),
+            readers: RefCell::default(),
+            reads: Cell::new(0),
+            flights: Cell::new(0),
+            placing: Cell::new(false),
+            writing: Cell::new(0),
+            sealing: Cell::new(false),
+            topping_up: Cell::new(false),
+            quiet: Notify::default(),
+            config,
+            _lock: lock,
+        }
+    }
+
+    /// Makes this life's incarnation durable, when there is room for its mark. A full disk only
+    /// delays that until there is space for the first record.
+    pub(crate) async fn begin(self: &Rc<Self>) -> Result<(), LogError> {
+        match self.mark_open().await {
+            Err(LogError::Full { .. }) => {}
+            other => other?,
+        }
+        self.top_up();
+        Ok(())
+    }
+
+    /// The log was dropped: background work ends at its next step.
+    pub(crate) fn end(&self) {
+        self.state.borrow_mut().phase = Phase::Closed;
+    }
+
+    pub(crate) fn last_durable(&self) -> Lsn {
+        Lsn(self.state.borrow().durable_lsn)
+    }
+
+    pub(crate) fn segments(&self) -> Vec<SegmentInfo> {
+        self.state.borrow().infos()
+    }
+
+    pub(crate) fn metrics(&self) -> LogMetrics {
+        self.state.borrow().metrics
+    }
+
+    pub(crate) async fn append(
+        self: &Rc<Self>,
+        kind: u8,
+        parts: &[&[u8]],
+    ) -> Result<Appended, LogError> {
+        let len = parts
+            .iter()
+            .fold(0_usize, |sum, part| sum.saturating_add(part.len()));
+        let max = self.config.record_bytes_max;
+        if len > max {
+            return Err(LogError::TooLarge { len, max });
+        }
+        self.state.borrow().check()?;
+        let span = record_span(len);
+        let gathered = match self.room.acquire(span as u64).await {
+            Err(_) => Err(LogError::Busy),
+            Ok(permit) => self.launch().and_then(|()| {
+                let wanted = self.config.batch_bytes_max.max(batch_span(span));
+                let buf = || engine::take_buf(wanted).map_err(|_| LogError::Busy);
+                self.state
+                    .borrow_mut()
+                    .gather(kind, parts, span, permit, buf)
+            }),
+        };
+        match gathered {
+            Ok(ticket) => ticket.wait().await,
+            Err(error) => {
+                let busy = u64::from(matches!(error, LogError::Busy));
+                self.state.borrow_mut().metrics.busy += busy;
+                Err(error)
+            }
+        }
+    }
+
+    /// Sees to it that a flight will take what gathers in this turn.
+    fn launch(self: &Rc<Self>) -> Result<(), LogError> {
+        self.state.borrow().check()?;
+        if self.placing.get() || self.flights.get() >= self.config.batches_in_flight {
+            return Ok(());
+        }
+        let flight = Rc::clone(self).fly();
+        let task = engine::try_spawn_local(SchedGroup::FOREGROUND, flight);
+        task.map_err(|_| LogError::Busy)?.detach();
+        self.placing.set(true);
+        self.flights.set(self.flights.get() + 1);
+        Ok(())
+    }
+
+    async fn fly(self: Rc<Self>) {
+        loop {
+            let batch = self.next_batch().await;
+            self.placing.set(false);
+            let Some(batch) = batch else { break };
+            self.write(batch).await;
+            if self.placing.get() || self.state.borrow().gathering.is_none() {
+                break;
+            }
+            self.placing.set(true);
+            // Those whom the write has just answered may have more to say.
+            engine::yield_now().await;
+        }
+        self.flights.set(self.flights.get() - 1);
+        self.quiet.notify_all();
+    }
+
+    /// Takes what has gathered to its place; `None` when there is nothing, or it was refused.
+    async fn next_batch(self: &Rc<Self>) -> Option<Batch> {
+        loop {
+            let gathers = self.state.borrow().gathering.is_some();
+            if !gathers {
+                return None;
+            }
+            let ready = match self.mark_open().await {
+                Ok(()) => {
+                    let dispatched = self.state.borrow_mut().dispatch(engine::now())?;
+                    match dispatched {
+                        Ok(batch) => {
+                            // A released segment costs less than a fresh one: give it time.
+                            if self.state.borrow().tail_used_percent() >= FRESH_FROM_PERCENT {
+                                self.top_up();
+                            }
+                            return Some(batch);
+                        }
+                        Err(NeedsSegment) => self.stage_one().await,
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ready {
+                self.refuse(error);
+                return None;
+            }
+        }
+    }
+
+    /// The first batch of this life: durable before any other is written.
+    async fn mark_open(self: &Rc<Self>) -> Result<(), LogError> {
+        if self.state.borrow().marked {
+            return Ok(());
+        }
+        self.mark(BatchKind::Open).await?;
+        self.state.borrow_mut().marked = true;
+        Ok(())
+    }
+
+    async fn mark(self: &Rc<Self>, kind: BatchKind) -> Result<(), LogError> {
+        let ack: Rc<Ack> = Rc::default();
+        loop {
+            let buf = engine::take_buf(BLOCK).map_err(|_| LogError::Busy)?;
+            let marked = self
+                .state
+                .borrow_mut()
+                .mark(kind, buf, Rc::clone(&ack), engine::now());
+            match marked {
+                Ok(batch) => {
+                    self.write(batch).await;
+                    return ack.wait().await.map(drop);
+                }
+                Err(NeedsSegment) => self.stage_one().await?,
+            }
+        }
+    }
+
+    async fn write(self: &Rc<Self>, batch: Batch) {
+        let Batch {
+            buf,
+            file,
+            offset,
+            sequence,
+        } = batch;
+        let linked = match self.config.flush {
+            FlushMode::Adaptive => self.writing.get() == 0,
+            FlushMode::Linked => true,
+            FlushMode::Dsync => false,
+        };
+        {
+            let metrics = &mut self.state.borrow_mut().metrics;
+            *(if linked {
+                &mut metrics.linked
+            } else {
+                &mut metrics.dsync
+            }) += 1;
+        }
+        self.writing.set(self.writing.get() + 1);
+        let (done, buf) = if linked {
+            file.write_then_datasync(buf, offset).await
+        } else {
+            file.write_durable(buf, offset).await
+        };
+        self.writing.set(self.writing.get() - 1);
+        drop(buf);
+        match done {
+            Ok(()) => {
+                let due = self.state.borrow_mut().complete(sequence, engine::now());
+                for (ack, start) in due {
+                    ack.resolve(Ok(start));
+                }
+                self.seal();
+            }
+            Err(error) => self.poison(&error.to_string()),
+        }
+    }
+
+    pub(crate) fn poison(&self, cause: &str) {
+        let told = self.state.borrow_mut().poison(cause);
+        if self.state.borrow().poisoned.as_deref() == Some(cause) {
+            tracing::error!(dir = %self.dir.display(), cause, "the log is poisoned");
+        }
+        for ack in told {
+            ack.resolve(Err(LogError::Poisoned {
+                cause: cause.to_owned(),
+            }));
+        }
+        self.quiet.notify_all();
+    }
+
+    /// Answers what has gathered with an error that leaves the log as it was, or poisons it.
+    fn refuse(&self, error: LogError) {
+        match error {
+            LogError::Full { .. } | LogError::Busy => {
+                let refused = self.state.borrow_mut().refuse();
+                if let Some((ack, records)) = refused {
+                    let full = matches!(error, LogError::Full { .. });
+                    let metrics = &mut self.state.borrow_mut().metrics;
+                    *(if full {
+                        &mut metrics.full
+                    } else {
+                        &mut metrics.busy
+                    }) += records;
+                    ack.resolve(Err(error));
+                }
+                self.quiet.notify_all();
+            }
+            other => self.poison(&other.in_full()),
+        }
+    }
+
+    /// Writes the seals that are due, one task at a time.
+    fn seal(self: &Rc<Self>) {
+        if self.sealing.get() || self.state.borrow().seal_due().is_none() {
+            return;
+        }
+        let log = Rc::clone(self);
+        let sealer = async move {
+            log.seal_all().await;
+            log.sealing.set(false);
+            log.quiet.notify_all();
+        };
+        // Without a task it is tried again when the next batch is durable, and by close.
+        if let Ok(task) = engine::try_spawn_local(SchedGroup::FOREGROUND, sealer) {
+            self.sealing.set(true);
+            task.detach();
+        }
+    }
+
+    async fn seal_all(&self) {
+        loop {
+            let due = self.state.borrow().seal_due();
+            let Some((segment, seal)) = due else { return };
+            match recovery::write_seal(&segment.header, &segment.file, &seal).await {
+                Ok(()) => self.state.borrow_mut().sealed(),
+                Err(LogError::Busy) => return,
+                Err(error) => self.poison(&error.in_full()),
+            }
+        }
+    }
+
+    /// Stages a segment, unless another task just did.
+    async fn stage_one(&self) -> Result<(), LogError> {
+        let _turn = self.files.acquire(1).await.map_err(|_| LogError::Busy)?;
+        if self.state.borrow().staged.is_empty() {
+            self.stage(Source::Fresh).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The caller holds the turn of `files`.
+    async fn stage(&self, source: Source) -> Result<(), LogError> {
+        let number = self.state.borrow().next_number;
+        let bytes = self.config.segment_bytes;
+        let header = SegmentHeader {
+            number,
+            salt: engine::random(),
+            bytes,
+        };
+        let file = files::stage(&self.dir, header, source).await?;
+        let mut state = self.state.borrow_mut();
+        state.next_number += 1;
+        state.staged.push_back(Staged { header, file });
+        Ok(())
+    }
+
+    /// Stages spares in the background.
+    fn top_up(self: &Rc<Self>) {
+        let short = |log: &Commit| {
+            let state = log.state.borrow();
+            state.check().is_ok() && state.staged.len() < log.config.spare_segments
+        };
+        if self.topping_up.get() || !short(self) {
+            return;
+        }
+        let log = Rc::clone(self);
+        let stager = async move {
+            while short(&log) {
+                let Ok(_turn) = log.files.acquire(1).await else {
+                    break;
+                };
+                if !short(&log) {
+                    break;
+                }
+                if let Err(error) = log.stage(Source::Fresh).await {
+                    tracing::warn!(error = %error.in_full(), "no spare segment");
+                    break;
+                }
+            }
+            log.topping_up.set(false);
+        };
+        // Without a task the next batch tries again, and at worst makes the segment itself.
+        if let Ok(task) = engine::try_spawn_local(SchedGroup::BACKGROUND, stager) {
+            self.topping_up.set(true);
+            task.detach();
+        }
+    }
+
+    pub(crate) async fn release(&self, number: u32) -> Result<(), LogError> {
+        self.state.borrow().check_release(number)?;
+        let _turn = self.files.acquire(1).await.map_err(|_| LogError::Busy)?;
+        let recycle = {
+            let mut state = self.state.borrow_mut();
+            state.check_release(number)?;
+            let fits = state.segments.remove(&number).map(|s| s.bytes);
+            fits == Some(self.config.segment_bytes)
+                && state.staged.len() < self.config.spare_segments
+                && state.phase == Phase::Open
+        };
+        self.readers.borrow_mut().remove(&number);
+        if recycle {
+            let path = files::retire(&self.dir, number).await?;
+            self.stage(Source::Retired(path)).await
+        } else {
+            files::remove(&files::segment_path(&self.dir, number)).await?;
+            files::sync_dir(&self.dir).await
+        }
+    }
+
+    pub(crate) async fn close(self: &Rc<Self>) -> Result<(), LogError> {
+        {
+            let mut state = self.state.borrow_mut();
+            match state.check() {
+                Err(LogError::Closed) => return Ok(()),
+                other => other?,
+            }
+            state.phase = Phase::Closed;
+        }
+        loop {
+            let quiet = self.quiet.notified();
+            let busy = self.flights.get() > 0 || self.sealing.get();
+            if !busy && self.state.borrow().gathering.is_none() {
+                break;
+            }
+            quiet.await;
+        }
+        // Whoever makes segments sees that the log is closed, and ends.
+        let _turn = self.files.acquire(1).await.map_err(|_| LogError::Busy)?;
+        self.seal_all().await;
+        if let Some(cause) = &self.state.borrow().poisoned {
+            return Err(LogError::Poisoned {
+                cause: cause.clone(),
+            });
+        }
+        if !self.state.borrow().marked {
+            // This life wrote nothing, for want of space: the log is as its last one left it.
+            return Ok(());
+        }
+        self.mark(BatchKind::Clean).await
+    }
+}

@@ -6,6 +6,7 @@
 
 mod engine;
 mod machine;
+mod objects;
 mod report;
 
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ struct Cli {
 enum Bench {
     /// CPU per operation of the engine's shapes, beside hand-written io_uring, tokio and compio.
     Engine(engine::EngineArgs),
+    /// GET, PUT and LIST of objects, beside nginx, s3s-fs and Garage.
+    Objects(objects::ObjectsArgs),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let (rows, json, strict) = match cli.bench {
         Bench::Engine(args) => (engine::run(&args)?, args.json, args.strict),
+        Bench::Objects(args) => (objects::run(&args)?, args.json, args.strict),
     };
     print(&rows, json)?;
     Ok(verdict(&rows, strict))

@@ -379,6 +379,18 @@ impl Pool {
         })
     }
 
+    /// Takes in what other shards gave back.
+    pub(crate) fn take_back(&self) {
+        self.collect(&mut self.free.borrow_mut());
+    }
+
+    fn collect(&self, free: &mut Free) {
+        self.arena.returned.take_all(|node, order| {
+            let start = self.block_of(node.cast());
+            free.put(start, order);
+        });
+    }
+
     pub(crate) fn owner(&self) -> u32 {
         self.arena.owner
     }
@@ -389,10 +401,7 @@ impl Pool {
         let mut free = self.free.borrow_mut();
         let mut found = free.take(order);
         if found.is_none() {
-            self.arena.returned.take_all(|node, order| {
-                let start = self.block_of(node.cast());
-                free.put(start, order);
-            });
+            self.collect(&mut free);
             found = free.take(order);
         }
         let Some(start) = found else {

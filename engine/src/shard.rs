@@ -171,6 +171,7 @@ impl ShardCore {
             woken = true;
             self.make_ready(index as u32, None);
         });
+        self.pool.take_back();
         let messages = self.mesh.receive(self.id, |message| message(self));
         if messages > 0 {
             self.counters

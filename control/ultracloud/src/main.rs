@@ -1,2 +1,88 @@
-//! Head.
-fn main() {}
+//! `ultracloud`: the server binary. One process is one node: shards that carry the data path, and a
+//! small tokio runtime around them for the admin endpoint, signals and start-up.
+//!
+//! This file reads the command line. It does nothing itself: `node` runs a node, `config` decides
+//! what it is told, `credentials` and `lock` own their files in the data directory, `admin` answers
+//! operators.
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod config;
+mod credentials;
+mod lock;
+mod node;
+mod state;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// UltraCloud, a cloud from a few Linux machines.
+#[derive(Debug, Parser)]
+#[command(name = "ultracloud", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a node: S3 on its data directory, until SIGTERM.
+    Node(NodeArgs),
+}
+
+/// The command line of a node. What is given here wins over the config file.
+#[derive(Clone, Debug, Args)]
+struct NodeArgs {
+    /// Directory of everything that the node keeps; made when it does not exist.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Config file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where S3 is served [default: 127.0.0.1:9000]. Port 0 lets the kernel choose.
+    #[arg(long, value_name = "ADDR")]
+    s3_listen: Option<SocketAddr>,
+    /// Where health and metrics are served [default: 127.0.0.1:9001].
+    #[arg(long, value_name = "ADDR")]
+    admin_listen: Option<SocketAddr>,
+    /// Form of the log on stderr; RUST_LOG chooses what is in it.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let Command::Node(args) = Cli::parse().command;
+    start_log(args.log_format);
+    match node::run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ultracloud: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

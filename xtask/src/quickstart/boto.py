@@ -167,6 +167,7 @@ def main():
         parser.add_argument(f"--{name}", required=True)
     arguments = parser.parse_args()
     config = Config(
+        signature_version="s3v4",
         s3={"addressing_style": "path"},
         proxies={},
         # What churn is told must be the first answer, not that of a second try.

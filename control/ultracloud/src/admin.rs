@@ -1,0 +1,109 @@
+//! The admin endpoint: health, metrics and what the shards are doing. It reads, and changes nothing.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use engine::metrics::ShardMetrics;
+use serde_json::{Value, json};
+
+use crate::state::NodeState;
+
+type Shared = State<Arc<NodeState>>;
+
+/// The endpoint's routes.
+pub fn router(state: Arc<NodeState>) -> Router {
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(health))
+        .route("/metrics", get(metrics))
+        .route("/debug/shards", get(shards))
+        .with_state(state)
+}
+
+async fn health(State(state): Shared) -> Response {
+    match state.phase().why_not() {
+        None => (StatusCode::OK, "ok\n".to_owned()).into_response(),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(state): Shared) -> Response {
+    let mut text = String::new();
+    if let Some(running) = state.running() {
+        text = engine::metrics::prometheus(&running.handle.metrics().await);
+    }
+    if let Some(node) = state.lightningstor() {
+        text.push_str(&node.prometheus().await);
+    }
+    let serving = u8::from(state.phase().why_not().is_none());
+    text.push_str("# HELP uc_node_serving 1 when the node serves.\n# TYPE uc_node_serving gauge\n");
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "uc_node_serving {serving}");
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+async fn shards(State(state): Shared) -> Json<Value> {
+    let Some(running) = state.running() else {
+        return Json(json!({ "shards": [], "capabilities": null }));
+    };
+    let granted = &running.capabilities;
+    let shards: Vec<Value> = running
+        .handle
+        .metrics()
+        .await
+        .iter()
+        .map(of_shard)
+        .collect();
+    Json(json!({
+        "capabilities": {
+            "registered_buffers": granted.registered_buffers,
+            "registered_files": granted.registered_files,
+            "buffer_ring": granted.buffer_ring,
+            "pinned": granted.pinned,
+            "missing": granted.missing,
+        },
+        "shards": shards,
+    }))
+}
+
+fn of_shard(shard: &ShardMetrics) -> Value {
+    let groups = shard.groups.iter().map(|(name, stats)| {
+        json!({
+            "group": name,
+            "polls": stats.polls,
+            "busy_ns": stats.busy_ns,
+            "stalls": stats.stalls,
+            "longest_poll_ns": stats.longest_poll_ns,
+            "queue_delay_ns": {
+                "p50": stats.delay.value_at_quantile(0.5),
+                "p99": stats.delay.value_at_quantile(0.99),
+                "p999": stats.delay.value_at_quantile(0.999),
+            },
+        })
+    });
+    let groups: Vec<Value> = groups.collect();
+    json!({
+        "shard": shard.shard,
+        "tasks": shard.tasks,
+        "ops": shard.ops,
+        "ops_in_flight": shard.ops_in_flight,
+        "disk_ops_waiting": shard.disk_ops_waiting,
+        "messages": shard.messages,
+        "sleeps": shard.sleeps,
+        "enters": shard.enters,
+        "cq_overflows": shard.cq_overflows,
+        "sq_full": shard.sq_full,
+        "pool": {
+            "total_bytes": shard.pool.total,
+            "used_bytes": shard.pool.used,
+            "refused": shard.pool.refused,
+            "registered": shard.pool.registered,
+        },
+        "groups": groups,
+    })
+}

@@ -1,0 +1,455 @@
+//! The config file and the command line, checked once: [`Config`] is the only type that the rest of
+//! the program sees.
+//!
+//! | key | default | allowed |
+//! | --- | --- | --- |
+//! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
+//! | `shards.pool_mib` | 64 | 8 to 65536, in MiB a shard |
+//! | `admin.listen` | 127.0.0.1:9001 | an address and port |
+//! | `lightningstor.listen` | 127.0.0.1:9000 | an address and port |
+//! | `lightningstor.region` | us-east-1 | 1 to 64 of `a-z0-9-` |
+//! | `lightningstor.any_region` | true | whether signatures may name another region |
+//! | `lightningstor.base_domain` | none | the domain whose subdomains are buckets |
+//! | `lightningstor.connections_max` | 4096 | 1 to 60000 a shard |
+//! | `lightningstor.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
+//! | `[[lightningstor.user]]` | none | `name`, `access_key`, `secret_key` |
+//!
+//! Unknown keys are errors. The command line wins over the file.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lightningstor::http::{HttpConfig, Limits, User, Users};
+use lightningstor::node::NodeConfig;
+use lightningstor::store::StoreConfig;
+use s3_wire::request::HostConfig;
+use s3_wire::sigv4::RegionPolicy;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::NodeArgs;
+use crate::credentials::{RootCredentials, check_access_key};
+
+/// Name of the user who owns the root credentials.
+pub const ROOT: &str = "root";
+const S3_LISTEN: &str = "127.0.0.1:9000";
+const ADMIN_LISTEN: &str = "127.0.0.1:9001";
+const REGION: &str = "us-east-1";
+const POOL_MIB: u64 = 64;
+/// Up to this many CPUs, shards use them all and share them with the control layer.
+const SMALL_MACHINE_CPUS: usize = 4;
+const SHARDS_MAX: usize = 64;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawConfig {
+    shards: RawShards,
+    admin: RawAdmin,
+    lightningstor: RawLightningStor,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawShards {
+    count: Option<Spanned<usize>>,
+    pool_mib: Option<Spanned<u64>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawAdmin {
+    listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLightningStor {
+    listen: Option<SocketAddr>,
+    region: Option<Spanned<String>>,
+    any_region: Option<bool>,
+    base_domain: Option<Spanned<String>>,
+    connections_max: Option<Spanned<usize>>,
+    partitions: Option<Spanned<u16>>,
+    user: Vec<RawUser>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawUser {
+    name: Spanned<String>,
+    access_key: Spanned<String>,
+    secret_key: Spanned<String>,
+}
+
+/// Everything that the node does by.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the node keeps everything.
+    pub data_dir: PathBuf,
+    /// Number of shards.
+    pub shards: usize,
+    /// Bytes of a shard's buffer pool.
+    pub pool_bytes: usize,
+    /// Where health and metrics are served.
+    pub admin_listen: SocketAddr,
+    /// The S3 front but for its users.
+    http: HttpConfig,
+    users: Vec<User>,
+    partitions: Option<u16>,
+}
+
+impl Config {
+    /// Reads the file, if one is named, and puts it together with the command line.
+    ///
+    /// # Errors
+    /// What is wrong, with file, line and column.
+    pub fn load(args: &NodeArgs) -> Result<Config> {
+        let Some(path) = &args.config else {
+            return parse(args, "", Path::new(""));
+        };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the config file {}", path.display()))?;
+        parse(args, &text, path)
+    }
+
+    /// What LightningStor is told, with the root user added.
+    ///
+    /// # Errors
+    /// When a user of the file has the root user's access key.
+    pub fn lightningstor(&self, root: &RootCredentials) -> Result<NodeConfig> {
+        let mut users = vec![User {
+            name: ROOT.into(),
+            access_key: root.access_key.as_str().into(),
+            secret_key: root.secret_key.as_str().into(),
+        }];
+        users.extend(self.users.iter().cloned());
+        let users = Users::new(users).context("[[lightningstor.user]]")?;
+        Ok(NodeConfig {
+            data_dir: self.data_dir.clone(),
+            partitions: self.partitions.unwrap_or(self.shards as u16),
+            http: HttpConfig {
+                users,
+                ..self.http.clone()
+            },
+            store: StoreConfig::default(),
+        })
+    }
+}
+
+fn parse(args: &NodeArgs, text: &str, path: &Path) -> Result<Config> {
+    let raw: RawConfig = toml::from_str(text).with_context(|| format!("{}", path.display()))?;
+    raw.validate(args, &Source { text, path })
+}
+
+/// The text that spans point into.
+struct Source<'a> {
+    text: &'a str,
+    path: &'a Path,
+}
+
+impl Source<'_> {
+    /// Refuses a value, saying where it stands.
+    fn refuse<T>(&self, span: &Range<usize>, what: &str) -> Result<T> {
+        let before = &self.text[..span.start.min(self.text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before
+            .rsplit('\n')
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .count()
+            + 1;
+        bail!(
+            "{}, line {line}, column {column}: {what}",
+            self.path.display()
+        )
+    }
+
+    /// The value, or the default, if it lies in the range.
+    fn number<T>(
+        &self,
+        raw: Option<Spanned<T>>,
+        default: T,
+        allowed: Range<T>,
+        key: &str,
+    ) -> Result<T>
+    where
+        T: PartialOrd + Copy + std::fmt::Display,
+    {
+        let Some(raw) = raw else { return Ok(default) };
+        let value = *raw.get_ref();
+        if allowed.contains(&value) {
+            return Ok(value);
+        }
+        let Range { start, end } = allowed;
+        self.refuse(
+            &raw.span(),
+            &format!("{key} is {value}; allowed: {start} to below {end}"),
+        )
+    }
+}
+
+impl RawConfig {
+    fn validate(self, args: &NodeArgs, source: &Source<'_>) -> Result<Config> {
+        let cpus = engine::allowed_cpus().len();
+        let count = self.shards.count;
+        let shards = source.number(
+            count,
+            default_shards(cpus),
+            1..SHARDS_MAX + 1,
+            "shards.count",
+        )?;
+        let pool = self.shards.pool_mib;
+        let pool_mib = source.number(pool, POOL_MIB, 8..65_537, "shards.pool_mib")?;
+        let pool_bytes = (pool_mib << 20) as usize;
+        let lightningstor = self.lightningstor;
+        let limits = Limits::default();
+        let connections = lightningstor.connections_max;
+        let connections_max = source.number(
+            connections,
+            limits.connections_max,
+            1..60_001,
+            "lightningstor.connections_max",
+        )?;
+        let limits = Limits {
+            connections_max,
+            buffer_bytes_max: (pool_bytes / 2) as u64,
+            ..limits
+        };
+        let partitions = match lightningstor.partitions {
+            None => None,
+            raw => Some(source.number(raw, 1, 1..1025, "lightningstor.partitions")?),
+        };
+        let region = region(lightningstor.region, source)?;
+        let policy = match lightningstor.any_region {
+            Some(false) => RegionPolicy::Exactly(region.clone()),
+            None | Some(true) => RegionPolicy::Any,
+        };
+        let listen = args.s3_listen.or(lightningstor.listen);
+        Ok(Config {
+            data_dir: args.data_dir.clone(),
+            shards,
+            pool_bytes,
+            admin_listen: address(args.admin_listen.or(self.admin.listen), ADMIN_LISTEN)?,
+            http: HttpConfig {
+                listen: address(listen, S3_LISTEN)?,
+                region,
+                region_policy: policy,
+                hosts: HostConfig {
+                    base_domain: base_domain(lightningstor.base_domain, source)?,
+                },
+                users: Users::default(),
+                limits,
+            },
+            users: users(lightningstor.user, source)?,
+            partitions,
+        })
+    }
+}
+
+fn default_shards(cpus: usize) -> usize {
+    if cpus <= SMALL_MACHINE_CPUS {
+        cpus.max(1)
+    } else {
+        (cpus - 1).min(SHARDS_MAX)
+    }
+}
+
+fn address(given: Option<SocketAddr>, default: &str) -> Result<SocketAddr> {
+    match given {
+        Some(address) => Ok(address),
+        None => Ok(default.parse()?),
+    }
+}
+
+fn region(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Box<str>> {
+    let Some(raw) = raw else {
+        return Ok(REGION.into());
+    };
+    let name = raw.get_ref();
+    let plain = name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !plain || !(1..=64).contains(&name.len()) {
+        let what = "lightningstor.region has 1 to 64 characters out of a-z, 0-9 and -";
+        return source.refuse(&raw.span(), what);
+    }
+    Ok(name.as_str().into())
+}
+
+fn base_domain(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Option<Box<str>>> {
+    let Some(raw) = raw else { return Ok(None) };
+    let name = raw.get_ref().to_ascii_lowercase();
+    let label = |label: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        (1..=63).contains(&label.len()) && label.bytes().all(plain)
+    };
+    if name.len() > 253 || !name.split('.').all(label) {
+        let what = "lightningstor.base_domain is a domain name without port, as s3.example.org";
+        return source.refuse(&raw.span(), what);
+    }
+    Ok(Some(name.into()))
+}
+
+fn users(raw: Vec<RawUser>, source: &Source<'_>) -> Result<Vec<User>> {
+    let mut users: Vec<User> = Vec::with_capacity(raw.len());
+    for user in raw {
+        let name = user.name.get_ref();
+        let plain = name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
+        if !plain || !(1..=64).contains(&name.len()) {
+            let what = "a user's name has 1 to 64 letters, digits and -_.@";
+            return source.refuse(&user.name.span(), what);
+        }
+        if let Err(error) = check_access_key(user.access_key.get_ref()) {
+            return source.refuse(&user.access_key.span(), &error.to_string());
+        }
+        if users
+            .iter()
+            .any(|other| *other.access_key == **user.access_key.get_ref())
+        {
+            let what = "this access_key belongs to another user already";
+            return source.refuse(&user.access_key.span(), what);
+        }
+        if user.secret_key.get_ref().len() < 8 {
+            let what = "a secret_key has at least 8 characters";
+            return source.refuse(&user.secret_key.span(), what);
+        }
+        users.push(User {
+            name: name.as_str().into(),
+            access_key: user.access_key.into_inner().into(),
+            secret_key: user.secret_key.into_inner().into(),
+        });
+    }
+    Ok(users)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LogFormat;
+
+    fn args() -> NodeArgs {
+        NodeArgs {
+            data_dir: "data".into(),
+            config: None,
+            s3_listen: None,
+            admin_listen: None,
+            log_format: LogFormat::Text,
+        }
+    }
+
+    fn load(text: &str) -> Result<Config> {
+        parse(&args(), text, Path::new("node.toml"))
+    }
+
+    fn root() -> RootCredentials {
+        RootCredentials {
+            access_key: "ROOT".into(),
+            secret_key: "secret".into(),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(config.admin_listen.to_string(), ADMIN_LISTEN);
+        assert_eq!(config.shards, default_shards(engine::allowed_cpus().len()));
+        let node = config.lightningstor(&root()).unwrap();
+        assert_eq!(node.http.listen.to_string(), S3_LISTEN);
+        assert_eq!(usize::from(node.partitions), config.shards);
+    }
+
+    #[test]
+    fn every_key_is_taken_and_the_command_line_wins() {
+        let text = "[shards]\ncount = 3\npool_mib = 16\n[admin]\nlisten = \"[::1]:1\"\n\
+            [lightningstor]\nlisten = \"0.0.0.0:80\"\nregion = \"eu-1\"\nany_region = false\n\
+            base_domain = \"S3.example.org\"\nconnections_max = 7\npartitions = 9\n\
+            [[lightningstor.user]]\nname = \"backup\"\naccess_key = \"BACKUP\"\nsecret_key = \"longenough\"\n";
+        let config = load(text).unwrap();
+        assert_eq!((config.shards, config.pool_bytes), (3, 16 << 20));
+        assert_eq!(config.admin_listen.to_string(), "[::1]:1");
+        let node = config.lightningstor(&root()).unwrap();
+        assert_eq!(node.partitions, 9);
+        assert_eq!(node.http.listen.to_string(), "0.0.0.0:80");
+        assert_eq!(
+            node.http.region_policy,
+            RegionPolicy::Exactly("eu-1".into())
+        );
+        assert_eq!(
+            node.http.hosts.base_domain.as_deref(),
+            Some("s3.example.org")
+        );
+        assert_eq!(node.http.limits.connections_max, 7);
+        let given = NodeArgs {
+            s3_listen: "127.0.0.1:0".parse().ok(),
+            ..args()
+        };
+        let config = parse(&given, text, Path::new("node.toml")).unwrap();
+        assert_eq!(config.http.listen.port(), 0);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_line_and_column() {
+        for (text, parts) in [
+            ("[shards]\ncuont = 1\n", &["line 2, column 1", "cuont"][..]),
+            (
+                "[shards]\ncount = 0\n",
+                &["line 2, column 9", "shards.count is 0"],
+            ),
+            ("[shards]\ncount = \"2\"\n", &["line 2, column 9"]),
+            (
+                "[shards]\npool_mib = 4\n",
+                &["line 2", "shards.pool_mib is 4"],
+            ),
+            (
+                "[lightningstor]\nregion = \"EU\"\n",
+                &["line 2, column 10", "region"],
+            ),
+            (
+                "[lightningstor]\nbase_domain = \"a:1\"\n",
+                &["line 2", "base_domain"],
+            ),
+            ("[lightningstor]\nlisten = \"nowhere\"\n", &["line 2"]),
+            (
+                "\n[[lightningstor.user]]\nname = \"a b\"\naccess_key = \"abc\"\nsecret_key = \"12345678\"\n",
+                &["line 3, column 8", "name"],
+            ),
+            (
+                "[[lightningstor.user]]\nname = \"a\"\naccess_key = \"a/b\"\nsecret_key = \"12345678\"\n",
+                &["line 3, column 14", "access key"],
+            ),
+            (
+                "[[lightningstor.user]]\nname = \"a\"\naccess_key = \"abc\"\nsecret_key = \"short\"\n",
+                &["line 4", "secret_key"],
+            ),
+            ("nonsense", &["line 1"]),
+        ] {
+            let error = format!("{:#}", load(text).unwrap_err());
+            for part in ["node.toml"].iter().chain(parts) {
+                assert!(
+                    error.contains(part),
+                    "{text:?} gives {error:?}, without {part:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_access_key_has_one_user_also_beside_root() {
+        let user = "[[lightningstor.user]]\nname = \"a\"\naccess_key = \"ROOT\"\nsecret_key = \"12345678\"\n";
+        assert!(load(user).unwrap().lightningstor(&root()).is_err());
+        let error = load(&user.repeat(2)).unwrap_err().to_string();
+        assert!(error.contains("line 7"), "{error}");
+    }
+
+    #[test]
+    fn a_small_machine_gives_every_cpu_a_shard() {
+        for (cpus, shards) in [(0, 1), (1, 1), (2, 2), (4, 4), (5, 4), (8, 7), (200, 64)] {
+            assert_eq!(default_shards(cpus), shards, "{cpus} CPUs");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Running a node: lock, keys, admin endpoint, shards, LightningStor; then waiting for the end.
+//!
+//! The end is a signal (drain, exit 0), a second signal (exit at once), or a shard that died (exit
+//! non-zero with its reason: what it owned is unreachable, and a restart recovers it).
+
+use std::future::pending;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use engine::{Engine, EngineConfig, EngineHandle, ShardId};
+use lightningstor::node::LightningStorNode;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::NodeArgs;
+use crate::admin;
+use crate::config::{Config, ROOT};
+use crate::credentials::{self, Origin, RootCredentials};
+use crate::lock::DataLock;
+use crate::state::{NodePhase, NodeState, Running};
+
+/// How long requests in flight may take to end.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// Threads of the control layer's runtime.
+const CONTROL_THREADS: usize = 2;
+/// Exit code of a process that was told to end at once.
+const EXIT_AT_ONCE: i32 = 130;
+
+/// Runs a node until it is told to end.
+///
+/// # Errors
+/// Why it did not start, or did not end well.
+pub fn run(args: &NodeArgs) -> Result<()> {
+    let config = Config::load(args)?;
+    let _lock = DataLock::take(&config.data_dir)?;
+    let (root, origin) = credentials::load(&config.data_dir)?;
+    show_credentials(&root, &origin)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the control layer")?;
+    runtime.block_on(serve(config, root))
+}
+
+fn show_credentials(root: &RootCredentials, origin: &Origin) -> Result<()> {
+    match origin {
+        Origin::Environment => tracing::info!("root credentials are those of the environment"),
+        Origin::File => tracing::info!("root credentials are those of the data directory"),
+        Origin::Made(path) => {
+            let mut out = std::io::stdout().lock();
+            writeln!(
+                out,
+                "root credentials, shown once and kept in {}:",
+                path.display()
+            )?;
+            writeln!(out, "  access_key = {}", root.access_key)?;
+            writeln!(out, "  secret_key = {}", root.secret_key)?;
+        }
+    }
+    Ok(())
+}
+
+/// The signals that end a node.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn serve(config: Config, root: RootCredentials) -> Result<()> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let state = NodeState::new();
+    let listener = TcpListener::bind(config.admin_listen)
+        .await
+        .with_context(|| format!("cannot serve the admin endpoint on {}", config.admin_listen))?;
+    let admin_addr = listener.local_addr()?;
+    let router = admin::router(Arc::clone(&state));
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the admin endpoint ended");
+        }
+    });
+
+    let mut engine_config = EngineConfig::with_shards(config.shards);
+    engine_config.pool_bytes = config.pool_bytes;
+    engine_config.seed = credentials::random_seed()?;
+    let groups = LightningStorNode::declare(&mut engine_config);
+    let engine = Engine::start(engine_config).context("cannot start the shards")?;
+    let handle = engine.handle();
+    let capabilities = engine.capabilities().clone();
+    for missing in &capabilities.missing {
+        tracing::warn!(
+            missing,
+            "the kernel did not grant everything; the node runs slower"
+        );
+    }
+    state.set_running(Running {
+        handle: handle.clone(),
+        capabilities,
+    });
+    let mut deaths = watch_shards(&handle);
+
+    let start = LightningStorNode::start(&handle, groups, config.lightningstor(&root)?);
+    let node = tokio::select! {
+        started = start => started.context("cannot serve LightningStor")?,
+        () = signals.next() => {
+            tracing::info!("told to end before everything was recovered");
+            return engine.shutdown().context("a shard ended badly");
+        }
+        shard = died(&mut deaths) => return Err(dead(shard, engine, &state)),
+    };
+    let node = Arc::new(node);
+    state.set_lightningstor(Arc::clone(&node));
+    state.set_phase(NodePhase::Serving);
+    announce(&node, admin_addr, &config)?;
+
+    tokio::select! {
+        () = signals.next() => {}
+        shard = died(&mut deaths) => return Err(dead(shard, engine, &state)),
+    }
+    state.set_phase(NodePhase::Draining);
+    tracing::info!("draining; a second signal ends the process at once");
+    tokio::spawn(async move {
+        signals.next().await;
+        tracing::warn!("ended at once");
+        std::process::exit(EXIT_AT_ONCE);
+    });
+    let drained = node
+        .drain(DRAIN_LIMIT)
+        .await
+        .context("the drain was not clean");
+    let ended = tokio::task::spawn_blocking(move || engine.shutdown()).await?;
+    ended.context("a shard ended badly")?;
+    drained
+}
+
+/// Tells the addresses: one line that programs read, and one that people do.
+fn announce(node: &LightningStorNode, admin: std::net::SocketAddr, config: &Config) -> Result<()> {
+    let s3 = node.s3_addr();
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "listening s3={s3} admin={admin}")?;
+    out.flush()?;
+    let (shards, partitions) = (config.shards, node.partitions());
+    tracing::info!(%s3, %admin, shards, partitions, user = ROOT, "serving");
+    Ok(())
+}
+
+/// One waiting call on each shard: it has no answer for as long as the shard lives.
+fn watch_shards(handle: &EngineHandle) -> JoinSet<ShardId> {
+    let mut deaths = JoinSet::new();
+    for shard in handle.shard_ids() {
+        let handle = handle.clone();
+        deaths.spawn(async move {
+            let ended = handle.call(shard, |_| Box::pin(pending::<()>())).await;
+            tracing::debug!(shard = shard.0, ?ended, "the watch on a shard ended");
+            shard
+        });
+    }
+    deaths
+}
+
+/// The first shard that ends.
+async fn died(deaths: &mut JoinSet<ShardId>) -> ShardId {
+    match deaths.join_next().await {
+        Some(Ok(shard)) => shard,
+        Some(Err(_)) | None => pending().await,
+    }
+}
+
+/// What a dead shard says of itself; the other shards are ended.
+fn dead(shard: ShardId, engine: Engine, state: &NodeState) -> anyhow::Error {
+    state.set_phase(NodePhase::Failed(format!("shard {} died", shard.0)));
+    let why = match engine.shutdown() {
+        Err(error) => anyhow!(error),
+        Ok(()) => anyhow!("it ended without an error"),
+    };
+    why.context(format!(
+        "shard {} died; restart the node to recover what it owned",
+        shard.0
+    ))
+}

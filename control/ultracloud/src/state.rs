@@ -1,0 +1,88 @@
+//! What the node is doing, as the admin endpoint tells it.
+
+use std::sync::{Arc, OnceLock};
+
+use engine::{Capabilities, EngineHandle};
+use lightningstor::node::LightningStorNode;
+use tokio::sync::watch;
+
+/// Where the node is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePhase {
+    /// Shards start and partitions recover.
+    Starting,
+    /// S3 is served.
+    Serving,
+    /// No new requests; those in flight end.
+    Draining,
+    /// Something broke; the process is about to end.
+    Failed(String),
+}
+
+impl NodePhase {
+    /// Why the node does not serve; `None` when it does.
+    pub fn why_not(&self) -> Option<String> {
+        match self {
+            NodePhase::Serving => None,
+            NodePhase::Starting => Some("starting: partitions are being recovered".into()),
+            NodePhase::Draining => Some("draining: the node is shutting down".into()),
+            NodePhase::Failed(why) => Some(format!("failed: {why}")),
+        }
+    }
+}
+
+/// The engine, once it runs.
+pub struct Running {
+    /// Calls into the shards.
+    pub handle: EngineHandle,
+    /// What the kernel granted.
+    pub capabilities: Capabilities,
+}
+
+/// Shared between the node and its admin endpoint.
+pub struct NodeState {
+    phase: watch::Sender<NodePhase>,
+    running: OnceLock<Running>,
+    lightningstor: OnceLock<Arc<LightningStorNode>>,
+}
+
+impl NodeState {
+    /// A node that starts.
+    pub fn new() -> Arc<NodeState> {
+        Arc::new(NodeState {
+            phase: watch::Sender::new(NodePhase::Starting),
+            running: OnceLock::new(),
+            lightningstor: OnceLock::new(),
+        })
+    }
+
+    /// Where it is now.
+    pub fn phase(&self) -> NodePhase {
+        self.phase.borrow().clone()
+    }
+
+    /// Goes on to another phase.
+    pub fn set_phase(&self, phase: NodePhase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// The engine runs. Later calls change nothing.
+    pub fn set_running(&self, running: Running) {
+        let _ = self.running.set(running);
+    }
+
+    /// The engine, once it runs.
+    pub fn running(&self) -> Option<&Running> {
+        self.running.get()
+    }
+
+    /// LightningStor serves. Later calls change nothing.
+    pub fn set_lightningstor(&self, node: Arc<LightningStorNode>) {
+        let _ = self.lightningstor.set(node);
+    }
+
+    /// LightningStor, once it serves.
+    pub fn lightningstor(&self) -> Option<&Arc<LightningStorNode>> {
+        self.lightningstor.get()
+    }
+}

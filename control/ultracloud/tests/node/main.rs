@@ -1,0 +1,15 @@
+//! The server as its users meet it: a real process, real sockets, a real disk.
+//!
+//! `support` starts nodes and speaks S3 to them with a small client of its own; `clients` uses
+//! strangers' clients. Nothing here sleeps: a node is awaited by the line that it prints, its end by
+//! its exit.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod clients;
+mod crash;
+mod objects;
+mod process;
+mod support;
+mod uploads;
+mod wire;

@@ -1,0 +1,116 @@
+//! Operations on buckets. The table of buckets is mirrored on every shard, so that reading it costs
+//! no message; changes go to the owner of partition 0.
+
+use s3_wire::xml::{self, BucketEntry, Owner};
+use s3_wire::{BucketName, S3Error, S3ErrorCode};
+
+use super::body::Body;
+use super::errors;
+use super::exchange::Reply;
+use super::ops::Call;
+use super::server::unix_ms;
+use crate::store::StoreError;
+
+/// Largest CreateBucketConfiguration.
+const CONFIGURATION_BYTES_MAX: usize = 64 << 10;
+
+pub(crate) fn list(call: &Call<'_>) -> Reply {
+    let mut mine = call.server().store.buckets().all();
+    mine.retain(|bucket| bucket.owner == *call.user.name);
+    mine.sort_by(|a, b| a.name.cmp(&b.name));
+    let owner = owner(call);
+    let mut body = Vec::with_capacity(256 + 128 * mine.len());
+    let entries = mine.iter().map(|bucket| BucketEntry {
+        name: bucket.name.as_str(),
+        created_s: (bucket.created_ms / 1000) as i64,
+    });
+    xml::write_buckets(&mut body, &owner, entries);
+    call.exchange.xml(200, body)
+}
+
+/// The owner of everything that a user sees: the user.
+pub(crate) fn owner<'a>(call: &Call<'a>) -> Owner<'a> {
+    Owner {
+        id: &call.user.name,
+        display_name: &call.user.name,
+    }
+}
+
+pub(crate) async fn create(
+    call: &Call<'_>,
+    name: BucketName,
+    body: &mut Body<'_>,
+) -> Result<Reply, S3Error> {
+    let text = call.text(body, CONFIGURATION_BYTES_MAX).await?;
+    let region = &call.server().config().region;
+    match xml::parse_create_bucket(&text)? {
+        Some(asked) if *asked != **region => {
+            return Err(S3ErrorCode::IllegalLocationConstraint.into());
+        }
+        _ => {}
+    }
+    let turn = call.turn().await?;
+    let location = format!("/{name}");
+    let created = call
+        .server()
+        .store
+        .create_bucket(
+            &call.server().router,
+            call.server().groups,
+            name,
+            &call.user.name,
+            unix_ms(),
+        )
+        .await;
+    drop(turn);
+    match created {
+        Ok(_) => {}
+        Err(StoreError::BucketExists { owner }) if owner == *call.user.name => {
+            return Err(S3ErrorCode::BucketAlreadyOwnedByYou.into());
+        }
+        Err(error) => return Err(errors::report(&error, "create bucket")),
+    }
+    let mut head = Vec::with_capacity(256);
+    call.exchange
+        .start(&mut head, 200)
+        .header("Location", &location)
+        .content_length(0)
+        .finish();
+    Ok(Reply::Text {
+        head,
+        body: Vec::new(),
+    })
+}
+
+pub(crate) fn head(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Error> {
+    call.bucket(name)?;
+    let mut head = Vec::with_capacity(256);
+    call.exchange
+        .start(&mut head, 200)
+        .header("x-amz-bucket-region", &call.server().config().region)
+        .content_length(0)
+        .finish();
+    Ok(Reply::Text {
+        head,
+        body: Vec::new(),
+    })
+}
+
+pub(crate) async fn delete(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Error> {
+    let bucket = call.bucket(name)?;
+    let _turn = call.turn().await?;
+    let deleted = call
+        .server()
+        .store
+        .delete_bucket(&call.server().router, call.server().groups, bucket.id)
+        .await;
+    deleted.map_err(|error| errors::report(&error, "delete bucket"))?;
+    Ok(call.exchange.empty(204))
+}
+
+pub(crate) fn location(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Error> {
+    call.bucket(name)?;
+    let mut body = Vec::new();
+    xml::write_location(&mut body, &call.server().config().region);
+    Ok(call.exchange.xml(200, body))
+}

@@ -1,0 +1,160 @@
+//! Reading a stored object piece by piece, one piece ahead of who takes them.
+//!
+//! The object stays pinned on its owner until the reading is dropped. Every piece is verified by the
+//! store. A piece covers whole blocks wherever it can, so that nothing is read twice. A turn is held
+//! for each piece, not for as long as a slow client takes.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+use engine::sync::SemaphorePermit;
+use engine::{DmaBuf, SchedGroup, Task};
+use s3_wire::S3Error;
+use shards::{PartitionId, TenantId};
+
+use super::config::CHUNK_BYTES;
+use super::errors;
+use super::server::Server;
+use crate::store::{ReadId, StoreError};
+
+/// Cost of a piece in turns of the tenant.
+const PIECE_COST: u32 = 4;
+/// Waits between tries when the owner has no buffer, doubled each time.
+const BUSY_WAIT: Duration = Duration::from_millis(2);
+const BUSY_TRIES_MAX: u32 = 10;
+
+type Piece = Result<(DmaBuf, Range<usize>), S3Error>;
+
+/// Which object is read, for whom.
+#[derive(Clone)]
+pub(crate) struct ReadFrom {
+    pub(crate) server: Rc<Server>,
+    pub(crate) partition: PartitionId,
+    pub(crate) tenant: TenantId,
+    pub(crate) id: ReadId,
+}
+
+/// A range of an object that is being read.
+pub(crate) struct Reading {
+    from: ReadFrom,
+    at: u64,
+    end: u64,
+    ahead: Option<Task<Piece>>,
+    ready: Option<(DmaBuf, Range<usize>)>,
+    memory: Option<SemaphorePermit>,
+}
+
+impl Reading {
+    /// Pins nothing by itself: `from.id` is pinned already, and is released when this is dropped.
+    pub(crate) fn new(from: ReadFrom) -> Reading {
+        Reading {
+            from,
+            at: 0,
+            end: 0,
+            ahead: None,
+            ready: None,
+            memory: None,
+        }
+    }
+
+    /// Chooses the range, and reads and verifies its first piece.
+    ///
+    /// # Errors
+    /// Of the read; SlowDown when there is no memory for it.
+    pub(crate) async fn begin(&mut self, range: Range<u64>) -> Result<(), S3Error> {
+        self.at = range.start;
+        self.end = range.end;
+        if !range.is_empty() {
+            let pieces = 2.min((range.end - range.start).div_ceil(CHUNK_BYTES as u64));
+            self.memory = Some(self.from.server.budget(pieces * CHUNK_BYTES as u64).await?);
+            self.ready = Some(self.take().await?);
+        }
+        Ok(())
+    }
+
+    /// The next piece; never empty before the range's end, and never past it.
+    ///
+    /// # Errors
+    /// Of the read.
+    pub(crate) async fn next(&mut self) -> Piece {
+        match self.ready.take() {
+            Some(piece) => Ok(piece),
+            None => self.take().await,
+        }
+    }
+
+    async fn take(&mut self) -> Piece {
+        assert!(self.at < self.end, "a reading is not asked past its end");
+        let ahead = match self.ahead.take() {
+            Some(task) => task,
+            None => self.start_next()?,
+        };
+        let (buf, part) = ahead.await?;
+        let wanted = self.next_len() as usize;
+        if part.is_empty() || part.len() > wanted {
+            let what = format!("{} bytes came of {wanted} at {}", part.len(), self.at);
+            return Err(errors::report(&StoreError::Internal(what), "read_chunk"));
+        }
+        self.at += part.len() as u64;
+        if self.at < self.end {
+            self.ahead = Some(self.start_next()?);
+        }
+        Ok((buf, part))
+    }
+
+    /// Bytes up to the next boundary of pieces, or the end.
+    fn next_len(&self) -> u64 {
+        let chunk = CHUNK_BYTES as u64;
+        (chunk - self.at % chunk).min(self.end - self.at)
+    }
+
+    fn start_next(&self) -> Result<Task<Piece>, S3Error> {
+        let read = read_piece(self.from.clone(), self.at, self.next_len() as usize);
+        engine::try_spawn_local(SchedGroup::FOREGROUND, read)
+            .map_err(|_| errors::of_store(&StoreError::Busy))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let ReadFrom {
+            server,
+            partition,
+            id,
+            ..
+        } = self.from.clone();
+        let release = async move {
+            let released = server.on(partition, move |p| async move {
+                p.read_end(id);
+                Ok(())
+            });
+            if let Err(error) = released.await {
+                tracing::warn!(%error, "an object stays pinned until the node restarts");
+            }
+        };
+        // Only a shard that is full or ending refuses; then the pin ends with the process.
+        let _ = engine::try_spawn_local(SchedGroup::FOREGROUND, release).map(Task::detach);
+    }
+}
+
+async fn read_piece(from: ReadFrom, offset: u64, len: usize) -> Piece {
+    let mut wait = BUSY_WAIT;
+    for _ in 0..BUSY_TRIES_MAX {
+        let turn = from.server.turn(from.tenant, PIECE_COST).await?;
+        let id = from.id;
+        let read = from.server.on(from.partition, move |p| async move {
+            p.read_chunk(id, offset, len).await
+        });
+        let piece = read.await;
+        drop(turn);
+        match piece {
+            Err(StoreError::Busy) => {
+                engine::sleep(wait).await;
+                wait *= 2;
+            }
+            other => return other.map_err(|error| errors::report(&error, "read_chunk")),
+        }
+    }
+    Err(errors::of_store(&StoreError::Busy))
+}

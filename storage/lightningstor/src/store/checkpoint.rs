@@ -1,0 +1,205 @@
+//! The form of a checkpoint: frames over the items of a walk. Sans-IO; `checkpoint::file` writes and
+//! reads it.
+//!
+//! | offset | bytes | field of a frame |
+//! | --- | --- | --- |
+//! | 0 | 4 | magic `UCkp` |
+//! | 4 | 1 | kind: 1 head, 2 items, 3 end |
+//! | 5 | 3 | zero |
+//! | 8 | 4 | length of the payload |
+//! | 12 | 4 | number of the frame, from 0 |
+//! | 16 | 8 | CRC-64/NVME over bytes 0 to 16, then the payload |
+//! | 24 | | payload |
+//!
+//! Head: u32 format version 1, u32 partition, u64 start LSN, u64 next bucket. Items: see
+//! `index::walk`. End: u64 number of items. A file without its end frame is no checkpoint. The CRC
+//! covers the frame's number, so frames cannot change places.
+
+pub(super) mod file;
+#[cfg(test)]
+mod tests;
+
+use crc_fast::{CrcAlgorithm, Digest};
+
+use super::bytes::{Decode, Malformed, Reader, Writer};
+use super::index::{Index, Item};
+
+const MAGIC: [u8; 4] = *b"UCkp";
+const FORMAT: u32 = 1;
+/// Bytes before a frame's payload.
+pub(super) const FRAME_HEAD: usize = 24;
+/// Largest payload: the largest manifest is below it.
+pub(super) const PAYLOAD_MAX: usize = 2 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum FrameKind {
+    Head = 1,
+    Items = 2,
+    End = 3,
+}
+
+/// What a checkpoint says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) partition: u32,
+    /// Every record up to this one is in the checkpoint.
+    pub(super) start_lsn: u64,
+    pub(super) next_bucket: u64,
+}
+
+fn crc_of(head: &[u8], payload: &[u8]) -> u64 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    digest.update(head);
+    digest.update(payload);
+    digest.finalize()
+}
+
+/// A frame's bytes.
+pub(super) fn frame(kind: FrameKind, number: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = Writer {
+        bytes: Vec::with_capacity(FRAME_HEAD + payload.len()),
+    };
+    out.raw(&MAGIC);
+    out.raw(&[kind as u8, 0, 0, 0]);
+    out.u32(payload.len() as u32);
+    out.u32(number);
+    let crc = crc_of(&out.bytes, payload);
+    out.u64(crc);
+    out.raw(payload);
+    out.bytes
+}
+
+impl Head {
+    /// Length of the payload.
+    pub(super) const BYTES: usize = 24;
+
+    pub(super) fn payload(self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.u32(FORMAT);
+        out.u32(self.partition);
+        out.u64(self.start_lsn);
+        out.u64(self.next_bucket);
+        out.bytes
+    }
+
+    fn decode(payload: &[u8]) -> Decode<Head> {
+        let mut from = Reader::new(payload);
+        if from.u32("format version")? != FORMAT {
+            return Err(from.bad("format version"));
+        }
+        let head = Head {
+            partition: from.u32("partition")?,
+            start_lsn: from.u64("start LSN")?,
+            next_bucket: from.u64("next bucket")?,
+        };
+        from.end("head")?;
+        Ok(head)
+    }
+}
+
+/// The end frame's payload.
+pub(super) fn end_payload(items: u64) -> Vec<u8> {
+    items.to_le_bytes().to_vec()
+}
+
+/// Builds an index from frames in order.
+#[derive(Debug, Default)]
+pub(super) struct Loader {
+    index: Index,
+    head: Option<Head>,
+    frames: u32,
+    items: u64,
+    ended: bool,
+}
+
+impl Loader {
+    /// Payload length that a frame's first [`FRAME_HEAD`] bytes state.
+    pub(super) fn payload_len(head: &[u8]) -> Decode<usize> {
+        let mut from = Reader::new(head);
+        if from.raw(4, "frame magic")? != MAGIC {
+            return Err(Malformed {
+                what: "frame magic",
+                at: 0,
+            });
+        }
+        from.u32("frame kind")?;
+        let len = from.u32("frame length")? as usize;
+        if len > PAYLOAD_MAX {
+            Err(Malformed {
+                what: "frame length",
+                at: 8,
+            })
+        } else {
+            Ok(len)
+        }
+    }
+
+    /// Takes the next frame; true when it was the last.
+    pub(super) fn take(&mut self, frame: &[u8]) -> Decode<bool> {
+        let len = Loader::payload_len(frame)?;
+        let mut from = Reader::new(frame);
+        from.raw(4, "frame magic")?;
+        let kind = from.u32("frame kind")?;
+        from.u32("frame length")?;
+        let number = from.u32("frame number")?;
+        let crc = from.u64("frame CRC")?;
+        let payload = from.raw(len, "frame payload")?;
+        from.end("frame")?;
+        if crc != crc_of(&frame[..16], payload) {
+            return Err(Malformed {
+                what: "frame CRC",
+                at: 16,
+            });
+        }
+        if number != self.frames || self.ended {
+            return Err(Malformed {
+                what: "frame number",
+                at: 12,
+            });
+        }
+        self.frames += 1;
+        match (kind, self.head) {
+            (1, None) => {
+                let head = Head::decode(payload)?;
+                self.index.set_next_bucket(head.next_bucket);
+                self.head = Some(head);
+            }
+            (2, Some(_)) => self.take_items(payload)?,
+            (3, Some(_)) => {
+                let mut from = Reader::new(payload);
+                if from.u64("item count")? != self.items {
+                    return Err(Malformed {
+                        what: "item count",
+                        at: 0,
+                    });
+                }
+                from.end("end")?;
+                self.ended = true;
+            }
+            _ => {
+                return Err(Malformed {
+                    what: "frame kind",
+                    at: 4,
+                });
+            }
+        }
+        Ok(self.ended)
+    }
+
+    fn take_items(&mut self, payload: &[u8]) -> Decode<()> {
+        let mut from = Reader::new(payload);
+        while from.left() > 0 {
+            self.index.load(Item::decode(&mut from)?);
+            self.items += 1;
+        }
+        Ok(())
+    }
+
+    /// The index, when the end was seen.
+    pub(super) fn finish(self) -> Option<(Head, Index)> {
+        self.head
+            .filter(|_| self.ended)
+            .map(|head| (head, self.index))
+    }
+}

@@ -1,0 +1,96 @@
+//! A checkpoint taken while the index changes, and the log behind its start, give the same index.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::index::WalkCursor;
+use crate::store::index::tests::{History, Step, steps};
+
+fn load(frames: &[Vec<u8>]) -> Option<(Head, Index)> {
+    let mut loader = Loader::default();
+    for frame in frames {
+        loader.take(frame).ok()?;
+    }
+    loader.finish()
+}
+
+/// Walks the history's index in small steps, applying `during` in between.
+fn write(history: &mut History, during: &[Step]) -> Vec<Vec<u8>> {
+    // No number is the same as number 1: the first that is given out.
+    history.index.set_next_bucket(1);
+    let start_lsn = history.log.len() as u64;
+    let next_bucket = history.index.next_bucket().0;
+    let head = Head {
+        partition: 5,
+        start_lsn,
+        next_bucket,
+    };
+    let mut frames = vec![frame(FrameKind::Head, 0, &head.payload())];
+    let mut during = during.iter();
+    let mut cursor = WalkCursor::default();
+    let mut items = 0;
+    while !matches!(cursor, WalkCursor::End) {
+        let mut payload = Vec::new();
+        items += history.index.walk(&mut cursor, 80, &mut payload);
+        frames.push(frame(FrameKind::Items, frames.len() as u32, &payload));
+        for step in during.by_ref().take(2) {
+            history.take(step);
+        }
+    }
+    for step in during {
+        history.take(step);
+    }
+    frames.push(frame(
+        FrameKind::End,
+        frames.len() as u32,
+        &end_payload(items),
+    ));
+    frames
+}
+
+proptest! {
+    #[test]
+    fn a_fuzzy_checkpoint_and_the_log_behind_it_are_the_index(before in steps(), during in steps()) {
+        let mut history = History::new();
+        for step in &before {
+            history.take(step);
+        }
+        let frames = write(&mut history, &during);
+        let (head, mut index) = load(&frames).unwrap();
+        for (place, record) in &history.log[head.start_lsn as usize..] {
+            index.apply(*place, record.clone());
+        }
+        prop_assert_eq!(&index, &history.index);
+    }
+
+    #[test]
+    fn a_damaged_or_shortened_checkpoint_is_none(
+        before in steps(),
+        at in any::<prop::sample::Index>(),
+        bit in 0..8_u8,
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut history = History::new();
+        for step in &before {
+            history.take(step);
+        }
+        let frames = write(&mut history, &[]);
+        let which = at.index(frames.len());
+        let mut flipped = frames.clone();
+        let byte = at.index(flipped[which].len());
+        flipped[which][byte] ^= 1 << bit;
+        prop_assert!(load(&flipped).is_none());
+        prop_assert!(load(&frames[..cut.index(frames.len())]).is_none());
+        let mut swapped = frames.clone();
+        swapped.swap(0, which);
+        prop_assert!(which == 0 || load(&swapped).is_none());
+    }
+
+    #[test]
+    fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut loader = Loader::default();
+        prop_assert!(loader.take(&bytes).is_err());
+        let mut from = Reader::new(&bytes);
+        while from.left() > 0 && Item::decode(&mut from).is_ok() {}
+    }
+}

@@ -1,0 +1,328 @@
+//! The data file of a partition: bodies past 64 KiB, in extents of 4 KiB blocks, O_DIRECT.
+//!
+//! Invariants: a body is written from its caller's buffers without a copy; [`DataFile::flush`]
+//! returns after a flush that began after it was called; one flush serves all that wait for it. A
+//! failed write or flush poisons the partition. The file only grows.
+//!
+//! It does not know objects: who owns an extent is the index's affair.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::fs::{File, OpenOptions};
+use engine::sync::{Notify, Semaphore};
+use engine::{BLOCK, DmaBuf};
+
+use super::error::StoreError;
+use super::extent::{Extent, ExtentAllocator, blocks_of};
+use super::space::Space;
+use super::types::EXTENTS_MAX;
+
+/// Most blocks of a data file: 16 TiB.
+const BLOCKS_MAX: u32 = u32::MAX;
+
+/// Set by the first failed write or flush, for ever.
+#[derive(Debug, Default)]
+pub(super) struct Poison {
+    cause: RefCell<Option<String>>,
+}
+
+impl Poison {
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match &*self.cause.borrow() {
+            Some(cause) => Err(StoreError::Poisoned(cause.clone())),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.cause.borrow().is_some()
+    }
+
+    pub(super) fn set(&self, cause: &str) -> StoreError {
+        let mut first = self.cause.borrow_mut();
+        if first.is_none() {
+            tracing::error!(cause, "the partition takes no more writes");
+        }
+        StoreError::Poisoned(first.get_or_insert_with(|| cause.to_owned()).clone())
+    }
+}
+
+/// Flushes: `begun` and `done` count them; at most one runs.
+#[derive(Default)]
+struct FlushGate {
+    begun: Cell<u64>,
+    done: Cell<u64>,
+    running: Cell<bool>,
+    ended: Notify,
+}
+
+/// An open data file.
+pub(super) struct DataFile {
+    file: File,
+    poison: Rc<Poison>,
+    space: Rc<RefCell<Space>>,
+    flushes: FlushGate,
+    growing: Semaphore,
+    grow_bytes: u64,
+}
+
+impl DataFile {
+    /// Opens or makes the file; its name is durable only after a `sync_dir` of the caller's.
+    pub(super) async fn open(
+        path: &Path,
+        grow_bytes: u64,
+        poison: Rc<Poison>,
+    ) -> Result<DataFile, StoreError> {
+        let options = OpenOptions {
+            write: true,
+            create: true,
+            direct: true,
+            ..OpenOptions::default()
+        };
+        let file = File::open(path, options).await;
+        let file = file.map_err(|e| StoreError::internal("cannot open the data file", &e))?;
+        Ok(DataFile {
+            file,
+            poison,
+            space: Space::new(ExtentAllocator::default()),
+            flushes: FlushGate::default(),
+            growing: Semaphore::new(1, 4096),
+            grow_bytes,
+        })
+    }
+
+    /// Takes what the recovered index refers to; must come before any other use.
+    pub(super) fn claim(&self, used: Vec<Extent>) -> Result<(), StoreError> {
+        let blocks = self.file.opened_len() / BLOCK as u64;
+        let blocks = u32::try_from(blocks).unwrap_or(BLOCKS_MAX);
+        let allocator =
+            ExtentAllocator::rebuild(blocks, used).map_err(|overlap| StoreError::Corrupt {
+                what: format!("the extent map ({overlap})"),
+                segment: super::error::DATA_FILE,
+                offset: overlap.extent.offset(),
+            })?;
+        self.space.borrow_mut().allocator = allocator;
+        Ok(())
+    }
+
+    pub(super) fn space(&self) -> &Rc<RefCell<Space>> {
+        &self.space
+    }
+
+    /// Takes blocks, growing the file when it must. Nothing is taken when the future is dropped.
+    pub(super) async fn reserve(&self, bytes: u64) -> Result<Vec<Extent>, StoreError> {
+        let blocks = u32::try_from(blocks_of(bytes)).map_err(|_| StoreError::Full)?;
+        loop {
+            if let Some(taken) = self.space.borrow_mut().allocator.take(blocks, EXTENTS_MAX) {
+                return Ok(taken);
+            }
+            let turn = self
+                .growing
+                .acquire(1)
+                .await
+                .map_err(|_| StoreError::Busy)?;
+            let room = self.space.borrow().allocator.free_blocks() >= u64::from(blocks)
+                && self.space.borrow().allocator.longest() >= blocks;
+            if !room {
+                self.grow(blocks).await?;
+            }
+            drop(turn);
+        }
+    }
+
+    async fn grow(&self, blocks: u32) -> Result<(), StoreError> {
+        let old = self.space.borrow().allocator.blocks();
+        let step = u32::try_from(blocks_of(self.grow_bytes)).unwrap_or(BLOCKS_MAX);
+        for grow in [step.max(blocks), blocks] {
+            if grow > BLOCKS_MAX - old {
+                continue;
+            }
+            let range = Extent {
+                start: old,
+                blocks: grow,
+            };
+            match self.file.allocate(range.offset(), range.bytes()).await {
+                Ok(()) => {
+                    self.space.borrow_mut().allocator.grow(grow);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) => {
+                    return Err(StoreError::internal("cannot grow the data file", &error));
+                }
+            }
+        }
+        Err(StoreError::Full)
+    }
+
+    /// Writes the buffer's content, padded to whole blocks, at a block-aligned offset of the body in
+    /// `extents`. The caller must see it through to its end before it frees the extents: a cancelled
+    /// write may still happen.
+    pub(super) async fn write(
+        &self,
+        mut buf: DmaBuf,
+        extents: &[Extent],
+        offset: u64,
+    ) -> Result<(), StoreError> {
+        let len = buf.len();
+        let padded = len.next_multiple_of(BLOCK);
+        buf.set_len(padded);
+        buf[len..].fill(0);
+        let mut at = 0;
+        for (place, piece) in pieces(extents, offset, padded) {
+            self.poison.check()?;
+            let (wrote, slice) = self.file.write_at(buf.slice(at..at + piece), place).await;
+            buf = slice.into_inner();
+            if let Err(error) = wrote {
+                return Err(self.failed(&error));
+            }
+            at += piece;
+        }
+        if at == padded {
+            return Ok(());
+        }
+        Err(StoreError::Internal(
+            "a chunk was written past the body's extents".to_owned(),
+        ))
+    }
+
+    fn failed(&self, error: &io::Error) -> StoreError {
+        if error.kind() == io::ErrorKind::StorageFull {
+            return StoreError::Full;
+        }
+        self.poison.set(&error.to_string())
+    }
+
+    /// Reads `len` bytes, whole blocks, at a block-aligned offset of a body into the buffer's start.
+    pub(super) async fn read(
+        &self,
+        mut buf: DmaBuf,
+        extents: &[Extent],
+        offset: u64,
+        len: usize,
+    ) -> Result<DmaBuf, StoreError> {
+        buf.set_len(len);
+        let mut at = 0;
+        for (place, piece) in pieces(extents, offset, len) {
+            let (read, slice) = self.file.read_at(buf.slice(at..at + piece), place).await;
+            buf = slice.into_inner();
+            let read = read.map_err(|e| StoreError::internal("cannot read the data file", &e))?;
+            if read != piece {
+                return Err(damaged("a body (the data file is too short)", place));
+            }
+            at += piece;
+        }
+        if at == len {
+            Ok(buf)
+        } else {
+            Err(damaged("a body (its extents are too short)", offset))
+        }
+    }
+
+    /// Makes all writes that have completed before the call durable.
+    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+        let gate = &self.flushes;
+        let wanted = gate.begun.get() + 1;
+        loop {
+            self.poison.check()?;
+            if gate.done.get() >= wanted {
+                return Ok(());
+            }
+            if gate.running.get() {
+                gate.ended.notified().await;
+                continue;
+            }
+            let number = gate.begun.get() + 1;
+            gate.begun.set(number);
+            gate.running.set(true);
+            let ended = FlushEnd { gate };
+            let flushed = self.file.datasync().await;
+            if let Err(error) = flushed {
+                let poisoned = self.poison.set(&error.to_string());
+                drop(ended);
+                return Err(poisoned);
+            }
+            gate.done.set(number);
+            drop(ended);
+        }
+    }
+}
+
+/// Lets the next flush begin, also when this one's future was dropped.
+struct FlushEnd<'a> {
+    gate: &'a FlushGate,
+}
+
+impl Drop for FlushEnd<'_> {
+    fn drop(&mut self) {
+        self.gate.running.set(false);
+        self.gate.ended.notify_all();
+    }
+}
+
+pub(super) fn damaged(what: &str, offset: u64) -> StoreError {
+    StoreError::Corrupt {
+        what: what.to_owned(),
+        segment: super::error::DATA_FILE,
+        offset,
+    }
+}
+
+/// Where in the file `len` bytes at `offset` of a body lie: (offset, length) of each run.
+pub(super) fn pieces(extents: &[Extent], offset: u64, len: usize) -> Vec<(u64, usize)> {
+    let mut found: Vec<(u64, usize)> = Vec::new();
+    let mut skip = offset;
+    let mut left = len as u64;
+    for extent in extents {
+        if left == 0 {
+            break;
+        }
+        if skip >= extent.bytes() {
+            skip -= extent.bytes();
+            continue;
+        }
+        let place = extent.offset() + skip;
+        let piece = left.min(extent.bytes() - skip);
+        skip = 0;
+        left -= piece;
+        match found.last_mut() {
+            Some((last, last_len)) if *last + *last_len as u64 == place => {
+                *last_len += piece as usize;
+            }
+            _ => found.push((place, piece as usize)),
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_a_body_maps_to_runs_of_the_file() {
+        let extents = [
+            Extent {
+                start: 10,
+                blocks: 2,
+            },
+            Extent {
+                start: 12,
+                blocks: 1,
+            },
+            Extent {
+                start: 4,
+                blocks: 1,
+            },
+        ];
+        assert_eq!(pieces(&extents, 0, 3 * BLOCK), [(10 * 4096, 3 * BLOCK)]);
+        assert_eq!(
+            pieces(&extents, 8192, 2 * BLOCK),
+            [(12 * 4096, BLOCK), (4 * 4096, BLOCK)]
+        );
+        assert_eq!(pieces(&extents, 4 * 4096, BLOCK), []);
+    }
+}

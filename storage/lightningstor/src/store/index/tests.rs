@@ -1,0 +1,283 @@
+//! Laws of the index over random histories, shared with the checkpoint's tests.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::store::record::{Crcs, Stored};
+use crate::store::types::{CRC_BLOCK, ObjectMeta};
+
+/// One step of a history, before places and extents are given to it.
+#[derive(Clone, Debug)]
+pub(in crate::store) enum Step {
+    Put {
+        key: u8,
+        blocks: u32,
+    },
+    Delete {
+        key: u8,
+    },
+    Create {
+        key: u8,
+        upload: u8,
+    },
+    Part {
+        key: u8,
+        upload: u8,
+        number: u16,
+        blocks: u32,
+    },
+    Complete {
+        key: u8,
+        upload: u8,
+    },
+    Abort {
+        key: u8,
+        upload: u8,
+    },
+    Bucket {
+        name: u8,
+        exists: bool,
+    },
+}
+
+pub(in crate::store) fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let (key, upload) = (0..5_u8, 0..3_u8);
+    let step = prop_oneof![
+        4 => (key.clone(), 0..40_u32).prop_map(|(key, blocks)| Step::Put { key, blocks }),
+        2 => key.clone().prop_map(|key| Step::Delete { key }),
+        2 => (key.clone(), upload.clone()).prop_map(|(key, upload)| Step::Create { key, upload }),
+        4 => (key.clone(), upload.clone(), 1..4_u16, 0..40_u32)
+            .prop_map(|(key, upload, number, blocks)| Step::Part { key, upload, number, blocks }),
+        2 => (key.clone(), upload.clone()).prop_map(|(key, upload)| Step::Complete { key, upload }),
+        1 => (key, upload).prop_map(|(key, upload)| Step::Abort { key, upload }),
+        1 => (0..3_u8, any::<bool>()).prop_map(|(name, exists)| Step::Bucket { name, exists }),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+fn etag(number: u64) -> Etag {
+    Etag::single(u128::from(number).to_le_bytes())
+}
+
+/// Turns steps into records that a partition could have written, in order.
+pub(in crate::store) struct History {
+    pub(in crate::store) index: Index,
+    pub(in crate::store) log: Vec<(Place, Record)>,
+    next_block: u32,
+    owned: BTreeSet<Extent>,
+}
+
+impl History {
+    pub(in crate::store) fn new() -> History {
+        History {
+            index: Index::default(),
+            log: Vec::new(),
+            next_block: 0,
+            owned: BTreeSet::new(),
+        }
+    }
+
+    fn stored(&mut self, blocks: u32) -> (u64, Stored) {
+        if blocks == 0 {
+            return (10, Stored::Inline);
+        }
+        let extent = Extent {
+            start: self.next_block,
+            blocks,
+        };
+        self.next_block += blocks;
+        self.owned.insert(extent);
+        let size = extent.bytes() - 1;
+        let crcs = vec![9; size.div_ceil(CRC_BLOCK as u64) as usize];
+        (
+            size,
+            Stored::Extents {
+                extents: vec![extent],
+                crcs: Crcs::Inline(crcs),
+            },
+        )
+    }
+
+    /// Applies a step; what it frees was owned, and nobody else's.
+    pub(in crate::store) fn take(&mut self, step: &Step) {
+        let number = self.log.len() as u64;
+        let place = Place {
+            segment: number as u32 / 7 + 1,
+            offset: number as u32 * 64,
+            len: 64,
+        };
+        let Some((bucket, key, change)) = self.change(step, number) else {
+            return;
+        };
+        let record = Record {
+            bucket,
+            key,
+            version: Version::NULL,
+            change,
+        };
+        self.log.push((place, record.clone()));
+        for extent in self.index.apply(place, record) {
+            assert!(
+                self.owned.remove(&extent),
+                "{extent:?} is freed once, by its owner"
+            );
+        }
+    }
+
+    fn change(&mut self, step: &Step, number: u64) -> Option<(BucketId, Box<str>, Change)> {
+        let bucket = BucketId(3);
+        let name = |key: &u8| -> Box<str> { format!("k{key}").into() };
+        let id = |upload: &u8| UploadId(u128::from(*upload));
+        let found = |index: &Index, key: &u8, upload: &u8| {
+            index.upload(&(bucket, name(key), id(upload))).cloned()
+        };
+        Some(match step {
+            Step::Put { key, blocks } => {
+                let (size, stored) = self.stored(*blocks);
+                let meta = ObjectMeta::new(size, etag(number), number);
+                (bucket, name(key), Change::Put { meta, stored })
+            }
+            Step::Delete { key } => (bucket, name(key), Change::Delete),
+            Step::Create { key, upload } => {
+                let meta = ObjectMeta::new(0, etag(0), number);
+                let change = Change::UploadCreate {
+                    upload: id(upload),
+                    meta,
+                    checksum: None,
+                };
+                (bucket, name(key), change)
+            }
+            Step::Part {
+                key,
+                upload,
+                number: part,
+                blocks,
+            } => {
+                found(&self.index, key, upload)?;
+                let (size, stored) = self.stored(*blocks);
+                let change = Change::PartPut {
+                    upload: id(upload),
+                    number: *part,
+                    etag: etag(number),
+                    size,
+                    modified_ms: number,
+                    checksum: None,
+                    stored,
+                };
+                (bucket, name(key), change)
+            }
+            Step::Complete { key, upload } => {
+                let parts = found(&self.index, key, upload)?.parts;
+                // Every second completion leaves out its first part.
+                let skip = usize::from(number.is_multiple_of(2) && parts.len() > 1);
+                let listed = parts.iter().skip(skip).map(|(number, part)| ManifestPart {
+                    number: *number,
+                    place: part.place,
+                    size: part.size,
+                    extents: part.extents.to_vec(),
+                });
+                let parts: Vec<_> = listed.collect();
+                let size = parts.iter().map(|part| part.size).sum();
+                let meta = ObjectMeta::new(size, etag(number), number);
+                (
+                    bucket,
+                    name(key),
+                    Change::UploadComplete {
+                        upload: id(upload),
+                        meta,
+                        parts,
+                    },
+                )
+            }
+            Step::Abort { key, upload } => (
+                bucket,
+                name(key),
+                Change::UploadAbort { upload: id(upload) },
+            ),
+            Step::Bucket { name, exists: true } => {
+                let change = Change::BucketCreate {
+                    owner: "o".into(),
+                    created_ms: number,
+                };
+                (
+                    self.index.next_bucket(),
+                    format!("bucket{name}").into(),
+                    change,
+                )
+            }
+            Step::Bucket {
+                name,
+                exists: false,
+            } => (
+                BucketId(1),
+                format!("bucket{name}").into(),
+                Change::BucketDelete,
+            ),
+        })
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_extent_has_one_owner_and_live_bytes_are_those_of_the_entries(steps in steps()) {
+        let mut history = History::new();
+        for step in &steps {
+            history.take(step);
+            let held: BTreeSet<Extent> = history.index.all_extents().into_iter().collect();
+            prop_assert_eq!(&held, &history.owned);
+        }
+        let mut live: BTreeMap<u32, u64> = BTreeMap::new();
+        let index = &history.index;
+        let objects = index.objects.values().flat_map(BTreeMap::values).flat_map(places_of);
+        for place in objects.chain(index.uploads.values().flat_map(Upload::places)) {
+            *live.entry(place.segment).or_default() += u64::from(place.len);
+        }
+        prop_assert_eq!(&live, &index.live);
+    }
+
+    #[test]
+    fn replaying_any_tail_again_changes_nothing(steps in steps(), from in any::<prop::sample::Index>()) {
+        let mut history = History::new();
+        for step in &steps {
+            history.take(step);
+        }
+        if !history.log.is_empty() {
+            // The tail must begin where an upload's parts are replayed with it or not at all: any
+            // prefix was applied before, as after a fuzzy checkpoint.
+            let from = from.index(history.log.len());
+            let mut again = Index::default();
+            for (place, record) in history.log.iter().chain(&history.log[from..]) {
+                again.apply(*place, record.clone());
+            }
+            prop_assert_eq!(&again, &history.index);
+        }
+    }
+
+    #[test]
+    fn a_listing_is_what_a_plain_map_would_list(
+        keys in prop::collection::btree_set("[ab/]{1,4}", 0..40),
+        prefix in "[ab/]{0,2}",
+        after in "[ab/]{0,3}",
+        limit in 0_usize..6,
+    ) {
+        let mut index = Index::default();
+        for (number, key) in keys.iter().enumerate() {
+            let place = Place { segment: 1, offset: number as u32, len: 1 };
+            let meta = ObjectMeta::new(1, etag(1), 1);
+            let change = Change::Put { meta, stored: Stored::Inline };
+            let (bucket, key) = (BucketId(1), key.as_str().into());
+            index.apply(place, Record { bucket, key, version: Version::NULL, change });
+        }
+        for (cursor, inclusive) in
+            [(ListCursor::After(&after), false), (ListCursor::From(after.as_bytes()), true)]
+        {
+            let low = |key: &&String| **key > after || inclusive && **key == after;
+            let all: Vec<&String> =
+                keys.iter().filter(|k| k.starts_with(&prefix)).filter(low).collect();
+            let chunk = index.list(BucketId(1), cursor, prefix.as_bytes(), limit);
+            let listed: Vec<&str> = chunk.entries.iter().map(|e| &*e.key).collect();
+            prop_assert_eq!(&listed[..], &all[..limit.min(all.len())]);
+            prop_assert_eq!(chunk.more, all.len() > limit);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The store core: objects, uploads and buckets of the partitions that a shard owns.
+//!
+//! A partition is a directory with a log (`log/*.seg`), a data file (`data`) and checkpoints
+//! (`checkpoint-*`). Bodies up to 64 KiB lie in their log record, larger ones in extents of the data
+//! file, with a CRC-64/NVME for each 64 KiB. The ordered index is in memory and derived from the
+//! newest checkpoint and the log behind it.
+//!
+//! Everything here runs on the shard that owns the partition; the front routes to it. Layers, from
+//! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `checkpoint` (state,
+//! sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `multipart` (operations),
+//! `buckets` (across shards).
+
+mod buckets;
+mod bytes;
+mod checkpoint;
+mod config;
+mod data;
+mod error;
+mod extent;
+mod index;
+mod locks;
+mod meta;
+mod metrics;
+mod multipart;
+mod partition;
+mod read;
+mod record;
+mod recovery;
+mod space;
+#[cfg(test)]
+mod tests;
+mod types;
+mod write;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::BLOCK;
+use engine::sync::Semaphore;
+use shards::placement::{PartitionId, PlacementMap};
+
+pub use buckets::{BucketTable, Groups};
+pub use config::StoreConfig;
+pub use error::StoreError;
+pub use metrics::{StoreMetrics, prometheus};
+pub use partition::Partition;
+pub use types::*;
+pub use write::WRITE_BYTES_MAX;
+
+/// Changes of the bucket table that may wait for their turn.
+const TABLE_WAITERS_MAX: usize = 1024;
+
+/// The partitions of one shard, and its mirror of the buckets.
+pub struct StoreShard {
+    partitions: BTreeMap<PartitionId, Rc<Partition>>,
+    table: Rc<BucketTable>,
+    table_turn: Semaphore,
+}
+
+impl std::fmt::Debug for StoreShard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreShard")
+            .field("partitions", &self.partitions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl StoreShard {
+    /// Recovers all partitions that the map places on this shard. [`StoreShard::load_buckets`] comes
+    /// next, when every shard's store is open.
+    ///
+    /// # Errors
+    /// `Corrupt` when something durable is damaged or missing, `Full`, `Internal`.
+    pub async fn open(
+        root: &Path,
+        config: &StoreConfig,
+        map: &PlacementMap,
+    ) -> Result<Rc<StoreShard>, StoreError> {
+        let table = Rc::new(BucketTable::default());
+        let mut partitions = BTreeMap::new();
+        for id in map.owned_by(engine::shard_id()) {
+            let partition = Partition::open(root, id, config, &table).await?;
+            partitions.insert(id, Rc::new(partition));
+        }
+        let store = StoreShard {
+            partitions,
+            table,
+            table_turn: Semaphore::new(1, TABLE_WAITERS_MAX),
+        };
+        store.show_buckets();
+        Ok(Rc::new(store))
+    }
+
+    /// A partition of this shard.
+    ///
+    /// # Errors
+    /// `Gone` when it is elsewhere.
+    pub fn partition(&self, id: PartitionId) -> Result<Rc<Partition>, StoreError> {
+        self.partitions.get(&id).cloned().ok_or(StoreError::Gone)
+    }
+
+    /// The buckets.
+    pub fn buckets(&self) -> &BucketTable {
+        &self.table
+    }
+
+    /// Refuses new writes, waits for those in progress, writes checkpoints and closes the logs.
+    ///
+    /// # Errors
+    /// The first partition's that failed; the others are closed all the same.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let mut outcome = Ok(());
+        for partition in self.partitions.values() {
+            let closed = partition.close().await;
+            outcome = outcome.and(closed);
+        }
+        outcome
+    }
+
+    /// Counters of all partitions of this shard.
+    pub fn metrics(&self) -> StoreMetrics {
+        let mut sum = StoreMetrics::default();
+        for partition in self.partitions.values() {
+            sum.add(&partition.metrics());
+        }
+        sum
+    }
+}
+
+impl Partition {
+    /// Counters of this partition.
+    pub fn metrics(&self) -> StoreMetrics {
+        let inner = &self.inner;
+        let (objects, live_bytes) = inner.index.borrow().totals();
+        let space = inner.data.space().borrow();
+        let free = space.allocator.free_blocks();
+        let bytes = |blocks: u64| blocks * BLOCK as u64;
+        StoreMetrics {
+            objects,
+            live_bytes,
+            uploads: inner.index.borrow().upload_count() as u64,
+            log_segments: inner.log.segments().len() as u64,
+            log_batches: inner.log.metrics().batches,
+            data_used_bytes: bytes(u64::from(space.allocator.blocks()) - free),
+            data_free_bytes: bytes(free),
+            puts: inner.counters.puts.get(),
+            gets: inner.counters.gets.get(),
+            deletes: inner.counters.deletes.get(),
+            checkpoints: inner.counters.checkpoints.get(),
+            corrupt_reads: inner.counters.corrupt_reads.get(),
+            poisoned: u64::from(inner.poison.is_set()),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Opening a partition: the newest intact checkpoint, the log behind it, then the data file's free
+//! blocks from what the index refers to.
+//!
+//! Invariant: nothing is served from a partition whose log misses a record, whose entries refer to a
+//! segment that is not there, or in which two bodies share a block.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::fs;
+use segment_log::{Log, LogError, Lsn};
+use shards::placement::PartitionId;
+
+use super::buckets::BucketTable;
+use super::checkpoint::file;
+use super::config::StoreConfig;
+use super::data::{DataFile, Poison};
+use super::error::StoreError;
+use super::index::Index;
+use super::partition::{Partition, Parts};
+use super::record::{Place, Record};
+
+fn place_of(record: &segment_log::Record<'_>) -> Place {
+    let position = record.position;
+    Place {
+        segment: position.segment,
+        offset: position.offset,
+        len: record.len,
+    }
+}
+
+/// Applies records in order, refusing a gap.
+struct Replay {
+    index: Index,
+    last: u64,
+    bytes: u64,
+}
+
+impl Replay {
+    fn take(&mut self, record: &segment_log::Record<'_>) -> Result<(), LogError> {
+        let Lsn(lsn) = record.lsn;
+        let refused = |reason: String| LogError::Refused {
+            lsn: record.lsn,
+            reason,
+        };
+        if lsn != self.last + 1 {
+            let reason = format!(
+                "records {} to {} are missing and no checkpoint holds them",
+                self.last + 1,
+                lsn.saturating_sub(1)
+            );
+            return Err(refused(reason));
+        }
+        let decoded = Record::decode(record.kind, record.payload);
+        let (change, _) = decoded.map_err(|malformed| refused(malformed.to_string()))?;
+        // Freed extents do not matter yet: the free blocks are found from the final index.
+        self.index.apply(place_of(record), change);
+        self.last = lsn;
+        self.bytes += u64::from(record.len);
+        Ok(())
+    }
+}
+
+impl Partition {
+    /// Opens or makes a partition below `root`.
+    pub(super) async fn open(
+        root: &Path,
+        id: PartitionId,
+        config: &StoreConfig,
+        buckets: &Rc<BucketTable>,
+    ) -> Result<Partition, StoreError> {
+        let dir = root.join(format!("p{:03}", id.0));
+        let failed = |e: &std::io::Error| StoreError::internal("cannot make the directory", e);
+        fs::create_dir_all(&dir).await.map_err(|e| failed(&e))?;
+        fs::sync_dir(root).await.map_err(|e| failed(&e))?;
+        let found = file::find(&dir, id.0).await?;
+        let start = found.start_lsn;
+        let mut replay = Replay {
+            index: found.index,
+            last: start,
+            bytes: 0,
+        };
+        let log_dir = dir.join("log");
+        let opened = Log::open(&log_dir, config.log.clone(), Lsn(start), 0, |record| {
+            replay.take(&record)
+        });
+        let (log, recovered) = opened.await?;
+        require_segments(&log, &replay.index)?;
+        let poison = Rc::new(Poison::default());
+        let data = DataFile::open(
+            &dir.join("data"),
+            config.data_grow_bytes,
+            Rc::clone(&poison),
+        )
+        .await?;
+        data.claim(replay.index.all_extents())?;
+        fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
+        tracing::info!(
+            partition = id.0,
+            checkpoint_lsn = start,
+            records = recovered.records,
+            torn_bytes = recovered.torn_bytes,
+            clean = recovered.clean,
+            "the partition is recovered"
+        );
+        let parts = Parts {
+            id,
+            dir,
+            log,
+            data,
+            poison,
+            index: replay.index,
+            last: recovered.last,
+            kept: found.kept,
+            next_checkpoint: found.next,
+            log_bytes: replay.bytes,
+        };
+        Ok(Partition::new(parts, config, buckets))
+    }
+}
+
+fn require_segments(log: &Log, index: &Index) -> Result<(), StoreError> {
+    let there: Vec<u32> = log
+        .segments()
+        .iter()
+        .map(|segment| segment.number)
+        .collect();
+    match index
+        .live_segments()
+        .find(|segment| !there.contains(segment))
+    {
+        None => Ok(()),
+        Some(segment) => Err(StoreError::Corrupt {
+            what: "a log segment (it is missing)".into(),
+            segment,
+            offset: 0,
+        }),
+    }
+}

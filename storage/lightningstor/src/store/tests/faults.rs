@@ -1,0 +1,197 @@
+//! Disks that fail, fill up and rot: nothing false is acknowledged or served.
+
+use std::time::Duration;
+
+use super::super::checkpoint::file::path_of;
+use super::*;
+
+#[test]
+fn a_flipped_bit_in_a_body_is_reported_and_never_served() {
+    let (sim, node) = world(1);
+    let store = sim.run(node, 0, open());
+    let filled = store.clone();
+    sim.run(node, 0, async move {
+        put(&filled, "large", &bytes(1, 300_000)).await.unwrap();
+        put(&filled, "small", &bytes(2, 10_000)).await.unwrap();
+    });
+    let extent = store.inner.index.borrow().all_extents()[0];
+    sim.disk(node)
+        .flip_bit(dir().join("data"), extent.offset() + 70_000);
+    let place = store
+        .inner
+        .index
+        .borrow()
+        .object(BUCKET, "small")
+        .unwrap()
+        .place;
+    let segment = dir().join("log").join(format!("{:08}.seg", place.segment));
+    sim.disk(node)
+        .flip_bit(segment, u64::from(place.offset) + 5_000);
+    sim.run(node, 0, async move {
+        let Body::Stored(id) = store.get(BUCKET, &key("large"), 0).await.unwrap().body else {
+            panic!("300,000 bytes are not inline");
+        };
+        let (buf, range) = store.read_chunk(id, 0, CRC_BLOCK).await.unwrap();
+        assert_eq!(buf[range], bytes(1, 300_000)[..CRC_BLOCK]);
+        let rotten = store.read_chunk(id, CRC_BLOCK as u64 + 9, 5).await;
+        assert!(
+            matches!(rotten, Err(StoreError::Corrupt { .. })),
+            "{rotten:?}"
+        );
+        let rotten = get(&store, "small").await;
+        assert!(
+            matches!(rotten, Err(StoreError::Corrupt { .. })),
+            "{rotten:?}"
+        );
+        assert_eq!(store.metrics().corrupt_reads, 2);
+        put(&store, "small", b"new").await.unwrap();
+        assert_eq!(get(&store, "small").await.unwrap(), b"new");
+    });
+}
+
+#[test]
+fn a_failed_flush_of_bodies_ends_writing_and_not_reading() {
+    let (sim, node) = world(2);
+    let disk = sim.disk(node);
+    let store = sim.run(node, 0, open());
+    // The log makes its spare segment ready, with syncs of its own.
+    sim.run_for(Duration::from_secs(1));
+    sim.run(node, 0, async move {
+        put(&store, "old", &bytes(1, 100_000)).await.unwrap();
+        let write = stream(&store, &bytes(2, 100_000), true).await.unwrap();
+        disk.fail_next_sync();
+        let meta = meta(&bytes(2, 100_000));
+        let failed = store
+            .put_commit(write, BUCKET, key("new"), meta, Condition::None)
+            .await;
+        assert!(matches!(failed, Err(StoreError::Poisoned(_))), "{failed:?}");
+        let refused = put(&store, "tiny", b"x").await;
+        assert!(
+            matches!(refused, Err(StoreError::Poisoned(_))),
+            "{refused:?}"
+        );
+        assert_eq!(get(&store, "old").await.unwrap(), bytes(1, 100_000));
+        assert_eq!(names(&store), ["old"]);
+        assert_eq!(store.metrics().poisoned, 1);
+        assert!(store.close().await.is_err());
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_and_works_again_when_there_is_space() {
+    let (sim, node) = world(3);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        put(&store, "kept", &bytes(0, 200_000)).await.unwrap();
+        let used: u64 = disk.files().iter().map(|(_, len)| len).sum();
+        disk.set_capacity(used + (2 << 20));
+        let mut stored = vec![("kept".to_owned(), 0)];
+        let mut full = 0;
+        for number in 1..60 {
+            let name = format!("n{number:02}");
+            match put(&store, &name, &bytes(number, 200_000)).await {
+                Ok(_) => stored.push((name, number)),
+                Err(error) => {
+                    assert_eq!(error, StoreError::Full);
+                    full += 1;
+                }
+            }
+        }
+        assert!(full > 0 && stored.len() > 2, "{full} of 59 were refused");
+        audit(&store);
+        disk.set_capacity(1 << 30);
+        for number in 60..80 {
+            let name = format!("n{number:02}");
+            put(&store, &name, &bytes(number, 200_000)).await.unwrap();
+            stored.push((name, number));
+        }
+        for (name, number) in &stored {
+            assert!(
+                get(&store, name).await.unwrap() == bytes(*number, 200_000),
+                "{name}"
+            );
+        }
+        assert_eq!(names(&store).len(), stored.len());
+        audit(&store);
+    });
+}
+
+/// Fills a partition until several checkpoints were written, and closes it.
+async fn fill(rounds: u64) {
+    let store = open().await;
+    for round in 0..rounds {
+        let name = format!("k{}", round % 9);
+        put(&store, &name, &bytes(round, 30_000)).await.unwrap();
+    }
+    store.close().await.unwrap();
+}
+
+#[test]
+fn dead_log_segments_are_released_behind_two_checkpoints() {
+    let (sim, node) = world(4);
+    sim.run(node, 0, async {
+        fill(300).await;
+        let store = open().await;
+        // 300 records of 32 KiB are 18 segments; 9 live ones lie in the newest.
+        assert!(store.metrics().log_segments < 8, "{:?}", store.metrics());
+        assert_eq!(names(&store).len(), 9);
+    });
+}
+
+#[test]
+fn a_damaged_checkpoint_falls_back_to_the_older_one() {
+    let (sim, node) = world(5);
+    sim.run(node, 0, fill(200));
+    let disk = sim.disk(node);
+    let is_checkpoint = |path: &Path| path.to_string_lossy().contains("checkpoint-");
+    let mut found: Vec<_> = disk
+        .files()
+        .into_iter()
+        .filter(|(path, _)| is_checkpoint(path))
+        .collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    let (newest, len) = found.pop().unwrap();
+    disk.flip_bit(&newest, len / 2);
+    sim.run(node, 0, async {
+        let store = open().await;
+        for number in 191..200 {
+            let name = format!("k{}", number % 9);
+            assert!(
+                get(&store, &name).await.unwrap() == bytes(number, 30_000),
+                "{name}"
+            );
+        }
+        audit(&store);
+        store.close().await.unwrap();
+    });
+    // Without either, the log alone does not reach back: that is said, not guessed over.
+    for (path, len) in disk.files() {
+        if is_checkpoint(&path) {
+            disk.flip_bit(&path, len / 2);
+        }
+    }
+    let refused = sim.run(node, 0, async { open_with(&config()).await.err() });
+    let said = format!("{refused:?}");
+    assert!(said.contains("missing"), "{said}");
+}
+
+#[test]
+fn a_half_written_checkpoint_is_removed() {
+    let (sim, node) = world(6);
+    sim.run(node, 0, async {
+        fill(20).await;
+        let left = path_of(&dir(), 9).with_extension("tmp");
+        let options = engine::fs::OpenOptions {
+            write: true,
+            create: true,
+            ..Default::default()
+        };
+        let file = engine::fs::File::open(&left, options).await.unwrap();
+        file.write_at(b"half".to_vec(), 0).await.0.unwrap();
+        drop(file);
+        let store = open().await;
+        assert_eq!(names(&store).len(), 9);
+        assert!(engine::fs::metadata(&left).await.is_err());
+    });
+}

@@ -22,7 +22,9 @@ use self::name::{NameRef, ObjectName, Probe};
 pub(super) use self::walk::{Item, WalkCursor};
 use super::extent::Extent;
 use super::record::{Change, ManifestPart, Place, Record};
-use super::types::{BucketId, ListChunk, ListCursor, ListEntry, UploadChecksum, UploadId, Version};
+use super::types::{
+    BucketId, ListChunk, ListCursor, ListEntry, ObjectMeta, UploadChecksum, UploadId, Version,
+};
 
 /// Where an object's bytes are, as far as the index must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +99,16 @@ fn places_of(entry: &ObjectEntry) -> impl Iterator<Item = Place> + '_ {
 }
 
 impl ObjectEntry {
+    fn new(place: Place, meta: &ObjectMeta, body: EntryBody) -> ObjectEntry {
+        ObjectEntry {
+            place,
+            size: meta.size,
+            etag: meta.etag,
+            modified_ms: meta.modified_ms,
+            body,
+        }
+    }
+
     /// Every extent of the object, in order.
     pub(crate) fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
         let (own, parts): (&[Extent], &[ManifestPart]) = match &self.body {
@@ -139,22 +151,16 @@ impl Index {
                 } else {
                     EntryBody::Extents(extents)
                 };
-                let entry = ObjectEntry {
-                    place,
-                    size: meta.size,
-                    etag: meta.etag,
-                    modified_ms: meta.modified_ms,
-                    body,
-                };
-                let freed = extents_of(self.set_object(bucket, key, version, entry.clone()));
-                without(freed, entry.extents())
+                let entry = ObjectEntry::new(place, &meta, body);
+                self.replace_object(bucket, key, version, entry, Vec::new())
             }
             Change::Delete => extents_of(self.remove_object(bucket, &key, version)),
             Change::BucketCreate { owner, created_ms } => {
+                let id = bucket;
                 self.set_bucket(
                     key,
                     BucketRow {
-                        id: bucket,
+                        id,
                         owner,
                         created_ms,
                     },
@@ -165,19 +171,31 @@ impl Index {
                 self.buckets.remove(&key);
                 Vec::new()
             }
+            change => self.apply_to_upload(place, (bucket, key), version, change),
+        }
+    }
+
+    /// The part of [`Index::apply`] that is about multipart uploads.
+    fn apply_to_upload(
+        &mut self,
+        place: Place,
+        name: (BucketId, Box<str>),
+        version: Version,
+        change: Change,
+    ) -> Vec<Extent> {
+        match change {
             Change::UploadCreate {
                 upload,
                 meta,
                 checksum,
             } => {
-                let initiated_ms = meta.modified_ms;
                 let new = Upload {
                     place,
-                    initiated_ms,
+                    initiated_ms: meta.modified_ms,
                     checksum,
                     parts: BTreeMap::new(),
                 };
-                self.set_upload((bucket, key, upload), new)
+                self.set_upload((name.0, name.1, upload), new)
             }
             Change::PartPut {
                 upload,
@@ -188,40 +206,47 @@ impl Index {
                 checksum,
                 stored,
             } => {
-                let extents = stored.all_extents().collect();
                 let part = PartEntry {
                     place,
                     size,
                     etag,
                     modified_ms,
                     checksum,
-                    extents,
+                    extents: stored.all_extents().collect(),
                 };
-                self.set_part(&(bucket, key, upload), number, part)
+                self.set_part(&(name.0, name.1, upload), number, part)
             }
             Change::UploadComplete {
                 upload,
                 meta,
                 parts,
             } => {
-                let entry = ObjectEntry {
-                    place,
-                    size: meta.size,
-                    etag: meta.etag,
-                    modified_ms: meta.modified_ms,
-                    body: EntryBody::Manifest(parts.into()),
-                };
-                let mut freed = self.remove_upload(&(bucket, key.clone(), upload));
-                freed.extend(extents_of(self.set_object(
-                    bucket,
-                    key,
-                    version,
-                    entry.clone(),
-                )));
-                without(freed, entry.extents())
+                let entry = ObjectEntry::new(place, &meta, EntryBody::Manifest(parts.into()));
+                let (bucket, key) = name;
+                let freed = self.remove_upload(&(bucket, key.clone(), upload));
+                self.replace_object(bucket, key, version, entry, freed)
             }
-            Change::UploadAbort { upload } => self.remove_upload(&(bucket, key, upload)),
+            Change::UploadAbort { upload } => self.remove_upload(&(name.0, name.1, upload)),
+            Change::Put { .. }
+            | Change::Delete
+            | Change::BucketCreate { .. }
+            | Change::BucketDelete => unreachable!("applied by the caller"),
         }
+    }
+
+    /// Puts an object in the place of an older one. Frees what that one held and `freed`, less
+    /// what the new one holds.
+    fn replace_object(
+        &mut self,
+        bucket: BucketId,
+        key: Box<str>,
+        version: Version,
+        entry: ObjectEntry,
+        mut freed: Vec<Extent>,
+    ) -> Vec<Extent> {
+        let kept = entry.clone();
+        freed.extend(extents_of(self.set_object(bucket, key, version, entry)));
+        without(freed, kept.extents())
     }
 
     fn gain(&mut self, places: impl Iterator<Item = Place>) {

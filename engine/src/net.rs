@@ -232,7 +232,7 @@ impl TcpStream {
     /// connection holds no memory. `None`: the other end is done sending.
     ///
     /// # Errors
-    /// `OutOfMemory` (ENOBUFS) when the shard's receive ring is empty or missing: use
+    /// ENOBUFS (by `raw_os_error`) when the shard's receive ring is empty or missing: use
     /// [`TcpStream::recv`] with a buffer of one's own.
     pub async fn recv_ring(&self) -> io::Result<Option<RecvBuf>> {
         let shard = &self.socket.shard;
@@ -403,7 +403,7 @@ impl RecvStream<'_> {
     /// The next bytes; `None` when the other end is done sending. Cancel-safe.
     ///
     /// # Errors
-    /// `OutOfMemory` (ENOBUFS) when the ring is empty: drop received buffers and call again, or
+    /// ENOBUFS (by `raw_os_error`) when the ring is empty: drop received buffers and call again, or
     /// use [`TcpStream::recv`]; bytes are not lost.
     pub async fn next(&mut self) -> io::Result<Option<RecvBuf>> {
         let shard = &self.stream.socket.shard;

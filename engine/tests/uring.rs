@@ -1,4 +1,5 @@
 //! The engine on the real kernel: sockets, files, calls between shards and from other threads.
+//! Contract CARD-1.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::io;

@@ -1,5 +1,5 @@
 //! One tenant's flood delays that tenant: the latency of a quiet tenant's requests, alone and
-//! beside a flood, in simulated time.
+//! beside a flood, in simulated time. Contract BY-1.
 //!
 //! A shard has one CPU, so it gives one turn at a time; a request takes about 200 µs of it. The
 //! quiet tenant sends at a fixed rate, whether or not earlier requests have been answered, and its
@@ -7,7 +7,7 @@
 //! new request as soon as it has an answer; refused ones wait 1 ms.
 //!
 //! Tasks run for up to 50 µs (`task_quota`) before a shard looks for timers and mail; with the
-//! engine's default of 500 µs that alone would be more than two requests. Between simulated shards
+//! engine's default of 100 µs that alone could be half a request. Between simulated shards
 //! a message may arrive up to one such turn early, so latencies across shards are up to 50 µs
 //! short, alone as beside the flood; the bound holds with that added.
 

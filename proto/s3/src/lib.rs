@@ -22,6 +22,7 @@ pub mod metadata;
 pub mod names;
 pub mod range;
 pub mod request;
+mod sigv2;
 pub mod sigv4;
 pub mod timestamp;
 pub mod uri;

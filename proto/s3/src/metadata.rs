@@ -2,13 +2,15 @@
 //! class.
 //!
 //! SDKs move `x-amz-*` headers of presigned requests into the query, so [`amz_field`] and the user
-//! metadata look in both places. Content-Encoding is kept without the `aws-chunked` token, which
-//! describes the transfer and not the object.
+//! metadata look in both places; so does Content-Type in presigned URLs of version 2.
+//! Content-Encoding is kept without the `aws-chunked` token, which describes the transfer and not
+//! the object.
 
 use std::borrow::Cow;
 
 use crate::error::{Result, S3Error, S3ErrorCode};
 use crate::head::RequestHead;
+use crate::sigv2::content_field;
 use crate::uri::{decode_query, find_param, params};
 
 /// Most bytes of user metadata: names without prefix, and values.
@@ -96,6 +98,9 @@ impl ObjectHeaders {
                 }
             };
             *slot = Some(value.into());
+        }
+        if out.content_type.is_none() {
+            out.content_type = content_field(head, "content-type")?.map(Into::into);
         }
         out.parse_query(head.raw_query())?;
         let bytes: usize = out.user.iter().map(|(n, v)| n.len() + v.len()).sum();

@@ -290,7 +290,7 @@ fn resource(head: &RequestHead, hosts: &HostConfig) -> Result<Resource> {
 }
 
 /// The bucket of a virtual-host style request. Host names have no case.
-fn bucket_of_host<'a>(host: &'a str, hosts: &HostConfig) -> Option<Cow<'a, str>> {
+pub(crate) fn bucket_of_host<'a>(host: &'a str, hosts: &HostConfig) -> Option<Cow<'a, str>> {
     let base = hosts.base_domain.as_deref()?;
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,

@@ -3,7 +3,8 @@
 //! Invariants: nothing is accepted unless the host and every `x-amz-*` header that can change the
 //! meaning of the request are under the signature; signatures are compared in constant time; a
 //! cached signing key is used only while the secret it came from is still the access key's secret.
-//! The clock is an argument. Signature Version 2 and SigV4A are refused by name.
+//! The clock is an argument. SigV4A is refused by name, and so is Signature Version 2, but for
+//! presigned URLs where [`Verifier::with_version_2_urls`] allows them.
 
 mod canonical;
 mod claim;
@@ -21,6 +22,8 @@ use subtle::ConstantTimeEq as _;
 
 use crate::error::{Result, S3Error, S3ErrorCode};
 use crate::head::RequestHead;
+use crate::request::HostConfig;
+use crate::sigv2::SignedUrl;
 use claim::{Claim, Mechanism};
 pub use key::{ChunkSeed, SigningKey};
 pub use sign::{RequestToSign, SignedRequest, Signer, presign, sign_request};
@@ -104,6 +107,8 @@ struct Scratch {
 /// Verifies signatures; one a shard.
 pub struct Verifier {
     region: RegionPolicy,
+    /// How hosts name buckets, if presigned URLs of version 2 are accepted.
+    version_2_hosts: Option<HostConfig>,
     // Borrowed only inside `verify`, which cannot be suspended.
     scratch: RefCell<Scratch>,
 }
@@ -113,7 +118,21 @@ impl Verifier {
     pub fn new(region: RegionPolicy) -> Self {
         Self {
             region,
+            version_2_hosts: None,
             scratch: RefCell::default(),
+        }
+    }
+
+    /// The same verifier, which also accepts presigned URLs of Signature Version 2.
+    ///
+    /// These do not sign the host: `hosts` must be what [`crate::S3Op::classify`] is given, or a URL
+    /// for one bucket would open another. They know no region, so the region policy does not bind
+    /// them.
+    #[must_use]
+    pub fn with_version_2_urls(self, hosts: HostConfig) -> Self {
+        Self {
+            version_2_hosts: Some(hosts),
+            ..self
         }
     }
 
@@ -128,6 +147,11 @@ impl Verifier {
         now_s: i64,
         credentials: &dyn CredentialSource,
     ) -> Result<Authenticated> {
+        if let Some(hosts) = &self.version_2_hosts
+            && let Some(url) = SignedUrl::read(head)?
+        {
+            return url.verify(head, hosts, now_s, credentials);
+        }
         let claim = Claim::read(head)?;
         claim.check_time(now_s)?;
         self.check_scope(&claim)?;
@@ -136,7 +160,7 @@ impl Verifier {
         let credential = credentials
             .lookup(&claim.access_key)
             .ok_or_else(|| S3Error::from(S3ErrorCode::InvalidAccessKeyId))?;
-        check_token(&claim, &credential)?;
+        check_token(claim.token.as_deref(), &credential)?;
         let mut scratch = self.scratch.borrow_mut();
         let scratch = &mut *scratch;
         let key = cached_key(&mut scratch.keys, &claim, credential.secret);
@@ -219,8 +243,9 @@ fn check_signed_headers(head: &RequestHead, claim: &Claim<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_token(claim: &Claim<'_>, credential: &Credential<'_>) -> Result<()> {
-    let same = match (claim.token.as_deref(), credential.session_token) {
+/// Checks the session token that was sent against the credential's.
+pub(crate) fn check_token(sent: Option<&str>, credential: &Credential<'_>) -> Result<()> {
+    let same = match (sent, credential.session_token) {
         (None, None) => true,
         (Some(sent), Some(known)) => sent.as_bytes().ct_eq(known.as_bytes()).into(),
         _ => false,
@@ -249,7 +274,6 @@ fn payload_text<'a>(head: &'a RequestHead, claim: &Claim<'a>) -> Result<Cow<'a, 
 
 fn payload_mode(text: &str, seed: impl FnOnce() -> ChunkSeed) -> Result<PayloadMode> {
     match text {
-        canonical::UNSIGNED_PAYLOAD => Ok(PayloadMode::Unsigned),
         "STREAMING-AWS4-HMAC-SHA256-PAYLOAD" => Ok(PayloadMode::SignedChunks(seed())),
         "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER" => {
             Ok(PayloadMode::SignedChunksTrailer(seed()))
@@ -259,14 +283,20 @@ fn payload_mode(text: &str, seed: impl FnOnce() -> ChunkSeed) -> Result<PayloadM
             S3ErrorCode::NotImplemented,
             "This streaming signature is not implemented; use AWS4-HMAC-SHA256.",
         )),
-        _ => {
-            let mut digest = [0; 32];
-            hex::decode_to_slice(text, &mut digest).map_err(|_| {
-                S3Error::argument(
-                    "x-amz-content-sha256 must be UNSIGNED-PAYLOAD or a SHA-256 in hexadecimal.",
-                )
-            })?;
-            Ok(PayloadMode::Sha256(digest))
-        }
+        _ => whole_body(text),
     }
+}
+
+/// The modes of a body that comes in one piece.
+pub(crate) fn whole_body(text: &str) -> Result<PayloadMode> {
+    if text == canonical::UNSIGNED_PAYLOAD {
+        return Ok(PayloadMode::Unsigned);
+    }
+    let mut digest = [0; 32];
+    hex::decode_to_slice(text, &mut digest).map_err(|_| {
+        S3Error::argument(
+            "x-amz-content-sha256 must be UNSIGNED-PAYLOAD or a SHA-256 in hexadecimal.",
+        )
+    })?;
+    Ok(PayloadMode::Sha256(digest))
 }

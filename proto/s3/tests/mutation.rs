@@ -143,19 +143,28 @@ fn mutated_heads_are_refused_or_understood() {
     )
     .unwrap();
     let presigned = format!("GET /b/k?{presigned} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes();
+    let version_2 = b"PUT /k?partNumber=1&uploadId=x&AWSAccessKeyId=AKIA&Signature=K2DbBntvwSse%2F7ASCbXnmh8s92s%3D\
+        &content-type=text%2Fplain&x-amz-meta-a=b&Expires=1369354200 HTTP/1.1\r\nHost: b.s3.test\r\n\r\n";
     let list = b"GET /b?list-type=2&prefix=a%2F&delimiter=%2F&max-keys=10&continuation-token=a2E HTTP/1.1\r\nHost: a\r\n\r\n";
-    let inputs: [&[u8]; 3] = [&signed, &presigned, list];
+    let inputs: [&[u8]; 4] = [&signed, &presigned, version_2, list];
     let hosts = HostConfig {
         base_domain: Some("s3.test".into()),
     };
-    let verifier = Verifier::new(RegionPolicy::Any);
+    let verifier = Verifier::new(RegionPolicy::Any).with_version_2_urls(hosts.clone());
+    let whole = parse(version_2).unwrap();
+    let version_2_op = S3Op::classify(&whole, &hosts).unwrap();
+    assert!(verifier.verify(&whole, NOW, &Everybody).is_ok());
     let mut understood = 0;
     for round in 0..ROUNDS {
-        let bytes = mutate(&mut random, inputs[round % inputs.len()]);
+        let input = inputs[round % inputs.len()];
+        let bytes = mutate(&mut random, input);
         let Some(head) = parse(&bytes) else { continue };
         understood += 1;
         let op = S3Op::classify(&head, &hosts);
-        let _ = verifier.verify(&head, NOW, &Everybody);
+        let accepted = verifier.verify(&head, NOW, &Everybody).is_ok();
+        if accepted && input == version_2 {
+            assert_eq!(op.as_ref(), Ok(&version_2_op), "{head:?}");
+        }
         let _ = BodyPromise::parse(&head);
         let _ = ObjectHeaders::parse(&head);
         let _ = (

@@ -1,4 +1,4 @@
-//! The whole node under the simulator: S3 over simulated sockets onto a simulated disk.
+//! The whole node under the simulator: S3 over simulated sockets onto a simulated disk. Contract BY-2.
 //!
 //! Fault model: the machine loses power at any moment; writes that were not flushed are lost, torn
 //! or kept by chance. What must survive: every object whose PUT was answered 200. Deadlines run in

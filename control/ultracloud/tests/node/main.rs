@@ -1,4 +1,4 @@
-//! The server as its users meet it: a real process, real sockets, a real disk.
+//! The server as its users meet it: a real process, real sockets, a real disk. Contracts LS-1, CARD-3.
 //!
 //! `support` starts nodes and speaks S3 to them with a small client of its own; `clients` uses
 //! strangers' clients. Nothing here sleeps: a node is awaited by the line that it prints, its end by

@@ -1,4 +1,4 @@
-//! Time, order and the ends of a run.
+//! Time, order and the ends of a run. Contract BY-2: the same seed takes the same steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

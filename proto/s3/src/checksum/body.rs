@@ -11,6 +11,7 @@ use super::{Algorithm, Checksum, Checksummer, unknown_algorithm};
 use crate::error::{Result, S3Error, S3ErrorCode};
 use crate::head::RequestHead;
 use crate::metadata::header_value;
+use crate::sigv2::content_field;
 use crate::uri;
 
 const CHECKSUM_PREFIX: &str = "x-amz-checksum-";
@@ -50,6 +51,11 @@ impl BodyPromise {
                 let value = header_value(uri::decode_query(param.value)?)?;
                 promise.read_field(&name.to_ascii_lowercase(), &value, &mut sdk_algorithm)?;
             }
+        }
+        if promise.md5.is_none()
+            && let Some(value) = content_field(head, "content-md5")?
+        {
+            promise.read_field("content-md5", &value, &mut sdk_algorithm)?;
         }
         match (promise.algorithm, sdk_algorithm) {
             (Some(sent), Some(named)) if sent != named => Err(S3Error::new(

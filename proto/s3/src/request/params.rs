@@ -88,7 +88,7 @@ impl Selectors {
     /// A part of an upload: both names.
     pub(super) const PART: Self = Self(8 | 16);
 
-    const OF_NAMES: [(Name, Self); 6] = [
+    pub(super) const OF_NAMES: [(Name, Self); 6] = [
         (Name::Location, Self::LOCATION),
         (Name::Delete, Self::DELETE),
         (Name::Uploads, Self::UPLOADS),

@@ -418,3 +418,29 @@ fn hosts_name_buckets_only_under_the_base_domain() {
     );
     assert_eq!(plain.unwrap(), S3Op::DeleteBucket(bucket()));
 }
+
+#[test]
+fn parameters_that_select_an_operation_are_signed_in_version_2() {
+    for (name, _) in params::Selectors::OF_NAMES {
+        // Both listings show the same keys of the same bucket.
+        let signed = crate::sigv2::signs_param(name.text());
+        assert_eq!(signed, name != Name::ListType, "{name:?}");
+    }
+    for (name, _) in Name::RESPONSE_OVERRIDES {
+        assert!(crate::sigv2::signs_param(name.text()), "{name:?}");
+    }
+    assert!(crate::sigv2::signs_param("versionid"));
+}
+
+#[test]
+fn parameters_that_authenticate_select_nothing() {
+    for query in [
+        "AWSAccessKeyId=A&Signature=b%3D&Expires=1",
+        "X-Amz-Algorithm=A&X-Amz-Signature=b&X-Amz-Expires=1",
+    ] {
+        let got = op("GET", &format!("/bkt/k?{query}"), "").unwrap();
+        assert_eq!(got, S3Op::GetObject(object("k"), ReadParams::default()));
+        let got = op("PUT", &format!("/bkt/k?{query}"), "").unwrap();
+        assert_eq!(got, S3Op::PutObject(object("k")));
+    }
+}

@@ -143,8 +143,8 @@ fn mutated_heads_are_refused_or_understood() {
     )
     .unwrap();
     let presigned = format!("GET /b/k?{presigned} HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes();
-    let version_2 = b"PUT /k?partNumber=1&uploadId=x&AWSAccessKeyId=AKIA&Signature=K2DbBntvwSse%2F7ASCbXnmh8s92s%3D\
-        &content-type=text%2Fplain&x-amz-meta-a=b&Expires=1369354200 HTTP/1.1\r\nHost: b.s3.test\r\n\r\n";
+    let version_2 = b"PUT /k?partNumber=1&uploadId=x&AWSAccessKeyId=AKIA&Signature=0g8joX%2B5Z78s6yEXUPEyO1zzhq8%3D\
+        &content-type=text%2Fplain&x-amz-meta-a=b&Expires=1369354200 HTTP/1.1\r\nHost: box.s3.test\r\n\r\n";
     let list = b"GET /b?list-type=2&prefix=a%2F&delimiter=%2F&max-keys=10&continuation-token=a2E HTTP/1.1\r\nHost: a\r\n\r\n";
     let inputs: [&[u8]; 4] = [&signed, &presigned, version_2, list];
     let hosts = HostConfig {
@@ -163,7 +163,11 @@ fn mutated_heads_are_refused_or_understood() {
         let op = S3Op::classify(&head, &hosts);
         let accepted = verifier.verify(&head, NOW, &Everybody).is_ok();
         if accepted && input == version_2 {
-            assert_eq!(op.as_ref(), Ok(&version_2_op), "{head:?}");
+            // Refused for a parameter that is not signed, or what was signed; never another one.
+            assert!(
+                op.as_ref().map_or(true, |op| *op == version_2_op),
+                "{head:?}"
+            );
         }
         let _ = BodyPromise::parse(&head);
         let _ = ObjectHeaders::parse(&head);

@@ -449,7 +449,7 @@ fn content_fields_of_the_query_reach_the_object_and_the_body() {
         let found = MADE_BY_BOTOCORE.iter().find(|(_, t, _)| t.contains(piece));
         found.unwrap().1
     };
-    let typed = put("content-type=text");
+    let typed = put("&content-type=text");
     let fields = ObjectHeaders::parse(&head("PUT", typed, &[HOST])).unwrap();
     assert_eq!(fields.content_type.as_deref(), Some("text/plain"));
     // The header may repeat what was signed.

@@ -65,7 +65,8 @@ impl Server {
             ..AdmissionConfig::default()
         };
         Rc::new(Server {
-            verifier: Verifier::new(config.region_policy.clone()),
+            verifier: Verifier::new(config.region_policy.clone())
+                .with_version_2_urls(config.hosts.clone()),
             admission: Admission::new(admission),
             budget: Semaphore::new(limits.buffer_bytes_max, limits.connections_max),
             config,

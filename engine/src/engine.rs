@@ -391,12 +391,14 @@ fn abandon(core: std::rc::Rc<ShardCore>, mesh: &Mesh) {
 fn run(core: &std::rc::Rc<ShardCore>, mesh: &Mesh, spin: SpinPolicy) -> std::io::Result<()> {
     let mut spinning_since: Option<Nanos> = None;
     while !mesh.is_stopping() {
-        let worked = core.tick();
-        if worked || core.is_runnable() {
+        if core.tick() {
             spinning_since = None;
+        }
+        if core.is_runnable() {
             core.enter(false)?;
             continue;
         }
+        // Nothing can run: what the tick has queued is handed over by the call that also waits.
         let budget = match spin {
             SpinPolicy::Always(budget) => budget,
             SpinPolicy::Adaptive(budget) if core.expects_mail(budget) => budget,

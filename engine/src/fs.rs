@@ -292,8 +292,14 @@ async fn request(op: FsOp) -> io::Result<FsReply> {
         .unwrap_or_else(|_| Err(io::Error::other("the file system thread has ended")))
 }
 
+/// Names the path. Descriptors or memory that ran out are told apart from a broken disk: nothing
+/// happened, and it may pass.
 fn at(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    let kind = match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => io::ErrorKind::ResourceBusy,
+        _ => error.kind(),
+    };
+    io::Error::new(kind, format!("{}: {error}", path.display()))
 }
 
 fn unexpected() -> io::Error {

@@ -26,6 +26,7 @@ mod error;
 mod event;
 pub mod fs;
 mod guest;
+mod limits;
 #[doc(hidden)]
 pub mod mailbox;
 pub mod metrics;
@@ -56,6 +57,7 @@ pub use engine::{Capabilities, Engine, EngineHandle, LocalFut};
 pub use error::{CallError, Error, ErrorKind};
 pub use event::EventFd;
 pub use guest::{GuestIov, GuestMem, IOV_MAX};
+pub use limits::raise_open_files;
 pub use rng::Rng;
 pub use sched::{GroupSpec, Latency, SchedGroup};
 pub use shard::{Shard, ShardId};

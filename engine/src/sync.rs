@@ -3,39 +3,85 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// Wakes tasks that wait for a state to change; they look at the state themselves.
 #[derive(Default)]
 pub struct Notify {
     epoch: Cell<u64>,
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<Waiting>,
+}
+
+/// The wakers of one epoch, each at a place that its future gives back.
+#[derive(Default)]
+struct Waiting {
+    wakers: Vec<Option<Waker>>,
+    free: Vec<usize>,
 }
 
 impl Notify {
     /// Wakes all that wait now.
     pub fn notify_all(&self) {
         self.epoch.set(self.epoch.get() + 1);
-        for waker in self.waiting.take() {
+        for waker in self.waiting.take().wakers.into_iter().flatten() {
             waker.wake();
         }
     }
 
     /// Waits for the next [`Notify::notify_all`] after the call (not after the first poll).
     /// Cancel-safe.
-    pub fn notified(&self) -> impl Future<Output = ()> + '_ {
-        let since = self.epoch.get();
-        poll_fn(move |cx| {
-            if self.epoch.get() != since {
-                return Poll::Ready(());
-            }
-            let mut waiting = self.waiting.borrow_mut();
-            if !waiting.iter().any(|w| w.will_wake(cx.waker())) {
-                waiting.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
+    pub fn notified(&self) -> Notified<'_> {
+        Notified {
+            notify: self,
+            since: self.epoch.get(),
+            place: None,
+        }
+    }
+}
+
+/// See [`Notify::notified`]. It leaves nothing behind when it is dropped.
+#[must_use = "a future does nothing unless it is awaited"]
+pub struct Notified<'a> {
+    notify: &'a Notify,
+    since: u64,
+    /// Where the waker is, as long as the epoch is `since`.
+    place: Option<usize>,
+}
+
+impl Future for Notified<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.notify.epoch.get() != self.since {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.notify.waiting.borrow_mut();
+        let place = self.place.or_else(|| waiting.free.pop());
+        let place = place.unwrap_or_else(|| {
+            waiting.wakers.push(None);
+            waiting.wakers.len() - 1
+        });
+        match &mut waiting.wakers[place] {
+            Some(waker) => waker.clone_from(cx.waker()),
+            empty => *empty = Some(cx.waker().clone()),
+        }
+        drop(waiting);
+        self.place = Some(place);
+        Poll::Pending
+    }
+}
+
+impl Drop for Notified<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place
+            && self.notify.epoch.get() == self.since
+        {
+            let mut waiting = self.notify.waiting.borrow_mut();
+            waiting.wakers[place] = None;
+            waiting.free.push(place);
+        }
     }
 }
 
@@ -199,7 +245,6 @@ impl Drop for SemaphorePermit {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::task::Context;
 
     use super::*;
 
@@ -227,6 +272,27 @@ mod tests {
             refused.as_mut().poll(&mut cx),
             Poll::Ready(Err(QueueFull))
         ));
+    }
+
+    #[test]
+    fn a_wait_that_is_given_up_leaves_nothing_behind() {
+        let notify = Notify::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut stays = pin!(notify.notified());
+        assert!(stays.as_mut().poll(&mut cx).is_pending());
+        for _ in 0..100 {
+            assert!(pin!(notify.notified()).poll(&mut cx).is_pending());
+        }
+        assert_eq!(notify.waiting.borrow().wakers.len(), 2);
+        let mut late = Box::pin(notify.notified());
+        assert!(late.as_mut().poll(&mut cx).is_pending());
+        notify.notify_all();
+        // Its place belongs to a later waiter by now.
+        let mut next = pin!(notify.notified());
+        assert!(next.as_mut().poll(&mut cx).is_pending());
+        drop(late);
+        assert_eq!(notify.waiting.borrow().wakers.iter().flatten().count(), 1);
+        assert!(stays.as_mut().poll(&mut cx).is_ready());
     }
 
     #[test]

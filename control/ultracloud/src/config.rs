@@ -101,6 +101,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where S3 is served.
+    pub fn s3_listen(&self) -> SocketAddr {
+        self.http.listen
+    }
+
     /// Reads the file, if one is named, and puts it together with the command line.
     ///
     /// # Errors

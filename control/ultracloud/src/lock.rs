@@ -4,6 +4,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -22,7 +23,10 @@ impl DataLock {
     /// # Errors
     /// When another process has it, naming the directory and that process.
     pub fn take(data_dir: &Path) -> Result<DataLock> {
-        std::fs::create_dir_all(data_dir)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
             .with_context(|| format!("cannot make the data directory {}", data_dir.display()))?;
         let path = data_dir.join(NAME);
         let file = File::options()
@@ -30,6 +34,7 @@ impl DataLock {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path);
         let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
         match file.try_lock() {

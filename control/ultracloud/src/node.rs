@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use engine::{Engine, EngineConfig, EngineHandle, ShardId};
 use lightningstor::node::LightningStorNode;
 use tokio::net::TcpListener;
@@ -36,6 +36,8 @@ const EXIT_AT_ONCE: i32 = 130;
 pub fn run(args: &NodeArgs) -> Result<()> {
     let config = Config::load(args)?;
     let _lock = DataLock::take(&config.data_dir)?;
+    // Before keys are made and shown: a start that fails here has used nothing up.
+    ports_are_free(&config)?;
     let (root, origin) = credentials::load(&config.data_dir)?;
     show_credentials(&root, &origin)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -46,6 +48,52 @@ pub fn run(args: &NodeArgs) -> Result<()> {
         .context("cannot start the control layer")?;
     runtime.block_on(serve(config, root))
 }
+
+/// The shards share the S3 port among themselves (SO_REUSEPORT), so the kernel would let a second
+/// node of the same user share it too, and split its clients between two stores. This bind does
+/// not share: it fails when anybody listens there.
+fn ports_are_free(config: &Config) -> Result<()> {
+    for (what, addr) in [
+        ("S3", config.s3_listen()),
+        ("the admin endpoint", config.admin_listen),
+    ] {
+        let bound = std::net::TcpListener::bind(addr);
+        drop(bound.with_context(|| format!("cannot serve {what} on {addr}"))?);
+    }
+    Ok(())
+}
+
+/// Descriptors that connections leave to files, rings and the control layer.
+const FILES_RESERVE: u64 = 512;
+
+/// Raises the limit of open files, and says what the shards' connections must stay below.
+fn connections_max(wanted: usize, shards: usize) -> Result<usize> {
+    let files = match engine::raise_open_files() {
+        Ok(files) => files,
+        Err(error) => bail!("cannot tell the limit of open files: {error}"),
+    };
+    let room = files.saturating_sub(FILES_RESERVE) / shards.max(1) as u64;
+    if room < CONNECTIONS_MIN {
+        bail!(
+            "at most {files} files may be open, too few for {shards} shards; raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the unit) to {} or more",
+            FILES_RESERVE + CONNECTIONS_MIN * shards as u64
+        );
+    }
+    let granted = usize::try_from(room).unwrap_or(usize::MAX).min(wanted);
+    if granted < wanted {
+        tracing::warn!(
+            files,
+            granted,
+            wanted,
+            "fewer connections a shard than configured: RLIMIT_NOFILE is low"
+        );
+    }
+    Ok(granted)
+}
+
+/// A node with fewer connections a shard is not worth starting.
+const CONNECTIONS_MIN: u64 = 64;
 
 fn show_credentials(root: &RootCredentials, origin: &Origin) -> Result<()> {
     match origin {
@@ -120,7 +168,10 @@ async fn serve(config: Config, root: RootCredentials) -> Result<()> {
     });
     let mut deaths = watch_shards(&handle);
 
-    let start = LightningStorNode::start(&handle, groups, config.lightningstor(&root)?);
+    let mut node_config = config.lightningstor(&root)?;
+    let limits = &mut node_config.http.limits;
+    limits.connections_max = connections_max(limits.connections_max, config.shards)?;
+    let start = LightningStorNode::start(&handle, groups, node_config);
     let node = tokio::select! {
         started = start => started.context("cannot serve LightningStor")?,
         () = signals.next() => {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
 
@@ -35,7 +35,11 @@ pub(crate) fn start() -> io::Result<mpsc::Sender<Request>> {
 fn run(op: FsOp) -> io::Result<FsReply> {
     match op {
         FsOp::Open { path, options } => open(&path, options),
-        FsOp::CreateDirAll { path } => fs::create_dir_all(path).map(|()| FsReply::Done),
+        FsOp::CreateDirAll { path } => fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map(|()| FsReply::Done),
         FsOp::RemoveFile { path } => fs::remove_file(path).map(|()| FsReply::Done),
         FsOp::Rename { from, to } => fs::rename(from, to).map(|()| FsReply::Done),
         FsOp::ReadDir { path } => read_dir(&path),
@@ -75,7 +79,7 @@ fn open(path: &Path, options: OpenOptions) -> io::Result<FsReply> {
         .create(options.create || options.create_new)
         .create_new(options.create_new)
         .mode(if options.mode == 0 {
-            0o644
+            0o600
         } else {
             options.mode
         });

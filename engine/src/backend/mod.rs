@@ -195,7 +195,7 @@ pub struct OpenOptions {
     pub create_new: bool,
     /// Bypass the page cache: O_DIRECT, with offsets, lengths and memory aligned to 4 KiB.
     pub direct: bool,
-    /// Permission bits of a created file; 0 means 0o644.
+    /// Permission bits of a created file; 0 means 0o600: data is nobody else's to read.
     pub mode: u32,
 }
 

@@ -46,7 +46,7 @@ codes! {
     BadDigest "BadDigest" 400 "The checksum or Content-MD5 you sent does not match the body that arrived.";
     BucketAlreadyExists "BucketAlreadyExists" 409 "The bucket name is taken; choose another one.";
     BucketAlreadyOwnedByYou "BucketAlreadyOwnedByYou" 409 "You already own a bucket of this name.";
-    BucketNotEmpty "BucketNotEmpty" 409 "The bucket still holds objects or uploads; delete them first.";
+    BucketNotEmpty "BucketNotEmpty" 409 "The bucket still holds objects; delete them first.";
     ConditionalRequestConflict "ConditionalRequestConflict" 409 "Another write to the same key was in flight; retry.";
     EntityTooLarge "EntityTooLarge" 400 "The body is larger than the largest allowed object or part.";
     EntityTooSmall "EntityTooSmall" 400 "A part other than the last one is smaller than 5 MiB.";

@@ -18,8 +18,20 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 const RESERVED_BUT_SLASH: &AsciiSet = &RESERVED.remove(b'/');
 
+/// [`is_unreserved`] by byte: signatures ask for every byte of a target.
+const UNRESERVED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let ascii = byte as u8;
+        table[byte] = ascii.is_ascii_alphanumeric() || matches!(ascii, b'-' | b'_' | b'.' | b'~');
+        byte += 1;
+    }
+    table
+};
+
 pub(crate) const fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~')
+    UNRESERVED[byte as usize]
 }
 
 /// Appends the canonical encoding of a query name or value.
@@ -52,11 +64,20 @@ pub fn decode_query(raw: &str) -> Result<Cow<'_, str>> {
 }
 
 fn decode(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>> {
-    let coded = |b: &u8| *b == b'%' || (plus_is_space && *b == b'+');
     let bytes = raw.as_bytes();
-    let Some(first) = bytes.iter().position(coded) else {
-        return Ok(Cow::Borrowed(raw));
+    let first = if plus_is_space {
+        memchr::memchr2(b'%', b'+', bytes)
+    } else {
+        memchr::memchr(b'%', bytes)
     };
+    match first {
+        None => Ok(Cow::Borrowed(raw)),
+        Some(first) => decode_from(bytes, first, plus_is_space).map(Cow::Owned),
+    }
+}
+
+/// Decodes text whose first coded byte is at `first`.
+fn decode_from(bytes: &[u8], first: usize, plus_is_space: bool) -> Result<String> {
     let bad = || {
         S3Error::new(
             S3ErrorCode::InvalidUri,
@@ -81,7 +102,6 @@ fn decode(raw: &str, plus_is_space: bool) -> Result<Cow<'_, str>> {
         }
     }
     String::from_utf8(out)
-        .map(Cow::Owned)
         .map_err(|_| S3Error::new(S3ErrorCode::InvalidUri, "The URI is not UTF-8."))
 }
 
@@ -103,15 +123,35 @@ pub struct RawParam<'a> {
     pub value: &'a str,
 }
 
+impl<'a> RawParam<'a> {
+    fn of(piece: &'a str) -> Self {
+        match memchr::memchr(b'=', piece.as_bytes()) {
+            Some(at) => Self {
+                name: &piece[..at],
+                value: &piece[at + 1..],
+            },
+            None => Self {
+                name: piece,
+                value: "",
+            },
+        }
+    }
+}
+
 /// The parameters of a raw query in their order; empty pieces between `&` are skipped.
 pub fn params(query: &str) -> impl Iterator<Item = RawParam<'_>> {
-    query
-        .split('&')
-        .filter(|piece| !piece.is_empty())
-        .map(|piece| {
-            let (name, value) = piece.split_once('=').unwrap_or((piece, ""));
-            RawParam { name, value }
-        })
+    let mut rest = query;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let end = memchr::memchr(b'&', rest.as_bytes());
+            let piece = &rest[..end.unwrap_or(rest.len())];
+            rest = end.map_or("", |end| &rest[end + 1..]);
+            if !piece.is_empty() {
+                return Some(RawParam::of(piece));
+            }
+        }
+        None
+    })
 }
 
 /// The decoded value of the first parameter of this name, compared without case.

@@ -9,5 +9,6 @@
 #![forbid(unsafe_code)]
 
 pub mod http;
+mod md5_lanes;
 pub mod node;
 pub mod store;

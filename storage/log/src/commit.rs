@@ -35,6 +35,15 @@ pub(crate) const READERS_MAX: usize = 128;
 /// How full the tail is before a fresh spare is made for want of a released one.
 const FRESH_FROM_PERCENT: u64 = 25;
 
+/// Which segments a record may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Those beyond the reserve.
+    Ordinary,
+    /// All.
+    Reserved,
+}
+
 /// The running log.
 pub(crate) struct Commit {
     pub(crate) dir: PathBuf,
@@ -84,8 +93,14 @@ impl Commit {
             Err(LogError::Full { .. }) => {}
             other => other?,
         }
-        self.top_up();
+        // The rest is made when the tail fills: a log that rests keeps few segments.
+        self.top_up(self.config.spare_segments.max(self.config.reserve_segments));
         Ok(())
+    }
+
+    /// Segments that are kept ready, the reserve among them.
+    fn ready_max(&self) -> usize {
+        self.config.spare_segments + self.config.reserve_segments
     }
 
     /// The log was dropped: background work ends at its next step.
@@ -109,6 +124,7 @@ impl Commit {
         self: &Rc<Self>,
         kind: u8,
         parts: &[&[u8]],
+        claim: Claim,
     ) -> Result<Appended, LogError> {
         let len = parts
             .iter()
@@ -119,6 +135,9 @@ impl Commit {
         }
         self.state.borrow().check()?;
         let span = record_span(len);
+        if claim == Claim::Ordinary && self.config.reserve_segments > 0 {
+            self.keep_reserve(span).await?;
+        }
         let gathered = match self.room.acquire(span as u64).await {
             Err(_) => Err(LogError::Busy),
             Ok(permit) => self.launch().and_then(|()| {
@@ -137,6 +156,34 @@ impl Commit {
                 Err(error)
             }
         }
+    }
+
+    /// Makes segments until an ordinary record leaves the reserve whole. Records that gather at the
+    /// same time may begin one segment of it together; the next finds it short, and is refused.
+    async fn keep_reserve(&self, span: usize) -> Result<(), LogError> {
+        let eats = || {
+            let state = self.state.borrow();
+            state
+                .check()
+                .map(|()| state.eats_reserve(span, self.config.reserve_segments))
+        };
+        while eats()? {
+            let _turn = self.files.acquire(1).await.map_err(|_| LogError::Busy)?;
+            if !eats()? {
+                break;
+            }
+            match self.stage(Source::Fresh).await {
+                Ok(()) => {}
+                Err(error @ (LogError::Full { .. } | LogError::Busy)) => {
+                    let metrics = &mut self.state.borrow_mut().metrics;
+                    metrics.full += u64::from(matches!(error, LogError::Full { .. }));
+                    metrics.busy += u64::from(matches!(error, LogError::Busy));
+                    return Err(error);
+                }
+                Err(other) => self.poison(&other.in_full()),
+            }
+        }
+        Ok(())
     }
 
     /// Sees to it that a flight will take what gathers in this turn.
@@ -184,7 +231,7 @@ impl Commit {
                         Ok(batch) => {
                             // A released segment costs less than a fresh one: give it time.
                             if self.state.borrow().tail_used_percent() >= FRESH_FROM_PERCENT {
-                                self.top_up();
+                                self.top_up(self.ready_max());
                             }
                             return Some(batch);
                         }
@@ -358,11 +405,11 @@ impl Commit {
         Ok(())
     }
 
-    /// Stages spares in the background.
-    fn top_up(self: &Rc<Self>) {
-        let short = |log: &Commit| {
+    /// Stages spares in the background, until so many are ready.
+    fn top_up(self: &Rc<Self>, wanted: usize) {
+        let short = move |log: &Commit| {
             let state = log.state.borrow();
-            state.check().is_ok() && state.staged.len() < log.config.spare_segments
+            state.check().is_ok() && state.staged.len() < wanted
         };
         if self.topping_up.get() || !short(self) {
             return;
@@ -398,7 +445,7 @@ impl Commit {
             state.check_release(number)?;
             let fits = state.segments.remove(&number).map(|s| s.bytes);
             fits == Some(self.config.segment_bytes)
-                && state.staged.len() < self.config.spare_segments
+                && state.staged.len() < self.ready_max()
                 && state.phase == Phase::Open
         };
         self.readers.borrow_mut().remove(&number);

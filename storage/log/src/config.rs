@@ -21,6 +21,9 @@ pub struct LogConfig {
     pub segment_bytes: u64,
     /// Segments kept ready ahead of the one in use, 0 to 64.
     pub spare_segments: usize,
+    /// Segments kept ready beside the spares, 0 to 64, that only [`crate::Log::append_reserved`]
+    /// begins: on a full disk what gives space back still finds room.
+    pub reserve_segments: usize,
     /// Bytes that gather into one batch, 4 KiB to 1 MiB. One larger record is a batch of its own.
     pub batch_bytes_max: usize,
     /// Batches written at the same time, 1 to 64.
@@ -40,6 +43,7 @@ impl Default for LogConfig {
         LogConfig {
             segment_bytes: 64 << 20,
             spare_segments: 1,
+            reserve_segments: 0,
             batch_bytes_max: 256 << 10,
             batches_in_flight: 8,
             record_bytes_max: RECORD_BYTES_LIMIT,
@@ -87,6 +91,13 @@ impl LogConfig {
         }
         if self.spare_segments > 64 {
             return bad("spare_segments", self.spare_segments, "at most 64".into());
+        }
+        if self.reserve_segments > 64 {
+            return bad(
+                "reserve_segments",
+                self.reserve_segments,
+                "at most 64".into(),
+            );
         }
         let aligned = self.segment_bytes.is_multiple_of(BLOCK as u64);
         if !aligned || self.segment_bytes > u64::from(u32::MAX) || !self.fits(self.segment_bytes) {

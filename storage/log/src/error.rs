@@ -98,7 +98,13 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// Descriptors or memory that ran out leave the log as it was: that is [`LogError::Busy`].
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>, source: io::Error) -> LogError {
+        if let io::ErrorKind::ResourceBusy | io::ErrorKind::OutOfMemory = source.kind() {
+            let path = path.into();
+            tracing::warn!(path = %path.display(), what, error = %source, "the log waits for resources");
+            return LogError::Busy;
+        }
         LogError::Io {
             what,
             path: path.into(),

@@ -204,7 +204,6 @@ async fn fill(dir: &Path, path: &Path, header: SegmentHeader, fresh: bool) -> Re
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => LogError::Full {
             dir: dir.to_owned(),
         },
-        ErrorKind::OutOfMemory => LogError::Busy,
         _ => LogError::io(what, path, error),
     };
     let file = File::open(path, CREATED)

@@ -30,6 +30,7 @@ mod read;
 mod recovery;
 mod state;
 mod types;
+mod walk;
 
 pub use config::{FlushMode, LogConfig, RECORD_BYTES_LIMIT};
 pub use error::LogError;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::commit::Commit;
+use crate::commit::{Claim, Commit};
 use crate::config::LogConfig;
 use crate::error::LogError;
 use crate::files::{self, Source};
@@ -101,7 +101,16 @@ impl Log {
     /// [`LogError::TooLarge`], [`LogError::Busy`], [`LogError::Full`], [`LogError::Closed`]: the
     /// record is not in the log. [`LogError::Poisoned`]: it may be, after a restart.
     pub async fn append(&self, kind: u8, parts: &[&[u8]]) -> Result<Appended, LogError> {
-        self.commit.append(kind, parts).await
+        self.commit.append(kind, parts, Claim::Ordinary).await
+    }
+
+    /// As [`Log::append`], and may begin the segments of the reserve: for records that give space
+    /// back in the end.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub async fn append_reserved(&self, kind: u8, parts: &[&[u8]]) -> Result<Appended, LogError> {
+        self.commit.append(kind, parts, Claim::Reserved).await
     }
 
     /// Reads a record back, with at least `headroom` bytes before its payload in the buffer, and
@@ -118,6 +127,24 @@ impl Log {
         headroom: usize,
     ) -> Result<RecordBuf, LogError> {
         self.commit.read(position, len, headroom).await
+    }
+
+    /// Shows the records of a complete segment in order, from the batch at `from` on (0 is the
+    /// first) until batches of at least `bytes` were shown. Returns where the next call goes on,
+    /// `None` at the segment's end. Bounded by one read of 1 MiB at a time; cancel-safe.
+    ///
+    /// # Errors
+    /// [`LogError::NoSegment`] when the segment was released, [`LogError::NotSealed`],
+    /// [`LogError::Corrupt`] when a batch is not as it was written (nothing of it is shown),
+    /// [`LogError::Busy`] when the shard has no buffer left.
+    pub async fn walk(
+        &self,
+        segment: u32,
+        from: u64,
+        bytes: u64,
+        visit: impl FnMut(Record<'_>),
+    ) -> Result<Option<u64>, LogError> {
+        self.commit.walk(segment, from, bytes, visit).await
     }
 
     /// The last record that is durable, with all before it.

@@ -79,7 +79,7 @@ impl Commit {
     }
 
     /// The segment's file: the tail's own, or one of those kept open.
-    async fn reader(&self, segment: u32) -> Result<Rc<File>, LogError> {
+    pub(crate) async fn reader(&self, segment: u32) -> Result<Rc<File>, LogError> {
         {
             let state = self.state.borrow();
             if state.tail.segment.header.number == segment {

@@ -159,14 +159,14 @@ async fn identify(dir: &Path, number: u32) -> Result<Found, LogError> {
 }
 
 /// A stretch of one segment in memory.
-struct Window<'a> {
+pub(crate) struct Window<'a> {
     segment: &'a Found,
     buf: Option<DmaBuf>,
     start: u64,
 }
 
 impl<'a> Window<'a> {
-    fn new(segment: &'a Found) -> Window<'a> {
+    pub(crate) fn new(segment: &'a Found) -> Window<'a> {
         Window {
             segment,
             buf: None,
@@ -174,7 +174,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    fn held(&self, offset: u64, len: usize) -> Option<&[u8]> {
+    pub(crate) fn held(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let from = usize::try_from(offset.checked_sub(self.start)?).ok()?;
         self.buf.as_ref()?.get(from..from.checked_add(len)?)
     }
@@ -214,7 +214,11 @@ impl<'a> Window<'a> {
     }
 
     /// The valid batch at an offset, not past `end`; whether it belongs there is for the caller.
-    async fn batch(&mut self, offset: u64, end: u64) -> Result<Option<BatchHeader>, LogError> {
+    pub(crate) async fn batch(
+        &mut self,
+        offset: u64,
+        end: u64,
+    ) -> Result<Option<BatchHeader>, LogError> {
         let header = self.segment.header;
         if offset + BLOCK as u64 > end {
             return Ok(None);

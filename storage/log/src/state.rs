@@ -196,6 +196,17 @@ impl State {
         self.tail.offset * 100 / self.tail.segment.header.bytes
     }
 
+    /// Whether a record of `span` bytes, in what gathers now, would use a segment of the `reserve`.
+    pub(crate) fn eats_reserve(&self, span: usize, reserve: usize) -> bool {
+        let gathered = self
+            .gathering
+            .as_ref()
+            .map_or(0, |gathering| gathering.used - BATCH_HEADER);
+        let end = self.tail.offset + batch_span(gathered + span) as u64;
+        let fits = end <= self.tail.segment.header.bytes - BLOCK as u64;
+        self.staged.len() < reserve + usize::from(!fits)
+    }
+
     /// Writes a record into the batch that gathers. `spare` makes the buffer of a new one.
     pub(crate) fn gather(
         &mut self,

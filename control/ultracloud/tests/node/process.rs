@@ -210,3 +210,71 @@ fn a_second_signal_ends_the_process_at_once() {
     node.signal("-TERM");
     assert_eq!(node.wait().code(), Some(130));
 }
+
+#[test]
+fn a_second_node_cannot_share_the_s3_address_of_the_first() {
+    let (_dir, node) = fresh();
+    let other = tempfile::tempdir().unwrap();
+    let addr = node.s3.to_string();
+    let mut second = std::process::Command::new(env!("CARGO_BIN_EXE_ultracloud"));
+    second
+        .args([
+            "node",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--s3-listen",
+            &addr,
+        ])
+        .arg("--data-dir")
+        .arg(data_of(&other));
+    let said = fails(&mut second);
+    assert!(said.contains(&addr), "{said}");
+    assert!(
+        !data_of(&other).join("root-credentials").exists(),
+        "keys were made for a node that did not start"
+    );
+    node.drain();
+}
+
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut limited = std::process::Command::new("sh");
+    limited
+        .arg("-c")
+        .arg("ulimit -n 300; exec \"$0\" \"$@\"")
+        .arg(env!("CARGO_BIN_EXE_ultracloud"));
+    limited
+        .args([
+            "node",
+            "--admin-listen",
+            "127.0.0.1:0",
+            "--s3-listen",
+            "127.0.0.1:0",
+        ])
+        .arg("--data-dir")
+        .arg(data_of(&dir));
+    assert!(fails(&mut limited).contains("RLIMIT_NOFILE"));
+}
+
+#[test]
+fn what_a_node_stores_is_nobody_elses_to_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, node) = fresh();
+    node.drain();
+    let mut folders = vec![data_of(&dir)];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            let wanted = if path.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(mode & !wanted, 0, "{} has mode {mode:o}", path.display());
+            seen += 1;
+            if path.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    assert!(seen > 4, "a node keeps more than {seen} names");
+}

@@ -5,6 +5,9 @@ use io_uring::{opcode, squeue, types};
 use super::{RecvRing, UringBackend, fd};
 use crate::backend::{Op, RawHandle, Span};
 
+/// IORING_RECVSEND_POLL_FIRST of the kernel's interface: wait for readiness before the first try.
+const POLL_FIRST: u16 = 1;
+
 impl UringBackend {
     /// `None` for an op that is not one entry, or when a receive ring is asked for and missing.
     pub(super) fn entry(&mut self, op: &Op) -> Option<squeue::Entry> {
@@ -113,8 +116,10 @@ impl UringBackend {
                 if multishot {
                     opcode::RecvMulti::new(fd(socket), RecvRing::GROUP).build()
                 } else {
+                    // One waits here for a request that is still to come: a first try would fail.
                     opcode::Recv::new(fd(socket), std::ptr::null_mut(), RecvRing::BUF_LEN as u32)
                         .buf_group(RecvRing::GROUP)
+                        .ioprio(POLL_FIRST)
                         .build()
                         .flags(squeue::Flags::BUFFER_SELECT)
                 }

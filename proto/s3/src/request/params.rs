@@ -98,6 +98,16 @@ impl Selectors {
     ];
 }
 
+/// Most parameters of presigned requests: they sign, and ask for nothing.
+const SIGNING: [&str; 6] = [
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+];
+
 /// The parsed query.
 #[derive(Debug)]
 pub(super) struct Query<'a> {
@@ -113,9 +123,13 @@ impl<'a> Query<'a> {
             unsupported: None,
         };
         for param in uri::params(raw) {
+            if SIGNING.contains(&param.name) {
+                uri::decode_query(param.value)?;
+                continue;
+            }
             let name = uri::decode_query(param.name)?;
             let value = uri::decode_query(param.value)?;
-            // Most parameters of presigned requests; none of them is in the tables of names.
+            // None of them is in the tables of names.
             if name
                 .get(..6)
                 .is_some_and(|front| front.eq_ignore_ascii_case("x-amz-"))

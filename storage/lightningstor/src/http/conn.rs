@@ -157,7 +157,8 @@ async fn exchange(
     };
     let sent = send_reply(server, stream, reply, exchange.is_head()).await;
     server.metrics.end(&timer, done.op, error.as_ref());
-    if let Some(error) = error.filter(|error| error.status() >= 500) {
+    // 501 and 503 are answers to the client; what is wrong with the server is 500 and 507.
+    if let Some(error) = error.filter(|error| matches!(error.status(), 500 | 507)) {
         tracing::warn!(request = exchange.id.as_str(), op = done.op.as_str(), %error, "request failed");
     }
     match sent {

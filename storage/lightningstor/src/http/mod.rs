@@ -16,6 +16,7 @@ mod conn;
 mod copy;
 mod errors;
 mod exchange;
+mod hashing;
 mod inbox;
 mod listing;
 mod metrics;

@@ -1,7 +1,7 @@
 //! Taking in the bytes of an object or part, from a request's body or from another object.
 //!
-//! Small ones are gathered in one buffer. Large ones go to the store in chunks, two in flight, while
-//! the digests are computed. Nothing is visible before it is committed, and what is not committed is
+//! Small ones are gathered in one buffer. Large ones go to the store in chunks: while one is received
+//! and summed, the one before is in the hashing, and two more are on their way. Nothing is visible before it is committed, and what is not committed is
 //! given up: also when the request's task is dropped. Chunks on their way always land before the
 //! store is told to forget them.
 
@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
 
-use crc_fast::{CrcAlgorithm, checksum};
+use crc_fast::CrcAlgorithm;
 use engine::sync::SemaphorePermit;
-use engine::{DmaBuf, SchedGroup, Task};
+use engine::{CallError, DmaBuf, SchedGroup, Task};
+use futures_channel::oneshot;
 use s3_wire::checksum::{BodyDigests, BodyPromise, Checksum};
 use s3_wire::chunked::Trailers;
 use s3_wire::{Etag, S3Error, S3ErrorCode};
@@ -22,12 +23,13 @@ use super::config::{BODY_BYTES_MAX, CHUNK_BYTES, INLINE_BYTES_MAX};
 use super::errors;
 use super::read::Reading;
 use super::server::Server;
+use crate::md5_lanes::Md5;
 use crate::store::{CRC_BLOCK, StoreError, WriteId};
 
 /// Chunks of one upload on their way to the store.
 const IN_FLIGHT_MAX: usize = 2;
-/// Bytes that are hashed before other tasks get a look.
-const HASH_BYTES: usize = 64 << 10;
+/// Chunks of one upload in memory: one being received, one being hashed, and those on their way.
+const CHUNKS_MAX: usize = IN_FLIGHT_MAX + 2;
 /// Cost of a chunk in turns of the tenant.
 const CHUNK_COST: u32 = 4;
 
@@ -124,24 +126,30 @@ impl Intake<'_> {
     ///
     /// # Errors
     /// EntityTooLarge, IncompleteBody, a digest that does not match, SlowDown, or the store's.
-    pub(crate) async fn run(self, mut source: Source<'_, '_>) -> Result<Received, S3Error> {
+    pub(crate) async fn run(mut self, mut source: Source<'_, '_>) -> Result<Received, S3Error> {
         if self.len > BODY_BYTES_MAX {
             return Err(S3ErrorCode::EntityTooLarge.into());
         }
-        let mut digests = BodyDigests::new(self.promise, self.payload_sha256, true);
+        // The lanes compute the MD5, so its promise is kept here.
+        let promised_md5 = self.promise.md5.take();
+        let mut digests = BodyDigests::new(self.promise, self.payload_sha256, false);
         let is_small = self.len <= INLINE_BYTES_MAX as u64;
-        let chunks_max = IN_FLIGHT_MAX as u64 + 1;
-        let memory = self.len.min(chunks_max * CHUNK_BYTES as u64);
+        let memory = self.len.min((CHUNKS_MAX * CHUNK_BYTES) as u64);
         let memory = self.server.budget(memory).await?;
-        let held = if is_small {
-            Held::Small(self.gather(&mut source, &mut digests).await?)
+        let (held, md5) = if is_small {
+            let (buf, md5) = self.gather(&mut source, &mut digests).await?;
+            (Held::Small(buf), md5)
         } else {
-            Held::Streamed(self.stream(&mut source, &mut digests).await?)
+            let (upload, md5) = self.stream(&mut source, &mut digests).await?;
+            (Held::Streamed(upload), md5)
         };
         let trailers = source.finish().await?;
         let found = digests.finish(&trailers)?;
+        let md5 = md5.finish();
+        if promised_md5.is_some_and(|promised| promised != md5) {
+            return Err(S3ErrorCode::BadDigest.into());
+        }
         self.server.metrics.received(self.len);
-        let md5 = found.md5.expect("the MD5 was asked for");
         Ok(Received {
             held,
             size: self.len,
@@ -155,41 +163,62 @@ impl Intake<'_> {
         &self,
         source: &mut Source<'_, '_>,
         digests: &mut BodyDigests,
-    ) -> Result<Option<DmaBuf>, S3Error> {
+    ) -> Result<(Option<DmaBuf>, Md5), S3Error> {
         if self.len == 0 {
-            return Ok(None);
+            return Ok((None, Md5::new()));
         }
         let buf = self.server.buffer(self.len as usize).await?;
-        self.fill_chunk(source, digests, buf, self.len as usize)
-            .await
-            .map(Some)
+        let want = self.len as usize;
+        let buf = self
+            .fill_chunk(source, buf, want, &mut |bytes| digests.update(bytes))
+            .await?;
+        // Nothing follows to be received meanwhile: it hurries from the start.
+        let (_, hurry) = oneshot::channel();
+        let hashing = self.server.hashing();
+        let hashed = hashing.update(Md5::new(), buf, hurry).await;
+        let (md5, buf) = hashed.map_err(not_hashed)?;
+        Ok((Some(buf), md5))
     }
 
     async fn stream(
         &self,
         source: &mut Source<'_, '_>,
         digests: &mut BodyDigests,
-    ) -> Result<Upload, S3Error> {
+    ) -> Result<(Upload, Md5), S3Error> {
         let mut upload = Upload::begin(self).await?;
+        let mut md5 = Md5::new();
+        let mut before: Option<Hashed> = None;
         let mut left = self.len;
         while left > 0 {
             let want = left.min(CHUNK_BYTES as u64) as usize;
             let buf = self.server.buffer(want).await?;
-            let chunk = self.fill_chunk(source, digests, buf, want).await?;
-            upload.push(chunk).await?;
+            let mut crcs = BlockCrcs::new();
+            let mut take_in = |bytes: &[u8]| {
+                digests.update(bytes);
+                crcs.update(bytes);
+            };
+            let chunk = self.fill_chunk(source, buf, want, &mut take_in).await?;
+            if let Some(before) = before.take() {
+                md5 = before.push(&mut upload).await?;
+            }
+            let so_far = std::mem::take(&mut md5);
+            before = Some(Hashed::begin(self.server, so_far, chunk, crcs.finish())?);
             left -= want as u64;
         }
+        if let Some(last) = before {
+            md5 = last.push(&mut upload).await?;
+        }
         upload.settle().await?;
-        Ok(upload)
+        Ok((upload, md5))
     }
 
-    /// Fills a buffer with exactly `want` bytes and digests them.
+    /// Fills a buffer with exactly `want` bytes and shows them to `take_in` as they come.
     async fn fill_chunk(
         &self,
         source: &mut Source<'_, '_>,
-        digests: &mut BodyDigests,
         mut buf: DmaBuf,
         want: usize,
+        take_in: &mut dyn FnMut(&[u8]),
     ) -> Result<DmaBuf, S3Error> {
         let mut filled = 0;
         while filled < want {
@@ -198,13 +227,90 @@ impl Intake<'_> {
             if count == 0 {
                 return Err(S3ErrorCode::IncompleteBody.into());
             }
-            for piece in buf[filled..filled + count].chunks(HASH_BYTES) {
-                digests.update(piece);
+            for piece in buf[filled..filled + count].chunks(CRC_BLOCK) {
+                take_in(piece);
                 engine::yield_if_needed().await;
             }
             filled += count;
         }
         Ok(buf)
+    }
+}
+
+/// A chunk in the hashing, and what is known of it.
+struct Hashed {
+    task: Task<Result<(Md5, DmaBuf), CallError>>,
+    hurry: oneshot::Sender<()>,
+    crcs: Vec<u64>,
+}
+
+impl Hashed {
+    fn begin(
+        server: &Rc<Server>,
+        md5: Md5,
+        chunk: DmaBuf,
+        crcs: Vec<u64>,
+    ) -> Result<Hashed, S3Error> {
+        let (hurry, hurried) = oneshot::channel();
+        let hash = server.hashing().update(md5, chunk, hurried);
+        let task = engine::try_spawn_local(SchedGroup::FOREGROUND, hash).map_err(not_hashed)?;
+        Ok(Hashed { task, hurry, crcs })
+    }
+
+    /// Waits for the hashing and sends the chunk on; the sum so far.
+    async fn push(self, upload: &mut Upload) -> Result<Md5, S3Error> {
+        drop(self.hurry);
+        let (md5, chunk) = self.task.await.map_err(not_hashed)?;
+        upload.push(chunk, self.crcs).await?;
+        Ok(md5)
+    }
+}
+
+/// The hashing refused or ended.
+fn not_hashed(error: CallError) -> S3Error {
+    tracing::warn!(%error, "a body was not hashed");
+    errors::of_store(&StoreError::Busy)
+}
+
+/// The CRC-64/NVME of each 64 KiB of a chunk that comes in pieces.
+struct BlockCrcs {
+    crcs: Vec<u64>,
+    current: crc_fast::Digest,
+    filled: usize,
+}
+
+impl BlockCrcs {
+    fn new() -> BlockCrcs {
+        BlockCrcs {
+            crcs: Vec::with_capacity(CHUNK_BYTES / CRC_BLOCK),
+            current: crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme),
+            filled: 0,
+        }
+    }
+
+    fn update(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (front, rest) = bytes.split_at(bytes.len().min(CRC_BLOCK - self.filled));
+            self.current.update(front);
+            self.filled += front.len();
+            if self.filled == CRC_BLOCK {
+                self.end_block();
+            }
+            bytes = rest;
+        }
+    }
+
+    fn end_block(&mut self) {
+        self.crcs.push(self.current.finalize());
+        self.current.reset();
+        self.filled = 0;
+    }
+
+    fn finish(mut self) -> Vec<u64> {
+        if self.filled > 0 {
+            self.end_block();
+        }
+        self.crcs
     }
 }
 
@@ -247,16 +353,12 @@ impl Upload {
     }
 
     /// Sends the next chunk on its way, waiting for an earlier one when there are enough.
-    async fn push(&mut self, chunk: DmaBuf) -> Result<(), S3Error> {
+    async fn push(&mut self, chunk: DmaBuf, crcs: Vec<u64>) -> Result<(), S3Error> {
         while self.in_flight.len() >= IN_FLIGHT_MAX {
             self.land().await?;
         }
         // The turn is taken here and not in the task: chunks have to reach the store in order.
         let turn = self.server.turn(self.tenant, CHUNK_COST).await?;
-        let crcs: Vec<u64> = chunk
-            .chunks(CRC_BLOCK)
-            .map(|block| checksum(CrcAlgorithm::Crc64Nvme, block))
-            .collect();
         let (server, partition, id) = (Rc::clone(&self.server), self.partition, self.id());
         let write = async move {
             let write = server.on(partition, move |p| async move {

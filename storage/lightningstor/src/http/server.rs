@@ -20,6 +20,7 @@ use s3_wire::{BucketName, S3Error, S3ErrorCode};
 use shards::{Admission, AdmissionConfig, PartitionId, Router, TenantId, Turn, resource_hash};
 
 use super::config::HttpConfig;
+use super::hashing::Hashing;
 use super::metrics::{Counters, HttpMetrics};
 use super::{conn, errors};
 use crate::store::{Bucket, Groups, Partition, StoreError, StoreShard};
@@ -39,6 +40,7 @@ pub(crate) struct Server {
     pub(crate) store: Rc<StoreShard>,
     pub(crate) router: Router<StoreShard>,
     pub(crate) groups: Groups,
+    hashing: Rc<Hashing>,
     pub(crate) verifier: Verifier,
     admission: Admission,
     budget: Semaphore,
@@ -73,6 +75,7 @@ impl Server {
             store,
             router,
             groups,
+            hashing: Hashing::new(),
             dates: RefCell::default(),
             metrics: Counters::default(),
             turning_away: Cell::new(0),
@@ -81,6 +84,11 @@ impl Server {
             ended: Notify::default(),
             accepting: RefCell::new(None),
         })
+    }
+
+    /// The hashing of this shard.
+    pub(crate) fn hashing(&self) -> Rc<Hashing> {
+        Rc::clone(&self.hashing)
     }
 
     pub(crate) fn config(&self) -> &HttpConfig {
@@ -95,11 +103,15 @@ impl Server {
     }
 
     async fn accept_all(self: Rc<Self>, mut listener: Listener) {
+        let mut failures = 0_u64;
         loop {
             let stream = match listener.accept().await {
                 Ok(stream) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
+                    failures += 1;
+                    if u64::is_power_of_two(failures) {
+                        tracing::warn!(%error, failures, "a connection was not accepted");
+                    }
                     engine::sleep(ACCEPT_RETRY).await;
                     continue;
                 }

@@ -1,5 +1,7 @@
 //! Sizes and bounds of the store. The defaults suit one node; tests make them small.
 
+use std::time::Duration;
+
 use segment_log::LogConfig;
 
 /// How partitions are run.
@@ -27,12 +29,61 @@ pub struct StoreConfig {
     pub reads_max: usize,
     /// Most buckets.
     pub buckets_max: usize,
+    /// Bytes of lately read records that a shard keeps in memory, over its partitions; 0 keeps none.
+    pub cache_bytes_max: usize,
+    /// What is done in the background, and when.
+    pub upkeep: UpkeepConfig,
+}
+
+/// The background work of a partition.
+#[derive(Clone, Debug)]
+pub struct UpkeepConfig {
+    /// How often it is looked for; `None` never.
+    pub interval: Option<Duration>,
+    /// A sealed log segment is compacted when less of it is live, in percent.
+    pub live_percent: u64,
+    /// The same on a full disk.
+    pub live_percent_pressed: u64,
+    /// The same once nothing was written for `quiet_after`.
+    pub live_percent_quiet: u64,
+    /// How long nothing is written before the partition counts as quiet.
+    pub quiet_after: Duration,
+    /// Bytes of a segment that are read and moved at a time.
+    pub step_bytes: u64,
+    /// Records that are moved at the same time.
+    pub moves_max: usize,
+    /// Shortest free range of the data file that is given back, in bytes.
+    pub discard_bytes_min: u64,
+    /// How often every object is read and verified; `None` never.
+    pub scrub_period: Option<Duration>,
+    /// Bytes of bodies that a partition's scrub reads in a second, at most.
+    pub scrub_bytes_per_s: u64,
+}
+
+impl Default for UpkeepConfig {
+    fn default() -> UpkeepConfig {
+        UpkeepConfig {
+            interval: Some(Duration::from_secs(1)),
+            live_percent: 50,
+            live_percent_pressed: 75,
+            live_percent_quiet: 92,
+            quiet_after: Duration::from_mins(1),
+            step_bytes: 256 << 10,
+            moves_max: 256,
+            discard_bytes_min: 1 << 20,
+            scrub_period: Some(Duration::from_hours(7 * 24)),
+            scrub_bytes_per_s: 16 << 20,
+        }
+    }
 }
 
 impl Default for StoreConfig {
     fn default() -> StoreConfig {
         StoreConfig {
-            log: LogConfig::default(),
+            log: LogConfig {
+                reserve_segments: 1,
+                ..LogConfig::default()
+            },
             data_grow_bytes: 64 << 20,
             checkpoint_log_bytes: 64 << 20,
             crcs_inline_max: 4096,
@@ -43,6 +94,8 @@ impl Default for StoreConfig {
             writes_max: 1024,
             reads_max: 4096,
             buckets_max: 10_000,
+            cache_bytes_max: 32 << 20,
+            upkeep: UpkeepConfig::default(),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a body is written from its caller's buffers without a copy; [`DataFile::flush`]
 //! returns after a flush that began after it was called; one flush serves all that wait for it. A
-//! failed write or flush poisons the partition. The file only grows.
+//! failed write or flush poisons the partition. The file only grows; free ranges of it become holes.
 //!
 //! It does not know objects: who owns an extent is the index's affair.
 
@@ -22,6 +22,9 @@ use super::types::EXTENTS_MAX;
 
 /// Most blocks of a data file: 16 TiB.
 const BLOCKS_MAX: u32 = u32::MAX;
+
+/// Most blocks that are discarded at once: 64 MiB.
+const DISCARD_BLOCKS_MAX: u32 = (64 << 20) / BLOCK as u32;
 
 /// Set by the first failed write or flush, for ever.
 #[derive(Debug, Default)]
@@ -67,6 +70,10 @@ pub(super) struct DataFile {
     flushes: FlushGate,
     growing: Semaphore,
     grow_bytes: u64,
+    /// Something was refused for want of space.
+    pub(super) pressed: Cell<bool>,
+    /// Whether the file system has holes, as far as is known.
+    holes: Cell<bool>,
 }
 
 impl DataFile {
@@ -91,6 +98,8 @@ impl DataFile {
             flushes: FlushGate::default(),
             growing: Semaphore::new(1, 4096),
             grow_bytes,
+            pressed: Cell::new(false),
+            holes: Cell::new(true),
         })
     }
 
@@ -116,7 +125,7 @@ impl DataFile {
     pub(super) async fn reserve(&self, bytes: u64) -> Result<Vec<Extent>, StoreError> {
         let blocks = u32::try_from(blocks_of(bytes)).map_err(|_| StoreError::Full)?;
         loop {
-            if let Some(taken) = self.space.borrow_mut().allocator.take(blocks, EXTENTS_MAX) {
+            if let Some(taken) = self.space.borrow_mut().take(blocks, EXTENTS_MAX) {
                 return Ok(taken);
             }
             let turn = self
@@ -155,7 +164,49 @@ impl DataFile {
                 }
             }
         }
+        self.pressed.set(true);
         Err(StoreError::Full)
+    }
+
+    /// Gives the file system the space of a free range of at least `blocks_min` blocks, as long as
+    /// more than `slack_bytes` are free and allocated. Returns the bytes; 0 when there is no such
+    /// range.
+    ///
+    /// What is free here is free after a crash too: the record that freed it is durable. Nobody is
+    /// given the range meanwhile.
+    ///
+    /// # Errors
+    /// `Internal`; the range stays allocated, and free.
+    pub(super) async fn discard_one(
+        &self,
+        blocks_min: u32,
+        slack_bytes: u64,
+    ) -> Result<u64, StoreError> {
+        if !self.holes.get() {
+            return Ok(0);
+        }
+        let found = self.space.borrow_mut().begin_discard(
+            blocks_min,
+            blocks_of(slack_bytes),
+            DISCARD_BLOCKS_MAX,
+        );
+        let Some(range) = found else { return Ok(0) };
+        let mut discard = Discard {
+            space: &self.space,
+            range,
+            done: false,
+        };
+        let discarded = self.file.discard(range.offset(), range.bytes()).await;
+        if let Err(error) = &discarded
+            && error.kind() == io::ErrorKind::Unsupported
+        {
+            // Such a file system keeps the space for bodies to come.
+            self.holes.set(false);
+            return Ok(0);
+        }
+        discarded.map_err(|e| StoreError::internal("cannot discard in the data file", &e))?;
+        discard.done = true;
+        Ok(range.bytes())
     }
 
     /// Writes the buffer's content, padded to whole blocks, at a block-aligned offset of the body in
@@ -191,6 +242,7 @@ impl DataFile {
 
     fn failed(&self, error: &io::Error) -> StoreError {
         if error.kind() == io::ErrorKind::StorageFull {
+            self.pressed.set(true);
             return StoreError::Full;
         }
         self.poison.set(&error.to_string())
@@ -260,6 +312,19 @@ impl Drop for FlushEnd<'_> {
     fn drop(&mut self) {
         self.gate.running.set(false);
         self.gate.ended.notify_all();
+    }
+}
+
+/// Ends a discard, also when its future was dropped: the range is free again.
+struct Discard<'a> {
+    space: &'a RefCell<Space>,
+    range: Extent,
+    done: bool,
+}
+
+impl Drop for Discard<'_> {
+    fn drop(&mut self) {
+        self.space.borrow_mut().end_discard(self.range, self.done);
     }
 }
 

@@ -173,6 +173,30 @@ impl ExtentAllocator {
         self.insert(start, len);
     }
 
+    /// Takes a range that is free.
+    ///
+    /// # Panics
+    /// When a block of it is not free.
+    pub(super) fn take_range(&mut self, range: Extent) {
+        let free = self.free.range(..=range.start).next_back();
+        let (start, len) = free
+            .map(|(start, len)| (*start, *len))
+            .filter(|(start, len)| start + len >= range.end())
+            .expect("the range is free");
+        self.remove(start, len);
+        self.insert(start, range.start - start);
+        self.insert(range.end(), start + len - range.end());
+    }
+
+    /// Free ranges of at least `min` blocks, the longest first.
+    pub(super) fn free_of(&self, min: u32) -> impl Iterator<Item = Extent> + '_ {
+        let ranges = self.by_len.range((min, 0)..).rev();
+        ranges.map(|(blocks, start)| Extent {
+            start: *start,
+            blocks: *blocks,
+        })
+    }
+
     /// The free ranges, in order.
     #[cfg(test)]
     pub(super) fn free_ranges(&self) -> impl Iterator<Item = Extent> + '_ {

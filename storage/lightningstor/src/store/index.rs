@@ -7,6 +7,7 @@
 //!
 //! It never reads or writes; whoever applies a record has made it durable.
 
+mod live;
 mod name;
 #[cfg(test)]
 pub(super) mod tests;
@@ -18,6 +19,7 @@ use std::ops::Bound;
 use s3_wire::Etag;
 use s3_wire::checksum::Checksum;
 
+pub(super) use self::live::{ObjectCursor, Owner};
 use self::name::{NameRef, ObjectName, Probe};
 pub(super) use self::walk::{Item, WalkCursor};
 use super::extent::Extent;
@@ -195,7 +197,8 @@ impl Index {
                     checksum,
                     parts: BTreeMap::new(),
                 };
-                self.set_upload((name.0, name.1, upload), new)
+                self.set_upload((name.0, name.1, upload), new);
+                Vec::new()
             }
             Change::PartPut {
                 upload,
@@ -311,14 +314,15 @@ impl Index {
         old
     }
 
-    fn set_upload(&mut self, key: UploadKey, upload: Upload) -> Vec<Extent> {
-        self.gain(upload.places());
-        match self.uploads.insert(key, upload) {
-            Some(old) => {
-                self.lose(old.places());
-                old.extents().collect()
-            }
-            None => Vec::new(),
+    /// Begins an upload. One that is known has the record again, moved or replayed: its parts stay.
+    fn set_upload(&mut self, key: UploadKey, mut upload: Upload) {
+        self.gain(std::iter::once(upload.place));
+        if let Some(known) = self.uploads.get_mut(&key) {
+            upload.parts = std::mem::take(&mut known.parts);
+            let old = std::mem::replace(known, upload).place;
+            self.lose(std::iter::once(old));
+        } else {
+            self.uploads.insert(key, upload);
         }
     }
 

@@ -11,6 +11,14 @@ pub(super) struct Counters {
     pub(super) deletes: Cell<u64>,
     pub(super) checkpoints: Cell<u64>,
     pub(super) corrupt_reads: Cell<u64>,
+    pub(super) compacted_segments: Cell<u64>,
+    pub(super) compacted_bytes: Cell<u64>,
+    pub(super) discarded_bytes: Cell<u64>,
+    pub(super) scrub_rounds: Cell<u64>,
+    pub(super) scrub_objects: Cell<u64>,
+    pub(super) scrub_bytes: Cell<u64>,
+    pub(super) scrub_damaged: Cell<u64>,
+    pub(super) scrub_left: Cell<u64>,
 }
 
 /// One shard's store, its partitions summed.
@@ -34,12 +42,32 @@ pub struct StoreMetrics {
     pub puts: u64,
     /// Objects opened or looked at.
     pub gets: u64,
+    /// Records that were found in memory.
+    pub cache_hits: u64,
     /// Removals, of keys without an object too.
     pub deletes: u64,
     /// Checkpoints written.
     pub checkpoints: u64,
     /// Reads that found damage.
     pub corrupt_reads: u64,
+    /// Free bytes of data files that have no space of their own.
+    pub data_hole_bytes: u64,
+    /// Log segments whose live records were moved.
+    pub compacted_segments: u64,
+    /// Bytes of records that were moved out of log segments.
+    pub compacted_bytes: u64,
+    /// Bytes of data files given back to the file system.
+    pub discarded_bytes: u64,
+    /// Times that every object was verified.
+    pub scrub_rounds: u64,
+    /// Objects that scrub has verified.
+    pub scrub_objects: u64,
+    /// Bytes that scrub has verified.
+    pub scrub_bytes: u64,
+    /// Objects that scrub has found damaged.
+    pub scrub_damaged: u64,
+    /// Objects that scrub has still to verify in this round, about.
+    pub scrub_left: u64,
     /// Partitions that take no more writes.
     pub poisoned: u64,
 }
@@ -55,16 +83,26 @@ impl StoreMetrics {
         self.data_free_bytes += other.data_free_bytes;
         self.puts += other.puts;
         self.gets += other.gets;
+        self.cache_hits += other.cache_hits;
         self.deletes += other.deletes;
         self.checkpoints += other.checkpoints;
         self.corrupt_reads += other.corrupt_reads;
+        self.data_hole_bytes += other.data_hole_bytes;
+        self.compacted_segments += other.compacted_segments;
+        self.compacted_bytes += other.compacted_bytes;
+        self.discarded_bytes += other.discarded_bytes;
+        self.scrub_rounds += other.scrub_rounds;
+        self.scrub_objects += other.scrub_objects;
+        self.scrub_bytes += other.scrub_bytes;
+        self.scrub_damaged += other.scrub_damaged;
+        self.scrub_left += other.scrub_left;
         self.poisoned += other.poisoned;
     }
 }
 
 type Field = fn(&StoreMetrics) -> u64;
 
-const FIELDS: [(&str, &str, &str, Field); 13] = [
+const FIELDS: [(&str, &str, &str, Field); 23] = [
     ("objects", "gauge", "Objects.", |m| m.objects),
     (
         "live_bytes",
@@ -103,6 +141,12 @@ const FIELDS: [(&str, &str, &str, Field); 13] = [
         "Objects opened or looked at.",
         |m| m.gets,
     ),
+    (
+        "cache_hits_total",
+        "counter",
+        "Records found in memory.",
+        |m| m.cache_hits,
+    ),
     ("deletes_total", "counter", "Removals of keys.", |m| {
         m.deletes
     }),
@@ -117,6 +161,60 @@ const FIELDS: [(&str, &str, &str, Field); 13] = [
         "counter",
         "Reads that found damage.",
         |m| m.corrupt_reads,
+    ),
+    (
+        "data_hole_bytes",
+        "gauge",
+        "Free bytes of data files that have no space of their own.",
+        |m| m.data_hole_bytes,
+    ),
+    (
+        "compacted_segments_total",
+        "counter",
+        "Log segments whose live records were moved.",
+        |m| m.compacted_segments,
+    ),
+    (
+        "compacted_bytes_total",
+        "counter",
+        "Bytes of records that were moved out of log segments.",
+        |m| m.compacted_bytes,
+    ),
+    (
+        "discarded_bytes_total",
+        "counter",
+        "Bytes of data files given back to the file system.",
+        |m| m.discarded_bytes,
+    ),
+    (
+        "scrub_rounds_total",
+        "counter",
+        "Times that every object was verified.",
+        |m| m.scrub_rounds,
+    ),
+    (
+        "scrub_objects_total",
+        "counter",
+        "Objects that scrub has verified.",
+        |m| m.scrub_objects,
+    ),
+    (
+        "scrub_bytes_total",
+        "counter",
+        "Bytes that scrub has verified.",
+        |m| m.scrub_bytes,
+    ),
+    (
+        "scrub_damaged_total",
+        "counter",
+        "Objects that scrub has found damaged.",
+        |m| m.scrub_damaged,
+    ),
+    (
+        "scrub_left",
+        "gauge",
+        "Objects that scrub has still to verify in this round, about.",
+        |m| m.scrub_left,
     ),
     (
         "poisoned",

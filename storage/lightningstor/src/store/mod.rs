@@ -6,13 +6,15 @@
 //! newest checkpoint and the log behind it.
 //!
 //! Everything here runs on the shard that owns the partition; the front routes to it. Layers, from
-//! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `checkpoint` (state,
-//! sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `multipart` (operations),
-//! `buckets` (across shards).
+//! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `cache`, `checkpoint`
+//! (state, sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `multipart`
+//! (operations), `buckets` (across shards), `upkeep` with `compact` and `scrub` (background work).
 
 mod buckets;
 mod bytes;
+mod cache;
 mod checkpoint;
+mod compact;
 mod config;
 mod data;
 mod error;
@@ -26,10 +28,12 @@ mod partition;
 mod read;
 mod record;
 mod recovery;
+mod scrub;
 mod space;
 #[cfg(test)]
 mod tests;
 mod types;
+mod upkeep;
 mod write;
 
 use std::collections::BTreeMap;
@@ -41,7 +45,7 @@ use engine::sync::Semaphore;
 use shards::placement::{PartitionId, PlacementMap};
 
 pub use buckets::{BucketTable, Groups};
-pub use config::StoreConfig;
+pub use config::{StoreConfig, UpkeepConfig};
 pub use error::StoreError;
 pub use metrics::{StoreMetrics, prometheus};
 pub use partition::Partition;
@@ -82,6 +86,9 @@ impl StoreShard {
         for id in map.owned_by(engine::shard_id()) {
             let partition = Partition::open(root, id, config, &table).await?;
             partitions.insert(id, Rc::new(partition));
+        }
+        for partition in partitions.values() {
+            partition.cache_records(config.cache_bytes_max / partitions.len());
         }
         let store = StoreShard {
             partitions,
@@ -146,9 +153,19 @@ impl Partition {
             data_free_bytes: bytes(free),
             puts: inner.counters.puts.get(),
             gets: inner.counters.gets.get(),
+            cache_hits: inner.cache.hits(),
             deletes: inner.counters.deletes.get(),
             checkpoints: inner.counters.checkpoints.get(),
             corrupt_reads: inner.counters.corrupt_reads.get(),
+            data_hole_bytes: bytes(space.hole_blocks()),
+            compacted_segments: inner.counters.compacted_segments.get(),
+            compacted_bytes: inner.counters.compacted_bytes.get(),
+            discarded_bytes: inner.counters.discarded_bytes.get(),
+            scrub_rounds: inner.counters.scrub_rounds.get(),
+            scrub_objects: inner.counters.scrub_objects.get(),
+            scrub_bytes: inner.counters.scrub_bytes.get(),
+            scrub_damaged: inner.counters.scrub_damaged.get(),
+            scrub_left: inner.counters.scrub_left.get(),
             poisoned: u64::from(inner.poison.is_set()),
         }
     }

@@ -9,7 +9,7 @@
 //! - After a failed write or flush nothing is acknowledged any more; reads go on.
 //!
 //! A log segment is released when no entry refers to it and every kept checkpoint lies behind it.
-//! Nothing moves live records out of a mostly dead segment yet: that is compaction, a later issue.
+//! `upkeep` and `compact` see to it that mostly dead segments come to that.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +23,7 @@ use segment_log::{Log, LogError, Lsn};
 use shards::placement::PartitionId;
 
 use super::buckets::BucketTable;
+use super::cache::RecordCache;
 use super::config::StoreConfig;
 use super::data::{DataFile, Poison};
 use super::error::StoreError;
@@ -30,8 +31,9 @@ use super::index::Index;
 use super::locks::KeyLocks;
 use super::metrics::Counters;
 use super::read::ReadState;
-use super::record::{Place, Record};
+use super::record::{Kind, Place, Record};
 use super::types::{BucketId, BucketState, ReadId, WriteId};
+use super::upkeep::Upkeep;
 use super::write::WriteState;
 
 /// A partition on its owner shard. Clones are the same partition.
@@ -48,6 +50,7 @@ pub(super) struct Inner {
     pub(super) data: DataFile,
     pub(super) poison: Rc<Poison>,
     pub(super) index: RefCell<Index>,
+    pub(super) cache: RecordCache,
     pub(super) keys: KeyLocks,
     pub(super) buckets: Rc<BucketTable>,
     pub(super) writes: RefCell<BTreeMap<WriteId, Rc<WriteState>>>,
@@ -56,6 +59,7 @@ pub(super) struct Inner {
     pub(super) counters: Counters,
     pub(super) applied: Applied,
     pub(super) checkpoints: Checkpoints,
+    pub(super) upkeep: Upkeep,
     commits: Commits,
     closing: Cell<bool>,
 }
@@ -70,6 +74,17 @@ pub(super) struct Checkpoints {
     pub(super) ended: Notify,
     /// Bytes of records since the newest began.
     pub(super) log_bytes: Cell<u64>,
+    /// Length of the newest file that this life wrote.
+    pub(super) file_bytes: Cell<u64>,
+}
+
+/// Which log segments a record may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Those that the log does not keep in reserve.
+    Ordinary,
+    /// All: in the end the record gives space back.
+    Reserved,
 }
 
 /// Which records the index shows.
@@ -167,6 +182,7 @@ impl Partition {
             data: parts.data,
             poison: parts.poison,
             index: RefCell::new(parts.index),
+            cache: RecordCache::default(),
             keys: KeyLocks::new(config.keys_max, config.key_waiters_max),
             buckets: Rc::clone(buckets),
             writes: RefCell::default(),
@@ -175,6 +191,7 @@ impl Partition {
             counters: Counters::default(),
             applied: Applied::default(),
             checkpoints: Checkpoints::default(),
+            upkeep: Upkeep::default(),
             commits: Commits::default(),
             closing: Cell::new(false),
         };
@@ -182,9 +199,9 @@ impl Partition {
         *inner.checkpoints.kept.borrow_mut() = parts.kept;
         inner.checkpoints.next.set(parts.next_checkpoint);
         inner.checkpoints.log_bytes.set(parts.log_bytes);
-        Partition {
-            inner: Rc::new(inner),
-        }
+        let inner = Rc::new(inner);
+        inner.start_upkeep();
+        Partition { inner }
     }
 
     /// Its number.
@@ -223,6 +240,7 @@ impl Partition {
             inner.commits.ended.notified().await;
         }
         inner.writes.borrow_mut().clear();
+        inner.upkeep.ended().await;
         while inner.checkpoints.running.get() {
             inner.checkpoints.ended.notified().await;
         }
@@ -237,6 +255,10 @@ impl Partition {
 }
 
 impl Inner {
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
     pub(super) fn handle(&self) -> u64 {
         let next = self.next_handle.get();
         self.next_handle.set(next + 1);
@@ -286,27 +308,50 @@ impl Inner {
         record: Record,
         body: Option<&DmaBuf>,
     ) -> Result<Place, StoreError> {
-        self.poison.check()?;
         let head = record.encode_head();
-        let kind = record.change.kind() as u8;
+        let kind = record.change.kind();
+        let claim = if record.change.gives_back() {
+            Claim::Reserved
+        } else {
+            Claim::Ordinary
+        };
+        self.upkeep.appends.set(self.upkeep.appends.get() + 1);
+        let parts: [&[u8]; 2] = [&head, body.map_or(&[][..], |b| b)];
+        self.append_parts(kind, &parts, claim, |inner, place| {
+            inner.show(place, record);
+        })
+        .await
+    }
+
+    /// Applies a durable record.
+    pub(super) fn show(&self, place: Place, record: Record) {
+        let freed = self.index.borrow_mut().apply(place, record);
+        self.data.space().borrow_mut().free(freed);
+    }
+
+    /// Makes a record durable, then calls `show` with its place, before any checkpoint may count it
+    /// as applied. The caller runs in a task that is not dropped.
+    ///
+    /// # Errors
+    /// As [`Inner::append`].
+    pub(super) async fn append_parts(
+        self: &Rc<Inner>,
+        kind: Kind,
+        parts: &[&[u8]],
+        claim: Claim,
+        show: impl FnOnce(&Inner, Place),
+    ) -> Result<Place, StoreError> {
+        self.poison.check()?;
         self.applied.begin();
-        let appended = match self
-            .log
-            .append(kind, &[&head, body.map_or(&[][..], |b| b)])
-            .await
-        {
+        let appended = match claim {
+            Claim::Ordinary => self.log.append(kind as u8, parts).await,
+            Claim::Reserved => self.log.append_reserved(kind as u8, parts).await,
+        };
+        let appended = match appended {
             Ok(appended) => appended,
             Err(error) => {
                 self.applied.end(None);
-                if let LogError::TooLarge { .. } = error {
-                    return Err(StoreError::Internal(error.to_string()));
-                }
-                return Err(match StoreError::from(error) {
-                    StoreError::Poisoned(cause) => self.poison.set(&cause),
-                    refused @ (StoreError::Full | StoreError::Busy | StoreError::Gone) => refused,
-                    // Whether the record is there is not known.
-                    unclear => self.poison.set(&unclear.to_string()),
-                });
+                return Err(self.not_appended(error));
             }
         };
         let position = appended.position;
@@ -315,13 +360,28 @@ impl Inner {
             offset: position.offset,
             len: appended.len,
         };
-        let freed = self.index.borrow_mut().apply(place, record);
-        self.data.space().borrow_mut().free(freed);
+        show(self, place);
         self.applied.end(Some(appended.lsn));
         let since = &self.checkpoints.log_bytes;
         since.set(since.get() + u64::from(appended.len));
         self.checkpoint_if_due();
         Ok(place)
+    }
+
+    fn not_appended(&self, error: LogError) -> StoreError {
+        if let LogError::TooLarge { .. } = error {
+            return StoreError::Internal(error.to_string());
+        }
+        match StoreError::from(error) {
+            StoreError::Poisoned(cause) => self.poison.set(&cause),
+            StoreError::Full => {
+                self.data.pressed.set(true);
+                StoreError::Full
+            }
+            refused @ (StoreError::Busy | StoreError::Gone) => refused,
+            // Whether the record is there is not known.
+            unclear => self.poison.set(&unclear.to_string()),
+        }
     }
 
     fn checkpoint_if_due(self: &Rc<Inner>) {

@@ -51,7 +51,7 @@ enum PartSource {
 }
 
 /// A body in extents.
-struct StoredBody {
+pub(super) struct StoredBody {
     size: u64,
     extents: Vec<Extent>,
     crcs: Crcs,
@@ -60,7 +60,7 @@ struct StoredBody {
 }
 
 impl StoredBody {
-    fn new(size: u64, extents: Vec<Extent>, crcs: Crcs) -> StoredBody {
+    pub(super) fn new(size: u64, extents: Vec<Extent>, crcs: Crcs) -> StoredBody {
         StoredBody {
             size,
             extents,
@@ -70,7 +70,7 @@ impl StoredBody {
     }
 }
 
-fn segments_of(entry: &ObjectEntry) -> BTreeSet<u32> {
+pub(super) fn segments_of(entry: &ObjectEntry) -> BTreeSet<u32> {
     let parts: &[ManifestPart] = match &entry.body {
         EntryBody::Manifest(parts) => parts,
         _ => &[],
@@ -83,6 +83,11 @@ fn segments_of(entry: &ObjectEntry) -> BTreeSet<u32> {
 }
 
 impl Partition {
+    /// Sets how many bytes of lately read records are kept in memory; none at first.
+    pub(super) fn cache_records(&self, bytes_max: usize) {
+        self.inner.cache.set_capacity(bytes_max);
+    }
+
     /// An object's metadata, from its record.
     ///
     /// # Errors
@@ -160,7 +165,7 @@ impl Partition {
     /// the object's end). Cancel-safe.
     ///
     /// # Errors
-    /// `Gone` for an unknown read, `Busy` (no buffer), `Corrupt`; `Internal` past 256 KiB.
+    /// `Gone` for an unknown read, `Busy` (no buffer), `Corrupt`; `Internal` past [`READ_MAX`].
     pub async fn read_chunk(
         &self,
         read: ReadId,
@@ -209,6 +214,8 @@ enum Found {
     Parts(Vec<ManifestPart>),
 }
 
+/// A record, decoded, and where its body is in the buffer.
+type ReadRecord = (RecordBuf, Record, Range<usize>);
 type OpenedRecord = (ObjectMeta, RecordBuf, Found, Range<usize>, Pin);
 
 impl Inner {
@@ -218,12 +225,12 @@ impl Inner {
             .set(self.counters.corrupt_reads.get() + 1);
     }
 
-    /// Reads a record and decodes it.
+    /// Reads a record from the log and decodes it.
     pub(super) async fn read_record(
         &self,
         place: Place,
         headroom: usize,
-    ) -> Result<(RecordBuf, Record, Range<usize>), StoreError> {
+    ) -> Result<ReadRecord, StoreError> {
         let position = Position {
             segment: place.segment,
             offset: place.offset,
@@ -239,6 +246,20 @@ impl Inner {
                 }
                 error
             })?;
+        self.decode(place, read)
+    }
+
+    /// As [`Inner::read_record`], from memory when it was read lately.
+    async fn read_cached(&self, place: Place, headroom: usize) -> Result<ReadRecord, StoreError> {
+        if let Some(read) = self.cache.get(place, headroom) {
+            return self.decode(place, read);
+        }
+        let found = self.read_record(place, headroom).await?;
+        self.cache.keep(place, &found.0);
+        Ok(found)
+    }
+
+    fn decode(&self, place: Place, read: RecordBuf) -> Result<ReadRecord, StoreError> {
         let payload = &read.buf[read.payload.clone()];
         let (record, body) = Record::decode(read.kind, payload).map_err(|malformed| {
             self.corrupt();
@@ -265,7 +286,7 @@ impl Inner {
                 Pin::new(self.data.space(), first, segments_of(entry)),
             )
         };
-        let (read, record, body) = self.read_record(place, headroom).await?;
+        let (read, record, body) = self.read_cached(place, headroom).await?;
         let ours = record.bucket == bucket && &*record.key == key.as_str();
         match record.change {
             Change::Put { meta, stored } if ours => {
@@ -373,7 +394,7 @@ impl Inner {
     }
 
     /// Reads the CRC blocks that cover a range of a body, and checks each.
-    async fn fetch_stored(
+    pub(super) async fn fetch_stored(
         &self,
         body: &StoredBody,
         offset: u64,
@@ -469,7 +490,7 @@ fn empty_buf(capacity: usize) -> Result<DmaBuf, StoreError> {
     Ok(buf)
 }
 
-fn record_damaged(what: &str, place: Place) -> StoreError {
+pub(super) fn record_damaged(what: &str, place: Place) -> StoreError {
     StoreError::Corrupt {
         what: format!("a record ({what})"),
         segment: place.segment,

@@ -17,7 +17,7 @@
 //! Fields by kind, in the forms of `meta`:
 //! Put: metadata, stored. Delete, BucketDelete: none. BucketCreate: owner text, u64 created_ms.
 //! UploadCreate: u128 upload, metadata, upload checksum. PartPut: u128 upload, u16 number, etag, u64
-//! size, u64 modified_ms, optional checksum, stored. UploadComplete: u128 upload, metadata, u32
+//! size, u64 modified_ms, optional checksum, stored; PartCopy the same. UploadComplete: u128 upload, metadata, u32
 //! count and the manifest's parts {u16 number, place, u64 size, extents}. UploadAbort: u128 upload.
 //! Stored: u8 0 (inline), or u8 1, extents, u8 0 and u32 count of u64 CRCs, or u8 1, table extents,
 //! u32 entries and u32 count of u64 CRCs over each 64 KiB of the table. Place: u32 segment, u32
@@ -59,6 +59,9 @@ pub enum Kind {
     UploadComplete = 7,
     /// An upload is gone.
     UploadAbort = 8,
+    /// As PartPut, and by itself it changes nothing: the record of a completed object's part in a
+    /// new place, for the manifest that follows.
+    PartCopy = 9,
 }
 
 impl Kind {
@@ -73,6 +76,7 @@ impl Kind {
             Kind::PartPut,
             Kind::UploadComplete,
             Kind::UploadAbort,
+            Kind::PartCopy,
         ];
         all.into_iter().find(|kind| *kind as u8 == number)
     }
@@ -226,6 +230,14 @@ impl Change {
             Change::UploadComplete { .. } => Kind::UploadComplete,
             Change::UploadAbort { .. } => Kind::UploadAbort,
         }
+    }
+
+    /// Whether space comes back by it: such a record may use the log's reserve on a full disk.
+    pub(super) fn gives_back(&self) -> bool {
+        matches!(
+            self,
+            Change::Delete | Change::BucketDelete | Change::UploadAbort { .. }
+        )
     }
 
     /// Body length when it lies in the record.
@@ -384,7 +396,7 @@ fn get_change(kind: Kind, from: &mut Reader<'_>) -> Decode<Change> {
             meta: meta::get_meta(from)?,
             checksum: meta::get_upload_checksum(from)?,
         },
-        Kind::PartPut => {
+        Kind::PartPut | Kind::PartCopy => {
             let upload = UploadId(from.u128("upload")?);
             let number = from.u16("part number")?;
             let etag = meta::get_etag(from)?;

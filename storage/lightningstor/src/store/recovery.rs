@@ -18,7 +18,7 @@ use super::data::{DataFile, Poison};
 use super::error::StoreError;
 use super::index::Index;
 use super::partition::{Partition, Parts};
-use super::record::{Place, Record};
+use super::record::{Kind, Place, Record};
 
 fn place_of(record: &segment_log::Record<'_>) -> Place {
     let position = record.position;
@@ -54,7 +54,9 @@ impl Replay {
         let decoded = Record::decode(record.kind, record.payload);
         let (change, _) = decoded.map_err(|malformed| refused(malformed.to_string()))?;
         // Freed extents do not matter yet: the free blocks are found from the final index.
-        self.index.apply(place_of(record), change);
+        if record.kind != Kind::PartCopy as u8 {
+            self.index.apply(place_of(record), change);
+        }
         self.last = lsn;
         self.bytes += u64::from(record.len);
         Ok(())

@@ -19,6 +19,7 @@ pub fn small() -> LogConfig {
     LogConfig {
         segment_bytes: 64 << 10,
         spare_segments: 1,
+        reserve_segments: 0,
         batch_bytes_max: 8 << 10,
         batches_in_flight: 4,
         record_bytes_max: 12 << 10,

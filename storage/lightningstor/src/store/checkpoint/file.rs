@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use engine::fs::{self, File, OpenOptions};
+use segment_log::LogError;
 
 use super::{FRAME_HEAD, FrameKind, Head, Loader, end_payload, frame};
 use crate::store::error::StoreError;
@@ -17,7 +18,7 @@ use crate::store::partition::Inner;
 
 /// Bytes of items in a frame, about.
 const FRAME_ITEMS: usize = 64 << 10;
-const KEPT: usize = 2;
+pub(in crate::store) const KEPT: usize = 2;
 const PREFIX: &str = "checkpoint-";
 const TEMPORARY: &str = ".tmp";
 
@@ -150,7 +151,11 @@ impl Inner {
         let number = self.checkpoints.next.get();
         self.checkpoints.next.set(number + 1);
         let start_lsn = self.applied.through();
-        let written = self.write_checkpoint(number, start_lsn).await;
+        let mut written = self.write_checkpoint(number, start_lsn).await;
+        let full = |e: &std::io::Error| e.kind() == std::io::ErrorKind::StorageFull;
+        if written.as_ref().is_err_and(full) && self.drop_fallback().await? {
+            written = self.write_checkpoint(number, start_lsn).await;
+        }
         if let Err(error) = written {
             let since = &self.checkpoints.log_bytes;
             since.set(since.get() + bytes);
@@ -213,7 +218,20 @@ impl Inner {
         file.write_at(frame(FrameKind::End, number, &end_payload(items)), offset)
             .await
             .0?;
+        self.checkpoints.file_bytes.set(offset);
         file.datasync().await
+    }
+
+    /// On a full disk the older of two makes room for the next: without one, no segment would come
+    /// back. Nothing is released until there are two again.
+    async fn drop_fallback(&self) -> Result<bool, StoreError> {
+        if self.checkpoints.kept.borrow().len() < KEPT {
+            return Ok(false);
+        }
+        let (number, _) = self.checkpoints.kept.borrow_mut().remove(0);
+        let removed = fs::remove_file(path_of(&self.dir, number)).await;
+        removed.map_err(|e| StoreError::internal("cannot remove an old checkpoint", &e))?;
+        Ok(true)
     }
 
     /// Removes all but the newest ones, damaged ones too.
@@ -238,7 +256,7 @@ impl Inner {
 
     /// Releases sealed segments without a live record, a reader, or a checkpoint that starts in or
     /// before them.
-    async fn release_segments(&self) -> Result<(), StoreError> {
+    pub(in crate::store) async fn release_segments(&self) -> Result<(), StoreError> {
         let oldest = {
             let kept = self.checkpoints.kept.borrow();
             if kept.len() < KEPT { 0 } else { kept[0].1 }
@@ -251,7 +269,11 @@ impl Inner {
                 || self.index.borrow().live_bytes(segment.number) > 0
                 || self.data.space().borrow().is_segment_pinned(segment.number);
             if !needed {
-                self.log.release(segment.number).await?;
+                match self.log.release(segment.number).await {
+                    // A checkpoint and the upkeep may both be at it.
+                    Ok(()) | Err(LogError::NoSegment { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())

@@ -34,6 +34,12 @@ pub(in crate::store) enum Step {
         key: u8,
         upload: u8,
     },
+    /// The record of the object, the upload or its first part once more, as compaction moves it.
+    Again {
+        key: u8,
+        upload: u8,
+        which: u8,
+    },
     Bucket {
         name: u8,
         exists: bool,
@@ -49,7 +55,9 @@ pub(in crate::store) fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (key.clone(), upload.clone(), 1..4_u16, 0..40_u32)
             .prop_map(|(key, upload, number, blocks)| Step::Part { key, upload, number, blocks }),
         2 => (key.clone(), upload.clone()).prop_map(|(key, upload)| Step::Complete { key, upload }),
-        1 => (key, upload).prop_map(|(key, upload)| Step::Abort { key, upload }),
+        1 => (key.clone(), upload.clone()).prop_map(|(key, upload)| Step::Abort { key, upload }),
+        3 => (key, upload, 0..3_u8)
+            .prop_map(|(key, upload, which)| Step::Again { key, upload, which }),
         1 => (0..3_u8, any::<bool>()).prop_map(|(name, exists)| Step::Bucket { name, exists }),
     ];
     prop::collection::vec(step, 0..120)
@@ -188,6 +196,21 @@ impl History {
                         parts,
                     },
                 )
+            }
+            Step::Again { key, upload, which } => {
+                let place = match which {
+                    0 => self.index.object(bucket, &name(key))?.place,
+                    1 => found(&self.index, key, upload)?.place,
+                    _ => {
+                        found(&self.index, key, upload)?
+                            .parts
+                            .first_key_value()?
+                            .1
+                            .place
+                    }
+                };
+                let (_, record) = self.log.iter().find(|(at, _)| *at == place)?;
+                (bucket, name(key), record.change.clone())
             }
             Step::Abort { key, upload } => (
                 bucket,

@@ -177,7 +177,7 @@ impl Index {
     pub(crate) fn load(&mut self, item: Item) {
         match item {
             Item::Bucket { name, row } => self.set_bucket(name, row),
-            Item::Upload { key, upload } => drop(self.set_upload(key, upload)),
+            Item::Upload { key, upload } => self.set_upload(key, upload),
             Item::Part { key, number, part } => drop(self.set_part(&key, number, part)),
             Item::Object {
                 bucket,

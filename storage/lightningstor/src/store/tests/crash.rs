@@ -1,4 +1,5 @@
-//! Random work of concurrent clients, power cut at any point, reopened, checked; three times over.
+//! Random work of concurrent clients beside compaction, power cut at any point, reopened, checked;
+//! three times over.
 //!
 //! Fault model (the simulated disk's): unflushed sectors are lost, kept or torn one by one, also of
 //! writes in flight; unflushed lengths and names are lost or kept. What must survive: every
@@ -263,20 +264,24 @@ async fn check(store: &Partition, history: &RefCell<History>, seed: u64) {
     audit(store);
 }
 
-/// Checkpoints often, so that every run has some.
+/// Checkpoints and compacts often, so that every run has some of both.
 async fn reopen() -> Partition {
-    let config = StoreConfig {
+    let mut config = StoreConfig {
         checkpoint_log_bytes: 100 << 10,
-        ..config()
+        ..kept_up()
     };
+    config.log.segment_bytes = 256 << 10;
+    config.upkeep.live_percent = 80;
+    config.upkeep.quiet_after = Duration::from_millis(3);
     open_with(&config).await.unwrap()
 }
 
-fn run(seed: u64) -> u64 {
+/// Numbers of checkpoints and of compacted segments.
+fn run(seed: u64) -> (u64, u64) {
     let (sim, node) = world(seed);
     let mut rng = Rng::new(seed);
     let history = Rc::new(RefCell::new(History::default()));
-    let mut checkpoints = 0;
+    let (mut checkpoints, mut compacted) = (0, 0);
     for generation in 0..GENERATIONS {
         let store = sim.run(node, 0, reopen());
         let (known, seen) = (store.clone(), Rc::clone(&history));
@@ -293,6 +298,7 @@ fn run(seed: u64) -> u64 {
         }
         sim.run_for(Duration::from_micros(rng.below(120_000)));
         checkpoints += store.metrics().checkpoints;
+        compacted += store.metrics().compacted_segments;
         sim.crash(node);
         drop(store);
         sim.start(node, engine_config(1)).unwrap();
@@ -302,7 +308,7 @@ fn run(seed: u64) -> u64 {
         check(&store, &history, seed).await;
         store.close().await.unwrap();
     });
-    checkpoints
+    (checkpoints, compacted)
 }
 
 /// Seeds `quarter * SEEDS / 4` on; or the one that the environment names.
@@ -315,10 +321,15 @@ fn run_quarter(quarter: u64) {
         return;
     }
     let seeds = SEEDS / 4;
-    let checkpoints: u64 = (quarter * seeds..(quarter + 1) * seeds).map(run).sum();
+    let runs = (quarter * seeds..(quarter + 1) * seeds).map(run);
+    let (checkpoints, compacted) = runs.fold((0, 0), |sum, run| (sum.0 + run.0, sum.1 + run.1));
     assert!(
         checkpoints > seeds,
         "{checkpoints} checkpoints were written under load"
+    );
+    assert!(
+        compacted > seeds,
+        "{compacted} segments were compacted under load"
     );
 }
 

@@ -3,12 +3,17 @@
 
 mod basic;
 mod buckets;
+mod cache;
+mod compact;
 mod crash;
 mod faults;
 mod multipart;
+mod scrub;
+mod space;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::sim::{NodeId, Sim};
 use engine::{DmaBuf, EngineConfig};
@@ -17,7 +22,7 @@ use segment_log::LogConfig;
 use shards::placement::PartitionId;
 
 use super::buckets::BucketTable;
-use super::config::StoreConfig;
+use super::config::{StoreConfig, UpkeepConfig};
 use super::error::StoreError;
 use super::extent::ExtentAllocator;
 use super::partition::Partition;
@@ -44,8 +49,22 @@ fn config() -> StoreConfig {
         checkpoint_log_bytes: 300 << 10,
         crcs_inline_max: 3,
         part_bytes_min: 1000,
+        upkeep: UpkeepConfig {
+            interval: None,
+            scrub_period: None,
+            ..UpkeepConfig::default()
+        },
         ..StoreConfig::default()
     }
+}
+
+/// With background work, often, and a reserve.
+fn kept_up() -> StoreConfig {
+    let mut config = config();
+    config.log.reserve_segments = 1;
+    config.upkeep.interval = Some(Duration::from_millis(2));
+    config.upkeep.quiet_after = Duration::from_millis(500);
+    config
 }
 
 fn engine_config(shards: usize) -> EngineConfig {
@@ -207,8 +226,9 @@ fn names(store: &Partition) -> Vec<String> {
 
 /// What is free and what the index refers to make up the data file, exactly. Nothing may be going on.
 fn audit(store: &Partition) {
-    let used = store.inner.index.borrow().all_extents();
+    let mut used = store.inner.index.borrow().all_extents();
     let space = store.inner.data.space().borrow();
+    used.extend(space.discarding());
     assert_eq!(space.parked().count(), 0, "nobody reads");
     let again = ExtentAllocator::rebuild(space.allocator.blocks(), used).unwrap();
     assert!(

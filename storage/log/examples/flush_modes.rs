@@ -2,39 +2,14 @@
 //! depth, in interleaved rounds. Prints records and batches per second, and CPU time of the whole
 //! process per record and batch. Usage: `flush_modes DIR [SECONDS] [ROUNDS] [APPENDERS]`.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
 
 use engine::{Engine, EngineConfig, SchedGroup, ShardId};
 use segment_log::{FlushMode, Log, LogConfig, LogMetrics, Lsn};
 
 const BODY: usize = 4096;
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
 
 /// How much, and how long.
 #[derive(Clone, Copy)]
@@ -150,8 +125,8 @@ fn measure(place: &Path, flush: FlushMode, depth: usize, work: Load) {
     };
     let target = place.to_owned();
     let handle = engine.handle();
-    let call = handle.call(ShardId(0), move |_| Box::pin(load(target, config, work)));
-    let (metrics, cpu) = block_on(call).expect("the shard answers");
+    let answer = handle.call_blocking(ShardId(0), move |_| Box::pin(load(target, config, work)));
+    let (metrics, cpu) = answer.expect("the shard answers");
     let cpu = cpu as f64;
     engine.shutdown().expect("the engine ends");
     let (records, batches) = (metrics.appends, metrics.batches);

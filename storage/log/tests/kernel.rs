@@ -3,36 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 
 use engine::{Engine, EngineConfig, ShardId};
 use segment_log::{Log, LogConfig, LogError, Lsn};
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
-}
 
 async fn replayed(dir: PathBuf, config: LogConfig) -> (Rc<Log>, bool, Vec<Vec<u8>>) {
     let mut seen = Vec::new();
@@ -51,7 +26,7 @@ fn the_log_works_on_the_real_kernel() {
     let path = dir.path().join("log");
     let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
     let handle = engine.handle();
-    let call = handle.call(ShardId(0), move |_| {
+    let answer = handle.call_blocking(ShardId(0), move |_| {
         Box::pin(async move {
             let config = LogConfig {
                 segment_bytes: 1 << 20,
@@ -85,7 +60,7 @@ fn the_log_works_on_the_real_kernel() {
             assert_eq!(log.append(1, &[b"on"]).await.unwrap().lsn, Lsn(201));
         })
     });
-    block_on(call).unwrap();
+    answer.unwrap();
     engine.shutdown().unwrap();
 }
 

@@ -228,7 +228,8 @@ impl Merge {
             let (bucket, prefix, ask) = (self.bucket, self.prefix.clone(), cursor.ask);
             let (partition, from) = (cursor.partition, cursor.fetch_from(bound));
             let fetch = call.server().on(partition, move |p| async move {
-                Ok(p.list(bucket, ListCursor::From(&from), prefix.as_bytes(), ask))
+                p.list(bucket, ListCursor::From(&from), prefix.as_bytes(), ask)
+                    .await
             });
             async move { (at, fetch.await) }
         });

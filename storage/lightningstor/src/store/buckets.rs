@@ -366,7 +366,7 @@ impl StoreShard {
         self.on_all(router, inner, move |store| async move {
             for partition in store.partitions.values() {
                 partition.inner.quiet(id).await;
-                if !partition.inner.index.borrow().is_empty(id) {
+                if !partition.inner.is_empty(id).await? {
                     return Err(StoreError::BucketNotEmpty);
                 }
             }
@@ -432,5 +432,5 @@ async fn write(
         version: Version::NULL,
         change,
     };
-    home.inner.append(record, None).await.map(drop)
+    home.inner.append(record, None, None).await.map(drop)
 }

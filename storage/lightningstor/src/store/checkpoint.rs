@@ -11,11 +11,15 @@
 //! | 16 | 8 | CRC-64/NVME over bytes 0 to 16, then the payload |
 //! | 24 | | payload |
 //!
-//! Head: u32 format version 1, u32 partition, u64 start LSN, u64 next bucket. Items: see
+//! Head: u32 format version, u32 partition, u64 start LSN, u64 next bucket. Items: see
 //! `index::walk`. End: u64 number of items. A file without its end frame is no checkpoint. The CRC
 //! covers the frame's number, so frames cannot change places.
+//!
+//! Format 2 names the runs that hold the objects. Format 1 held the objects themselves; it is still
+//! read, and the next checkpoint puts them into a run.
 
 pub(super) mod file;
+mod reserve;
 #[cfg(test)]
 mod tests;
 
@@ -23,9 +27,12 @@ use crc_fast::{CrcAlgorithm, Digest};
 
 use super::bytes::{Decode, Malformed, Reader, Writer};
 use super::index::{Index, Item};
+use super::run::RunRef;
 
 const MAGIC: [u8; 4] = *b"UCkp";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Held every object in its items.
+const FORMAT_WITH_OBJECTS: u32 = 1;
 /// Bytes before a frame's payload.
 pub(super) const FRAME_HEAD: usize = 24;
 /// Largest payload: the largest manifest is below it.
@@ -71,9 +78,6 @@ pub(super) fn frame(kind: FrameKind, number: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 impl Head {
-    /// Length of the payload.
-    pub(super) const BYTES: usize = 24;
-
     pub(super) fn payload(self) -> Vec<u8> {
         let mut out = Writer::default();
         out.u32(FORMAT);
@@ -85,7 +89,8 @@ impl Head {
 
     fn decode(payload: &[u8]) -> Decode<Head> {
         let mut from = Reader::new(payload);
-        if from.u32("format version")? != FORMAT {
+        let format = from.u32("format version")?;
+        if format != FORMAT && format != FORMAT_WITH_OBJECTS {
             return Err(from.bad("format version"));
         }
         let head = Head {
@@ -103,10 +108,19 @@ pub(super) fn end_payload(items: u64) -> Vec<u8> {
     items.to_le_bytes().to_vec()
 }
 
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) head: Head,
+    pub(super) index: Index,
+    pub(super) runs: Vec<RunRef>,
+}
+
 /// Builds an index from frames in order.
 #[derive(Debug, Default)]
 pub(super) struct Loader {
     index: Index,
+    runs: Vec<RunRef>,
     head: Option<Head>,
     frames: u32,
     items: u64,
@@ -190,16 +204,22 @@ impl Loader {
     fn take_items(&mut self, payload: &[u8]) -> Decode<()> {
         let mut from = Reader::new(payload);
         while from.left() > 0 {
-            self.index.load(Item::decode(&mut from)?);
+            match Item::decode(&mut from)? {
+                Item::Run(run) => self.runs.push(run),
+                item => self.index.load(item),
+            }
             self.items += 1;
         }
         Ok(())
     }
 
-    /// The index, when the end was seen.
-    pub(super) fn finish(self) -> Option<(Head, Index)> {
-        self.head
-            .filter(|_| self.ended)
-            .map(|head| (head, self.index))
+    /// What it holds, when the end was seen.
+    pub(super) fn finish(self) -> Option<Loaded> {
+        let head = self.head.filter(|_| self.ended)?;
+        Some(Loaded {
+            head,
+            index: self.index,
+            runs: self.runs,
+        })
     }
 }

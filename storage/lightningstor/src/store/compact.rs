@@ -20,7 +20,7 @@ use futures_util::future::join_all;
 use segment_log::Position;
 
 use super::error::StoreError;
-use super::index::{EntryBody, Owner};
+use super::index::{EntryBody, Owner, Slot, owner_of_object};
 use super::partition::{Claim, Inner};
 use super::record::{Change, Kind, ManifestPart, Place, Record};
 use super::space::Pin;
@@ -38,6 +38,32 @@ struct Live {
     place: Place,
     record: Record,
     payload: Box<[u8]>,
+}
+
+/// A record of the segment, live or dead.
+struct Candidate {
+    kind: Kind,
+    place: Place,
+    record: Record,
+    payload: Box<[u8]>,
+}
+
+impl Candidate {
+    fn of(read: &segment_log::Record<'_>) -> Option<Candidate> {
+        // What does not decode was refused at the start, or is a bug of the writer: it stays.
+        let kind = Kind::of(read.kind)?;
+        let (record, _) = Record::decode(read.kind, read.payload).ok()?;
+        Some(Candidate {
+            kind,
+            place: Place {
+                segment: read.position.segment,
+                offset: read.position.offset,
+                len: read.len,
+            },
+            record,
+            payload: read.payload.into(),
+        })
+    }
 }
 
 type Name = (BucketId, Box<str>, Version);
@@ -72,10 +98,9 @@ impl Inner {
             }
             let step = self.begin_step();
             let mut found = Vec::new();
-            let visit = |record: segment_log::Record<'_>| {
-                self.collect(&record, &mut found, &mut parts);
-            };
+            let visit = |record: segment_log::Record<'_>| found.extend(Candidate::of(&record));
             from = self.log.walk(segment, at, limits.step_bytes, visit).await?;
+            let mut found = self.choose(found, &mut parts).await?;
             while !found.is_empty() {
                 let rest = found.split_off(found.len().min(limits.moves_max));
                 self.move_all(found).await?;
@@ -92,40 +117,72 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes a record of the segment when something refers to it.
-    fn collect(&self, read: &segment_log::Record<'_>, found: &mut Vec<Live>, parts: &mut Parts) {
-        let place = Place {
-            segment: read.position.segment,
-            offset: read.position.offset,
-            len: read.len,
-        };
-        // What does not decode was refused at the start, or is a bug of the writer: it stays.
-        let Some(kind) = Kind::of(read.kind) else {
-            return;
-        };
-        let Ok((record, _)) = Record::decode(read.kind, read.payload) else {
-            return;
-        };
-        let owner = self.index.borrow().owner(place, &record);
-        match owner {
-            None => {}
-            Some(Owner::ManifestPart(_)) => {
-                let name = (record.bucket, record.key, record.version);
-                let places = parts.by_object.entry(name).or_default();
-                parts.count += usize::from(places.insert(place));
-            }
-            Some(owner) => found.push(Live {
-                kind: if kind == Kind::PartCopy {
-                    Kind::PartPut
-                } else {
-                    kind
-                },
-                owner,
+    /// What refers to a record now, and the object that its key has, if that was looked up.
+    async fn owner(
+        &self,
+        place: Place,
+        record: &Record,
+    ) -> Result<Option<(Owner, Slot)>, StoreError> {
+        if let Some(owner) = self.index.borrow().owner_of_upload(place, record) {
+            return Ok(Some((owner, None)));
+        }
+        let is_objects = matches!(
+            record.change,
+            Change::Put { .. } | Change::UploadComplete { .. } | Change::PartPut { .. }
+        );
+        if !is_objects {
+            return Ok(None);
+        }
+        let entry = self
+            .lookup(record.bucket, &record.key, record.version)
+            .await?;
+        let owner = entry
+            .as_ref()
+            .and_then(|entry| owner_of_object(entry, place, record));
+        Ok(owner.map(|owner| (owner, entry)))
+    }
+
+    /// Keeps of a step's records those that something refers to.
+    async fn choose(
+        &self,
+        mut found: Vec<Candidate>,
+        parts: &mut Parts,
+    ) -> Result<Vec<Live>, StoreError> {
+        // In the order of the index, so that neighbours are found in one block.
+        found.sort_by(|one, next| {
+            let name = |c: &Candidate| (c.record.bucket, c.record.key.clone());
+            name(one).cmp(&name(next))
+        });
+        let mut live = Vec::new();
+        for candidate in found {
+            let Candidate {
+                kind,
                 place,
                 record,
-                payload: read.payload.into(),
-            }),
+                payload,
+            } = candidate;
+            match self.owner(place, &record).await? {
+                None => {}
+                Some((Owner::ManifestPart(_), _)) => {
+                    let name = (record.bucket, record.key, record.version);
+                    let places = parts.by_object.entry(name).or_default();
+                    parts.count += usize::from(places.insert(place));
+                }
+                Some((owner, _)) => live.push(Live {
+                    kind: if kind == Kind::PartCopy {
+                        Kind::PartPut
+                    } else {
+                        kind
+                    },
+                    owner,
+                    place,
+                    record,
+                    payload,
+                }),
+            }
+            engine::yield_if_needed().await;
         }
+        Ok(live)
     }
 
     /// Moves records, those of different keys at the same time, so that they share batches.
@@ -145,20 +202,25 @@ impl Inner {
         self: &Rc<Inner>,
         bucket: BucketId,
         key: Box<str>,
-        mut records: Vec<Live>,
+        records: Vec<Live>,
     ) -> Result<(), StoreError> {
         let _ticket = self.enter_any(bucket)?;
         let _key = self.keys.acquire(bucket, &key).await?;
-        records
-            .retain(|live| self.index.borrow().owner(live.place, &live.record) == Some(live.owner));
-        let moves = records.into_iter().map(|live| async move {
-            let record = live.record;
-            self.move_record(live.kind, &live.payload, |inner, place| {
-                inner.show(place, record);
-            })
-            .await
-            .map(drop)
-        });
+        let mut moves = Vec::with_capacity(records.len());
+        for live in records {
+            // Under the key's lock: what is found stays so until it is moved.
+            let Some((owner, old)) = self.owner(live.place, &live.record).await? else {
+                continue;
+            };
+            if owner == live.owner {
+                moves.push(async move {
+                    let record = live.record;
+                    let show = |inner: &Inner, place| inner.show(place, record, old);
+                    let moved = self.move_record(live.kind, &live.payload, show);
+                    moved.await.map(drop)
+                });
+            }
+        }
         join_all(moves).await.into_iter().collect()
     }
 
@@ -191,16 +253,16 @@ impl Inner {
     ) -> Result<(), StoreError> {
         let _ticket = self.enter_any(bucket)?;
         let _key = self.keys.acquire(bucket, &key).await?;
-        let manifest = {
-            let index = self.index.borrow();
-            let Some(entry) = index.object_at(bucket, &key, version) else {
-                return Ok(());
-            };
-            let EntryBody::Manifest(parts) = &entry.body else {
-                return Ok(());
-            };
-            places.retain(|place| parts.iter().any(|part| part.place == *place));
-            entry.place
+        let old = self.lookup(bucket, &key, version).await?;
+        let manifest = match &old {
+            Some(entry) => match &entry.body {
+                EntryBody::Manifest(parts) => {
+                    places.retain(|place| parts.iter().any(|part| part.place == *place));
+                    entry.place
+                }
+                EntryBody::Inline | EntryBody::Extents(_) => return Ok(()),
+            },
+            None => return Ok(()),
         };
         if places.is_empty() {
             return Ok(());
@@ -219,7 +281,7 @@ impl Inner {
         };
         rename(parts, &copied);
         let head = record.encode_head();
-        let show = |inner: &Inner, place| inner.show(place, record);
+        let show = |inner: &Inner, place| inner.show(place, record, old);
         self.move_record(Kind::UploadComplete, &head, show)
             .await
             .map(drop)

@@ -13,6 +13,15 @@ pub struct StoreConfig {
     pub data_grow_bytes: u64,
     /// Bytes of log after which a checkpoint is written.
     pub checkpoint_log_bytes: u64,
+    /// Bytes of memory that objects changed since the newest run may take, about, before a
+    /// checkpoint writes the next.
+    pub memtable_bytes_max: usize,
+    /// Bytes of disk that are kept so that a checkpoint can be written when it is full.
+    pub checkpoint_reserve_bytes: u64,
+    /// Runs of one level that are merged into one of the next.
+    pub runs_per_level: usize,
+    /// Bytes of index blocks that a shard keeps in memory, over its partitions; 0 keeps none.
+    pub index_cache_bytes_max: usize,
     /// Most CRCs of a body that lie in its record; more go into the data file.
     pub crcs_inline_max: usize,
     /// Smallest part that is not the last of its upload, in bytes.
@@ -86,6 +95,10 @@ impl Default for StoreConfig {
             },
             data_grow_bytes: 64 << 20,
             checkpoint_log_bytes: 64 << 20,
+            memtable_bytes_max: 32 << 20,
+            checkpoint_reserve_bytes: 32 << 20,
+            runs_per_level: 4,
+            index_cache_bytes_max: 32 << 20,
             crcs_inline_max: 4096,
             part_bytes_min: 5 << 20,
             commits_max: 8192,

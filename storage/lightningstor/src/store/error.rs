@@ -63,7 +63,7 @@ pub enum StoreError {
     Corrupt {
         /// What is damaged.
         what: String,
-        /// The log segment, or `u32::MAX` for the data file.
+        /// The log segment; `u32::MAX` is the data file, and `u32::MAX - 1` a run of the index.
         segment: u32,
         /// Byte offset in it.
         offset: u64,
@@ -78,6 +78,8 @@ pub enum StoreError {
 
 /// `segment` of [`StoreError::Corrupt`] for the data file.
 pub(crate) const DATA_FILE: u32 = u32::MAX;
+/// The same for a run of the index, which `what` names.
+pub(crate) const INDEX_RUN: u32 = u32::MAX - 1;
 
 impl StoreError {
     pub(crate) fn internal(what: &str, error: &std::io::Error) -> StoreError {

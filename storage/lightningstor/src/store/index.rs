@@ -1,53 +1,43 @@
 //! What a partition holds: objects in order of (bucket, key, newest version first), uploads in
 //! progress, and on partition 0 the buckets. Sans-IO; derived from the log, never the truth itself.
 //!
-//! Invariants: applying a record twice, or a run of records over a state that already has some of
-//! them, ends in the same state. `live` counts for each log segment the bytes of records that an
-//! entry refers to. The extents of two entries are disjoint.
+//! Objects that changed lately are here, in a memtable. All others lie in runs on the disk
+//! (`store::runs`), which the memtable hides where both know a key. When a checkpoint is due the
+//! memtable is frozen, written as a run, and only then let go.
 //!
-//! It never reads or writes; whoever applies a record has made it durable.
+//! Invariants: applying a record twice, or a run of records over a state that already has some of
+//! them, ends in the same state. The tally counts for each log segment the bytes of records that an
+//! entry refers to, whether it is here or in a run. The extents of two entries are disjoint.
+//!
+//! It never reads or writes; whoever applies a record has made it durable, and knows what the key
+//! had before.
 
+mod entry;
 mod live;
+mod memtable;
 mod name;
+mod tally;
 #[cfg(test)]
 pub(super) mod tests;
 mod walk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::rc::Rc;
 
 use s3_wire::Etag;
 use s3_wire::checksum::Checksum;
 
-pub(super) use self::live::{ObjectCursor, Owner};
-use self::name::{NameRef, ObjectName, Probe};
-pub(super) use self::walk::{Item, WalkCursor};
+pub(super) use self::entry::{EntryBody, ObjectEntry, Shown};
+pub(super) use self::live::{Owner, owner_of_object};
+pub(super) use self::memtable::{Memtable, Slot};
+use self::name::ObjectName;
+pub(super) use self::name::{NamePosition, Rank};
+pub(super) use self::tally::Tally;
+pub(super) use self::walk::{Item, WalkCursor, put_run};
 use super::extent::Extent;
-use super::record::{Change, ManifestPart, Place, Record};
-use super::types::{
-    BucketId, ListChunk, ListCursor, ListEntry, ObjectMeta, UploadChecksum, UploadId, Version,
-};
-
-/// Where an object's bytes are, as far as the index must know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum EntryBody {
-    /// At the end of its record.
-    Inline,
-    /// In these extents (the CRC table's included); CRCs in the record.
-    Extents(Box<[Extent]>),
-    /// In parts with records of their own.
-    Manifest(Box<[ManifestPart]>),
-}
-
-/// An object. Its full metadata is in its record.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ObjectEntry {
-    pub(crate) place: Place,
-    pub(crate) size: u64,
-    pub(crate) etag: Etag,
-    pub(crate) modified_ms: u64,
-    pub(crate) body: EntryBody,
-}
+use super::record::{Change, Place, Record};
+use super::types::{BucketId, UploadChecksum, UploadId, Version};
 
 /// A part of an upload in progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,49 +69,18 @@ pub(crate) struct BucketRow {
 
 pub(crate) type UploadKey = (BucketId, Box<str>, UploadId);
 
-/// The index of one partition.
+/// The index of one partition, without its runs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Index {
-    objects: BTreeMap<BucketId, BTreeMap<ObjectName, ObjectEntry>>,
+    objects: Memtable,
+    /// What is being written as a run.
+    frozen: Option<Rc<Memtable>>,
     uploads: BTreeMap<UploadKey, Upload>,
     buckets: BTreeMap<Box<str>, BucketRow>,
     /// The first number that no bucket has ever had.
     next_bucket: u64,
-    live: BTreeMap<u32, u64>,
-    object_count: u64,
-    object_bytes: u64,
-}
-
-fn places_of(entry: &ObjectEntry) -> impl Iterator<Item = Place> + '_ {
-    let parts: &[ManifestPart] = match &entry.body {
-        EntryBody::Manifest(parts) => parts,
-        _ => &[],
-    };
-    std::iter::once(entry.place).chain(parts.iter().map(|part| part.place))
-}
-
-impl ObjectEntry {
-    fn new(place: Place, meta: &ObjectMeta, body: EntryBody) -> ObjectEntry {
-        ObjectEntry {
-            place,
-            size: meta.size,
-            etag: meta.etag,
-            modified_ms: meta.modified_ms,
-            body,
-        }
-    }
-
-    /// Every extent of the object, in order.
-    pub(crate) fn extents(&self) -> impl Iterator<Item = Extent> + '_ {
-        let (own, parts): (&[Extent], &[ManifestPart]) = match &self.body {
-            EntryBody::Inline => (&[], &[]),
-            EntryBody::Extents(extents) => (extents, &[]),
-            EntryBody::Manifest(parts) => (&[], parts),
-        };
-        own.iter()
-            .copied()
-            .chain(parts.iter().flat_map(|part| part.extents.iter().copied()))
-    }
+    /// `None` while a log is replayed.
+    tally: Option<Tally>,
 }
 
 impl Upload {
@@ -137,8 +96,9 @@ impl Upload {
 }
 
 impl Index {
-    /// Applies a durable record; returns the extents that nothing refers to any more.
-    pub(crate) fn apply(&mut self, place: Place, record: Record) -> Vec<Extent> {
+    /// Applies a durable record over what its key had, if it is an object's; returns the extents that
+    /// nothing refers to any more.
+    pub(crate) fn apply(&mut self, place: Place, record: Record, old: Slot) -> Vec<Extent> {
         let Record {
             bucket,
             key,
@@ -154,9 +114,13 @@ impl Index {
                     EntryBody::Extents(extents)
                 };
                 let entry = ObjectEntry::new(place, &meta, body);
-                self.replace_object(bucket, key, version, entry, Vec::new())
+                self.replace_object((bucket, key), version, entry, old, Vec::new())
             }
-            Change::Delete => extents_of(self.remove_object(bucket, &key, version)),
+            Change::Delete => {
+                let freed = extents_of(old.as_ref());
+                self.set_slot(bucket, ObjectName { key, version }, None, old.as_ref());
+                freed
+            }
             Change::BucketCreate { owner, created_ms } => {
                 let id = bucket;
                 self.set_bucket(
@@ -173,7 +137,7 @@ impl Index {
                 self.buckets.remove(&key);
                 Vec::new()
             }
-            change => self.apply_to_upload(place, (bucket, key), version, change),
+            change => self.apply_to_upload(place, (bucket, key), version, change, old),
         }
     }
 
@@ -184,6 +148,7 @@ impl Index {
         name: (BucketId, Box<str>),
         version: Version,
         change: Change,
+        old: Slot,
     ) -> Vec<Extent> {
         match change {
             Change::UploadCreate {
@@ -225,9 +190,8 @@ impl Index {
                 parts,
             } => {
                 let entry = ObjectEntry::new(place, &meta, EntryBody::Manifest(parts.into()));
-                let (bucket, key) = name;
-                let freed = self.remove_upload(&(bucket, key.clone(), upload));
-                self.replace_object(bucket, key, version, entry, freed)
+                let freed = self.remove_upload(&(name.0, name.1.clone(), upload));
+                self.replace_object(name, version, entry, old, freed)
             }
             Change::UploadAbort { upload } => self.remove_upload(&(name.0, name.1, upload)),
             Change::Put { .. }
@@ -241,82 +205,68 @@ impl Index {
     /// what the new one holds.
     fn replace_object(
         &mut self,
-        bucket: BucketId,
-        key: Box<str>,
+        (bucket, key): (BucketId, Box<str>),
         version: Version,
         entry: ObjectEntry,
+        old: Slot,
         mut freed: Vec<Extent>,
     ) -> Vec<Extent> {
-        let kept = entry.clone();
-        freed.extend(extents_of(self.set_object(bucket, key, version, entry)));
-        without(freed, kept.extents())
+        freed.extend(extents_of(old.as_ref()));
+        let freed = without(freed, entry.extents());
+        self.set_slot(
+            bucket,
+            ObjectName { key, version },
+            Some(entry),
+            old.as_ref(),
+        );
+        freed
     }
 
-    fn gain(&mut self, places: impl Iterator<Item = Place>) {
-        for place in places {
-            *self.live.entry(place.segment).or_default() += u64::from(place.len);
+    fn set_slot(
+        &mut self,
+        bucket: BucketId,
+        name: ObjectName,
+        slot: Slot,
+        old: Option<&ObjectEntry>,
+    ) {
+        if let Some(tally) = &mut self.tally {
+            if let Some(new) = &slot {
+                tally.gain_object(new);
+            }
+            if let Some(old) = old {
+                tally.lose_object(old);
+            }
+        }
+        self.objects.set(bucket, name, slot);
+    }
+
+    fn gain(&mut self, place: Place) {
+        if let Some(tally) = &mut self.tally {
+            tally.gain(std::iter::once(place));
         }
     }
 
     fn lose(&mut self, places: impl Iterator<Item = Place>) {
-        for place in places {
-            let live = self
-                .live
-                .get_mut(&place.segment)
-                .expect("a live record's segment is counted");
-            *live = live
-                .checked_sub(u64::from(place.len))
-                .expect("a live record's bytes are counted");
-            if *live == 0 {
-                self.live.remove(&place.segment);
-            }
+        if let Some(tally) = &mut self.tally {
+            tally.lose(places);
         }
     }
 
-    fn set_object(
-        &mut self,
-        bucket: BucketId,
-        key: Box<str>,
-        version: Version,
-        entry: ObjectEntry,
-    ) -> Option<ObjectEntry> {
-        self.gain(places_of(&entry));
-        self.object_count += 1;
-        self.object_bytes += entry.size;
-        let old = self
-            .objects
-            .entry(bucket)
-            .or_default()
-            .insert(ObjectName { key, version }, entry);
-        self.lost_object(old)
+    /// Sums over the uploads; the objects are for the caller to add.
+    pub(crate) fn tally_uploads(&self) -> Tally {
+        let mut tally = Tally::default();
+        tally.gain(self.uploads.values().flat_map(Upload::places));
+        tally
     }
 
-    fn remove_object(
-        &mut self,
-        bucket: BucketId,
-        key: &str,
-        version: Version,
-    ) -> Option<ObjectEntry> {
-        let objects = self.objects.get_mut(&bucket)?;
-        let old = objects.remove(&Probe(key.as_bytes(), version.0) as &dyn NameRef);
-        if objects.is_empty() {
-            self.objects.remove(&bucket);
-        }
-        self.lost_object(old)
-    }
-
-    fn lost_object(&mut self, old: Option<ObjectEntry>) -> Option<ObjectEntry> {
-        if let Some(old) = &old {
-            self.lose(places_of(old));
-            self.object_count -= 1;
-            self.object_bytes -= old.size;
-        }
-        old
+    /// The log is replayed: from now on the sums, which are right at this moment, are kept.
+    pub(crate) fn begin_tally(&mut self, tally: Tally) {
+        self.tally = Some(tally);
     }
 
     /// Begins an upload. One that is known has the record again, moved or replayed: its parts stay.
     fn set_upload(&mut self, key: UploadKey, mut upload: Upload) {
-        self.gain(std::iter::once(upload.place));
+        self.gain(upload.place);
         if let Some(known) = self.uploads.get_mut(&key) {
             upload.parts = std::mem::take(&mut known.parts);
             let old = std::mem::replace(known, upload).place;
@@ -344,7 +294,7 @@ impl Index {
         let gained = part.place;
         let kept = part.extents.clone();
         let old = upload.parts.insert(number, part);
-        self.gain(std::iter::once(gained));
+        self.gain(gained);
         match old {
             Some(old) => {
                 self.lose(std::iter::once(old.place));
@@ -359,15 +309,44 @@ impl Index {
         self.buckets.insert(name, row);
     }
 
-    /// The key's current object.
-    pub(crate) fn object(&self, bucket: BucketId, key: &str) -> Option<&ObjectEntry> {
-        let objects = self.objects.get(&bucket)?;
-        objects.get(&Probe(key.as_bytes(), Version::NULL.0) as &dyn NameRef)
+    /// What is known here of a version of a key; `None` when only the runs can tell.
+    pub(crate) fn known(&self, bucket: BucketId, key: &str, version: Version) -> Option<&Slot> {
+        let newest = self.objects.get(bucket, key, version);
+        newest.or_else(|| self.frozen.as_ref()?.get(bucket, key, version))
     }
 
-    /// Whether the bucket has no object.
-    pub(crate) fn is_empty(&self, bucket: BucketId) -> bool {
-        !self.objects.contains_key(&bucket)
+    /// What changed lately, the newer before the older.
+    pub(crate) fn memtables(&self) -> (&Memtable, Option<&Memtable>) {
+        (&self.objects, self.frozen.as_deref())
+    }
+
+    /// Memory of what changed since the newest run, about.
+    pub(crate) fn memtable_bytes(&self) -> usize {
+        self.objects.bytes()
+    }
+
+    /// Sets aside what changed since the newest run, to be written as the next one. `None` when
+    /// nothing did.
+    pub(crate) fn freeze(&mut self) -> Option<Rc<Memtable>> {
+        assert!(self.frozen.is_none(), "one memtable is written at a time");
+        if self.objects.is_empty() {
+            return None;
+        }
+        let frozen = Rc::new(std::mem::take(&mut self.objects));
+        self.frozen = Some(Rc::clone(&frozen));
+        Some(frozen)
+    }
+
+    /// The run is not to be: what was set aside is current again.
+    pub(crate) fn thaw(&mut self) {
+        if let Some(frozen) = self.frozen.take() {
+            self.objects.fill(&frozen);
+        }
+    }
+
+    /// A run now says what was set aside.
+    pub(crate) fn drop_frozen(&mut self) {
+        self.frozen = None;
     }
 
     /// An upload in progress.
@@ -410,78 +389,37 @@ impl Index {
         self.next_bucket = self.next_bucket.max(next);
     }
 
-    /// Objects in order, with the prefix, from the cursor on; at most `limit`.
-    pub(crate) fn list(
-        &self,
-        bucket: BucketId,
-        cursor: ListCursor<'_>,
-        prefix: &[u8],
-        limit: usize,
-    ) -> ListChunk {
-        let Some(objects) = self.objects.get(&bucket) else {
-            return ListChunk::default();
-        };
-        let from_prefix = Probe(prefix, u64::MAX);
-        let after;
-        let from;
-        let low: Bound<&dyn NameRef> = match cursor {
-            ListCursor::After(key) if key.as_bytes() >= prefix => {
-                after = Probe(key.as_bytes(), 0);
-                Bound::Excluded(&after)
-            }
-            ListCursor::From(bytes) if bytes >= prefix => {
-                from = Probe(bytes, u64::MAX);
-                Bound::Included(&from)
-            }
-            _ => Bound::Included(&from_prefix),
-        };
-        let mut chunk = ListChunk::default();
-        let found = objects.range::<dyn NameRef, _>((low, Bound::Unbounded));
-        for (name, entry) in found.take_while(|(name, _)| name.key.as_bytes().starts_with(prefix)) {
-            if chunk
-                .entries
-                .last()
-                .is_some_and(|last| last.key == name.key)
-            {
-                continue;
-            }
-            if chunk.entries.len() >= limit {
-                chunk.more = true;
-                break;
-            }
-            chunk.entries.push(ListEntry {
-                key: name.key.clone(),
-                size: entry.size,
-                etag: entry.etag,
-                modified_ms: entry.modified_ms,
-            });
-        }
-        chunk
+    /// Everything but objects and sums.
+    #[cfg(test)]
+    pub(crate) fn beside_objects(&self) -> impl PartialEq + std::fmt::Debug + '_ {
+        (&self.uploads, &self.buckets, self.next_bucket)
+    }
+
+    /// The sums; `None` while a log is replayed.
+    #[cfg(test)]
+    pub(crate) fn tally(&self) -> Option<&Tally> {
+        self.tally.as_ref()
     }
 
     /// Bytes of live records in a log segment.
     pub(crate) fn live_bytes(&self, segment: u32) -> u64 {
-        self.live.get(&segment).copied().unwrap_or(0)
+        let tally = self.tally.as_ref();
+        tally.map_or(0, |tally| tally.live_bytes(segment))
     }
 
     /// Log segments with a live record.
     pub(crate) fn live_segments(&self) -> impl Iterator<Item = u32> + '_ {
-        self.live.keys().copied()
+        self.tally.iter().flat_map(Tally::live_segments)
     }
 
-    /// Every extent that an entry refers to.
-    pub(crate) fn all_extents(&self) -> Vec<Extent> {
-        let objects = self.objects.values().flat_map(BTreeMap::values);
-        let uploads = self.uploads.values().flat_map(Upload::extents);
-        objects
-            .flat_map(ObjectEntry::extents)
-            .chain(uploads)
-            .collect()
+    /// Every extent that an upload in progress refers to.
+    pub(crate) fn upload_extents(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.uploads.values().flat_map(Upload::extents)
     }
 
     /// Number of objects, and the bytes of their bodies.
     pub(crate) fn totals(&self) -> (u64, u64) {
-        (self.object_count, self.object_bytes)
+        self.tally.as_ref().map_or((0, 0), Tally::totals)
     }
 
     /// Number of uploads in progress.
@@ -490,7 +428,7 @@ impl Index {
     }
 }
 
-fn extents_of(entry: Option<ObjectEntry>) -> Vec<Extent> {
+fn extents_of(entry: Option<&ObjectEntry>) -> Vec<Extent> {
     entry.map_or_else(Vec::new, |entry| entry.extents().collect())
 }
 

@@ -10,6 +10,7 @@ pub(super) struct Counters {
     pub(super) gets: Cell<u64>,
     pub(super) deletes: Cell<u64>,
     pub(super) checkpoints: Cell<u64>,
+    pub(super) index_merges: Cell<u64>,
     pub(super) corrupt_reads: Cell<u64>,
     pub(super) compacted_segments: Cell<u64>,
     pub(super) compacted_bytes: Cell<u64>,
@@ -48,6 +49,20 @@ pub struct StoreMetrics {
     pub deletes: u64,
     /// Checkpoints written.
     pub checkpoints: u64,
+    /// Runs of the indexes.
+    pub index_runs: u64,
+    /// Bytes of disk that the runs take.
+    pub index_run_bytes: u64,
+    /// Bytes of memory that the indexes take, about.
+    pub index_memory_bytes: u64,
+    /// Times that runs were merged.
+    pub index_merges: u64,
+    /// Blocks of runs that were found in memory.
+    pub index_block_hits: u64,
+    /// Blocks of runs that were read from the disk.
+    pub index_block_reads: u64,
+    /// Damaged blocks of runs that were mended from their copies.
+    pub index_mended: u64,
     /// Reads that found damage.
     pub corrupt_reads: u64,
     /// Free bytes of data files that have no space of their own.
@@ -86,6 +101,13 @@ impl StoreMetrics {
         self.cache_hits += other.cache_hits;
         self.deletes += other.deletes;
         self.checkpoints += other.checkpoints;
+        self.index_runs += other.index_runs;
+        self.index_run_bytes += other.index_run_bytes;
+        self.index_memory_bytes += other.index_memory_bytes;
+        self.index_merges += other.index_merges;
+        self.index_block_hits += other.index_block_hits;
+        self.index_block_reads += other.index_block_reads;
+        self.index_mended += other.index_mended;
         self.corrupt_reads += other.corrupt_reads;
         self.data_hole_bytes += other.data_hole_bytes;
         self.compacted_segments += other.compacted_segments;
@@ -102,7 +124,7 @@ impl StoreMetrics {
 
 type Field = fn(&StoreMetrics) -> u64;
 
-const FIELDS: [(&str, &str, &str, Field); 23] = [
+const FIELDS: [(&str, &str, &str, Field); 30] = [
     ("objects", "gauge", "Objects.", |m| m.objects),
     (
         "live_bytes",
@@ -155,6 +177,45 @@ const FIELDS: [(&str, &str, &str, Field); 23] = [
         "counter",
         "Checkpoints written.",
         |m| m.checkpoints,
+    ),
+    ("index_runs", "gauge", "Runs of the indexes.", |m| {
+        m.index_runs
+    }),
+    (
+        "index_run_bytes",
+        "gauge",
+        "Bytes of disk that the runs of the indexes take.",
+        |m| m.index_run_bytes,
+    ),
+    (
+        "index_memory_bytes",
+        "gauge",
+        "Bytes of memory that the indexes take, about.",
+        |m| m.index_memory_bytes,
+    ),
+    (
+        "index_merges_total",
+        "counter",
+        "Times that runs of an index were merged.",
+        |m| m.index_merges,
+    ),
+    (
+        "index_block_hits_total",
+        "counter",
+        "Blocks of index runs that were found in memory.",
+        |m| m.index_block_hits,
+    ),
+    (
+        "index_block_reads_total",
+        "counter",
+        "Blocks of index runs that were read from the disk.",
+        |m| m.index_block_reads,
+    ),
+    (
+        "index_mended_total",
+        "counter",
+        "Damaged blocks of index runs that were mended from their copies.",
+        |m| m.index_mended,
     ),
     (
         "corrupt_reads_total",

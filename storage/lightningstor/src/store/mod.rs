@@ -21,6 +21,7 @@ mod error;
 mod extent;
 mod index;
 mod locks;
+mod merge;
 mod meta;
 mod metrics;
 mod multipart;
@@ -28,6 +29,9 @@ mod partition;
 mod read;
 mod record;
 mod recovery;
+mod run;
+mod runs;
+mod scan;
 mod scrub;
 mod space;
 #[cfg(test)]
@@ -89,6 +93,7 @@ impl StoreShard {
         }
         for partition in partitions.values() {
             partition.cache_records(config.cache_bytes_max / partitions.len());
+            partition.cache_index(config.index_cache_bytes_max / partitions.len());
         }
         let store = StoreShard {
             partitions,
@@ -140,6 +145,8 @@ impl Partition {
     pub fn metrics(&self) -> StoreMetrics {
         let inner = &self.inner;
         let (objects, live_bytes) = inner.index.borrow().totals();
+        let runs = inner.runs.list();
+        let (block_hits, block_reads) = inner.runs.cache.counts();
         let space = inner.data.space().borrow();
         let free = space.allocator.free_blocks();
         let bytes = |blocks: u64| blocks * BLOCK as u64;
@@ -156,6 +163,13 @@ impl Partition {
             cache_hits: inner.cache.hits(),
             deletes: inner.counters.deletes.get(),
             checkpoints: inner.counters.checkpoints.get(),
+            index_runs: runs.len() as u64,
+            index_run_bytes: runs.iter().map(|run| run.disk_bytes()).sum(),
+            index_memory_bytes: inner.index_memory_bytes() as u64,
+            index_merges: inner.counters.index_merges.get(),
+            index_block_hits: block_hits,
+            index_block_reads: block_reads,
+            index_mended: runs.iter().map(|run| run.mended()).sum(),
             corrupt_reads: inner.counters.corrupt_reads.get(),
             data_hole_bytes: bytes(space.hole_blocks()),
             compacted_segments: inner.counters.compacted_segments.get(),

@@ -70,6 +70,7 @@ impl Partition {
                         },
                     ),
                     None,
+                    None,
                 )
                 .await?;
             Ok(upload)
@@ -316,7 +317,7 @@ impl Inner {
         if self.index.borrow().upload(&key_of(to)).is_none() {
             return Err(StoreError::NoSuchUpload);
         }
-        self.append(record_of(to, change), body.as_ref())
+        self.append(record_of(to, change), body.as_ref(), None)
             .await
             .map(drop)
     }
@@ -328,6 +329,7 @@ impl Inner {
         }
         self.append(
             record_of(of, Change::UploadAbort { upload: of.upload }),
+            None,
             None,
         )
         .await

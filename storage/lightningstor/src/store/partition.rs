@@ -24,14 +24,16 @@ use shards::placement::PartitionId;
 
 use super::buckets::BucketTable;
 use super::cache::RecordCache;
+use super::checkpoint::file::Kept;
 use super::config::StoreConfig;
 use super::data::{DataFile, Poison};
 use super::error::StoreError;
-use super::index::Index;
+use super::index::{Index, Slot};
 use super::locks::KeyLocks;
 use super::metrics::Counters;
 use super::read::ReadState;
 use super::record::{Kind, Place, Record};
+use super::runs::Runs;
 use super::types::{BucketId, BucketState, ReadId, WriteId};
 use super::upkeep::Upkeep;
 use super::write::WriteState;
@@ -50,6 +52,7 @@ pub(super) struct Inner {
     pub(super) data: DataFile,
     pub(super) poison: Rc<Poison>,
     pub(super) index: RefCell<Index>,
+    pub(super) runs: Runs,
     pub(super) cache: RecordCache,
     pub(super) keys: KeyLocks,
     pub(super) buckets: Rc<BucketTable>,
@@ -67,15 +70,19 @@ pub(super) struct Inner {
 /// Checkpoints on disk, and when the next is due.
 #[derive(Default)]
 pub(super) struct Checkpoints {
-    /// (number, start LSN) of those kept, oldest first.
-    pub(super) kept: RefCell<Vec<(u64, u64)>>,
+    /// Those kept, oldest first.
+    pub(super) kept: RefCell<Vec<Kept>>,
     pub(super) next: Cell<u64>,
     pub(super) running: Cell<bool>,
     pub(super) ended: Notify,
     /// Bytes of records since the newest began.
     pub(super) log_bytes: Cell<u64>,
-    /// Length of the newest file that this life wrote.
+    /// What the newest one of this life wrote, its run included.
     pub(super) file_bytes: Cell<u64>,
+    /// Whether space is kept for one on a full disk.
+    pub(super) reserve_held: Cell<bool>,
+    /// Whether runs are being merged.
+    pub(super) merging: Cell<bool>,
 }
 
 /// Which log segments a record may begin.
@@ -166,8 +173,9 @@ pub(super) struct Parts {
     pub(super) data: DataFile,
     pub(super) poison: Rc<Poison>,
     pub(super) index: Index,
+    pub(super) runs: Runs,
     pub(super) last: Lsn,
-    pub(super) kept: Vec<(u64, u64)>,
+    pub(super) kept: Vec<Kept>,
     pub(super) next_checkpoint: u64,
     pub(super) log_bytes: u64,
 }
@@ -182,6 +190,7 @@ impl Partition {
             data: parts.data,
             poison: parts.poison,
             index: RefCell::new(parts.index),
+            runs: parts.runs,
             cache: RecordCache::default(),
             keys: KeyLocks::new(config.keys_max, config.key_waiters_max),
             buckets: Rc::clone(buckets),
@@ -241,7 +250,7 @@ impl Partition {
         }
         inner.writes.borrow_mut().clear();
         inner.upkeep.ended().await;
-        while inner.checkpoints.running.get() {
+        while inner.checkpoints.running.get() || inner.checkpoints.merging.get() {
             inner.checkpoints.ended.notified().await;
         }
         if inner.poison.is_set() {
@@ -257,6 +266,15 @@ impl Partition {
 impl Inner {
     pub(super) fn is_closing(&self) -> bool {
         self.closing.get()
+    }
+
+    /// Memory that the index takes, about.
+    pub(super) fn index_memory_bytes(&self) -> usize {
+        let index = self.index.borrow();
+        let (newer, older) = index.memtables();
+        let tables = newer.bytes() + older.map_or(0, super::index::Memtable::bytes);
+        let runs: usize = self.runs.list().iter().map(|run| run.memory_bytes()).sum();
+        tables + runs + self.runs.cache.bytes()
     }
 
     pub(super) fn handle(&self) -> u64 {
@@ -298,8 +316,8 @@ impl Inner {
         }
     }
 
-    /// Makes a record durable and shows it. The caller holds the key and runs in a task that is not
-    /// dropped.
+    /// Makes a record durable and shows it over what its key had, if it is an object's. The caller
+    /// holds the key and runs in a task that is not dropped.
     ///
     /// # Errors
     /// `Poisoned`: the record may be there after a restart. All others: nothing happened.
@@ -307,6 +325,7 @@ impl Inner {
         self: &Rc<Inner>,
         record: Record,
         body: Option<&DmaBuf>,
+        old: Slot,
     ) -> Result<Place, StoreError> {
         let head = record.encode_head();
         let kind = record.change.kind();
@@ -318,14 +337,14 @@ impl Inner {
         self.upkeep.appends.set(self.upkeep.appends.get() + 1);
         let parts: [&[u8]; 2] = [&head, body.map_or(&[][..], |b| b)];
         self.append_parts(kind, &parts, claim, |inner, place| {
-            inner.show(place, record);
+            inner.show(place, record, old);
         })
         .await
     }
 
     /// Applies a durable record.
-    pub(super) fn show(&self, place: Place, record: Record) {
-        let freed = self.index.borrow_mut().apply(place, record);
+    pub(super) fn show(&self, place: Place, record: Record, old: Slot) {
+        let freed = self.index.borrow_mut().apply(place, record, old);
         self.data.space().borrow_mut().free(freed);
     }
 
@@ -386,14 +405,18 @@ impl Inner {
 
     fn checkpoint_if_due(self: &Rc<Inner>) {
         let checkpoints = &self.checkpoints;
-        let due = checkpoints.log_bytes.get() >= self.config.checkpoint_log_bytes;
+        let due = checkpoints.log_bytes.get() >= self.config.checkpoint_log_bytes
+            || self.index.borrow().memtable_bytes() >= self.config.memtable_bytes_max;
         if !due || checkpoints.running.get() || self.closing.get() {
             return;
         }
         let inner = Rc::clone(self);
         let body = async move {
-            if let Err(error) = inner.checkpoint().await {
-                tracing::warn!(partition = inner.id.0, %error, "the checkpoint was given up");
+            match inner.checkpoint().await {
+                Ok(()) => inner.merge_due().await,
+                Err(error) => {
+                    tracing::warn!(partition = inner.id.0, %error, "the checkpoint was given up");
+                }
             }
         };
         if let Ok(task) = engine::try_spawn_local(SchedGroup::BACKGROUND, body) {

@@ -5,8 +5,8 @@
 //! where it is until `read_end`, whatever happens to the key meanwhile.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::ops::Range;
+use std::cmp::Reverse;
+use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
 use engine::{BLOCK, DmaBuf};
@@ -16,12 +16,14 @@ use segment_log::{Position, RecordBuf};
 use super::data::damaged;
 use super::error::StoreError;
 use super::extent::Extent;
-use super::index::{EntryBody, ObjectEntry};
+use super::index::{NamePosition, ObjectEntry, Rank};
 use super::partition::{Inner, Partition};
 use super::record::{Change, Crcs, ManifestPart, Place, Record, Stored};
+use super::scan::{Fetch, Seen};
 use super::space::Pin;
 use super::types::{
-    Body, BucketId, CRC_BLOCK, ListChunk, ListCursor, ObjectMeta, Opened, READ_MAX, ReadId,
+    Body, BucketId, CRC_BLOCK, ListChunk, ListCursor, ListEntry, ObjectMeta, Opened, READ_MAX,
+    ReadId, Version,
 };
 
 /// CRCs in one block of a table.
@@ -70,22 +72,15 @@ impl StoredBody {
     }
 }
 
-pub(super) fn segments_of(entry: &ObjectEntry) -> BTreeSet<u32> {
-    let parts: &[ManifestPart] = match &entry.body {
-        EntryBody::Manifest(parts) => parts,
-        _ => &[],
-    };
-    parts
-        .iter()
-        .map(|part| part.place.segment)
-        .chain([entry.place.segment])
-        .collect()
-}
-
 impl Partition {
     /// Sets how many bytes of lately read records are kept in memory; none at first.
     pub(super) fn cache_records(&self, bytes_max: usize) {
         self.inner.cache.set_capacity(bytes_max);
+    }
+
+    /// Sets how many bytes of index blocks are kept in memory; none at first.
+    pub(super) fn cache_index(&self, bytes_max: usize) {
+        self.inner.runs.cache.set_capacity(bytes_max);
     }
 
     /// An object's metadata, from its record.
@@ -196,16 +191,74 @@ impl Partition {
         drop(state);
     }
 
-    /// Objects of a bucket in key order, from the cursor on, with the prefix; at most `limit`.
-    pub fn list(
+    /// Objects of a bucket in key order, from the cursor on, with the prefix; at most `limit`. Each
+    /// key is shown as it is at some moment of the call. Cancel-safe.
+    ///
+    /// # Errors
+    /// `Busy` (no buffer), `Corrupt`.
+    pub async fn list(
         &self,
         bucket: BucketId,
         after: ListCursor<'_>,
         prefix: &[u8],
         limit: usize,
-    ) -> ListChunk {
-        self.inner.index.borrow().list(bucket, after, prefix, limit)
+    ) -> Result<ListChunk, StoreError> {
+        let at = match after {
+            ListCursor::After(key) if key.as_bytes() >= prefix => {
+                NamePosition::after(bucket, key.as_bytes())
+            }
+            ListCursor::From(bytes) if bytes >= prefix => NamePosition::from(bucket, bytes),
+            _ => NamePosition::from(bucket, prefix),
+        };
+        let mut chunk = ListChunk::default();
+        let mut broken = None;
+        let walked = self.inner.view().walk(at, Fetch::Cached, |rank, seen| {
+            match list_one(&mut chunk, bucket, prefix, limit, rank, seen) {
+                Ok(flow) => flow,
+                Err(error) => {
+                    broken = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        walked.await?;
+        broken.map_or(Ok(chunk), Err)
     }
+}
+
+/// Takes one object into a listing.
+fn list_one(
+    chunk: &mut ListChunk,
+    bucket: BucketId,
+    prefix: &[u8],
+    limit: usize,
+    (at, key, _): Rank<'_>,
+    seen: Seen<'_>,
+) -> Result<ControlFlow<()>, StoreError> {
+    if at != bucket || !key.starts_with(prefix) {
+        return Ok(ControlFlow::Break(()));
+    }
+    // An older version of the key that was listed last.
+    let last = chunk.entries.last();
+    if last.is_some_and(|last| last.key.as_bytes() == key) {
+        return Ok(ControlFlow::Continue(()));
+    }
+    if chunk.entries.len() >= limit {
+        chunk.more = true;
+        return Ok(ControlFlow::Break(()));
+    }
+    let Some(shown) = seen.shown()? else {
+        return Ok(ControlFlow::Continue(()));
+    };
+    let key = std::str::from_utf8(key)
+        .map_err(|_| StoreError::Internal("a key of the index is no UTF-8".to_owned()))?;
+    chunk.entries.push(ListEntry {
+        key: key.into(),
+        size: shown.size,
+        etag: shown.etag,
+        modified_ms: shown.modified_ms,
+    });
+    Ok(ControlFlow::Continue(()))
 }
 
 /// What an object's record says about its body.
@@ -219,6 +272,60 @@ type ReadRecord = (RecordBuf, Record, Range<usize>);
 type OpenedRecord = (ObjectMeta, RecordBuf, Found, Range<usize>, Pin);
 
 impl Inner {
+    /// What a version of a key has now. Until the caller waits for something, it stays so.
+    ///
+    /// # Errors
+    /// `Busy` (no buffer), `Corrupt`.
+    pub(super) async fn lookup(
+        &self,
+        bucket: BucketId,
+        key: &str,
+        version: Version,
+    ) -> Result<Option<ObjectEntry>, StoreError> {
+        let known = || self.index.borrow().known(bucket, key, version).cloned();
+        loop {
+            if let Some(slot) = known() {
+                return Ok(slot);
+            }
+            let epoch = self.runs.epoch();
+            let found = self.runs.find((bucket, key.as_bytes(), Reverse(version.0)));
+            let found = found.await.inspect_err(|error| {
+                if let StoreError::Corrupt { .. } = error {
+                    self.corrupt();
+                }
+            })?;
+            if self.runs.epoch() == epoch {
+                // It may have changed while the disk was read.
+                return Ok(known().unwrap_or(found.flatten()));
+            }
+        }
+    }
+
+    /// Whether a bucket has no object.
+    ///
+    /// # Errors
+    /// As [`Inner::lookup`].
+    pub(super) async fn is_empty(&self, bucket: BucketId) -> Result<bool, StoreError> {
+        let mut empty = true;
+        let walked = self.view().walk(
+            NamePosition::from(bucket, b""),
+            Fetch::Cached,
+            |(at, ..), _| {
+                empty = at != bucket;
+                ControlFlow::Break(())
+            },
+        );
+        walked.await?;
+        Ok(empty)
+    }
+
+    /// Keeps an object's bytes where they are until the pin is dropped. The entry is current.
+    pub(super) fn pin(&self, entry: &ObjectEntry) -> Pin {
+        let first = entry.extents().next().map(|extent| extent.start);
+        let segments = entry.places().map(|place| place.segment).collect();
+        Pin::new(self.data.space(), first, segments)
+    }
+
     pub(super) fn corrupt(&self) {
         self.counters
             .corrupt_reads
@@ -275,17 +382,9 @@ impl Inner {
         key: &ObjectKey,
         headroom: usize,
     ) -> Result<OpenedRecord, StoreError> {
-        let (place, pin) = {
-            let index = self.index.borrow();
-            let entry = index
-                .object(bucket, key.as_str())
-                .ok_or(StoreError::NoSuchKey)?;
-            let first = entry.extents().next().map(|extent| extent.start);
-            (
-                entry.place,
-                Pin::new(self.data.space(), first, segments_of(entry)),
-            )
-        };
+        let entry = self.lookup(bucket, key.as_str(), Version::NULL).await?;
+        let entry = entry.ok_or(StoreError::NoSuchKey)?;
+        let (place, pin) = (entry.place, self.pin(&entry));
         let (read, record, body) = self.read_cached(place, headroom).await?;
         let ours = record.bucket == bucket && &*record.key == key.as_str();
         match record.change {

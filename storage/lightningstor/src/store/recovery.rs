@@ -1,9 +1,11 @@
-//! Opening a partition: the newest intact checkpoint, the log behind it, then the data file's free
-//! blocks from what the index refers to.
+//! Opening a partition: the newest intact checkpoint and its runs, the log behind it, then a walk over
+//! the whole index, which counts what is live and finds the data file's free blocks.
 //!
 //! Invariant: nothing is served from a partition whose log misses a record, whose entries refer to a
 //! segment that is not there, or in which two bodies share a block.
 
+use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -16,9 +18,11 @@ use super::checkpoint::file;
 use super::config::StoreConfig;
 use super::data::{DataFile, Poison};
 use super::error::StoreError;
-use super::index::Index;
+use super::extent::Extent;
+use super::index::{Index, NamePosition, Tally};
 use super::partition::{Partition, Parts};
 use super::record::{Kind, Place, Record};
+use super::scan::{Fetch, View};
 
 fn place_of(record: &segment_log::Record<'_>) -> Place {
     let position = record.position;
@@ -53,9 +57,9 @@ impl Replay {
         }
         let decoded = Record::decode(record.kind, record.payload);
         let (change, _) = decoded.map_err(|malformed| refused(malformed.to_string()))?;
-        // Freed extents do not matter yet: the free blocks are found from the final index.
+        // What the key had, and freed extents, do not matter yet: all is counted from the final index.
         if record.kind != Kind::PartCopy as u8 {
-            self.index.apply(place_of(record), change);
+            self.index.apply(place_of(record), change, None);
         }
         self.last = lsn;
         self.bytes += u64::from(record.len);
@@ -87,7 +91,15 @@ impl Partition {
             replay.take(&record)
         });
         let (log, recovered) = opened.await?;
-        require_segments(&log, &replay.index)?;
+        let index = RefCell::new(replay.index);
+        let view = View {
+            index: &index,
+            runs: &found.runs,
+        };
+        let (tally, extents) = count(view).await?;
+        let mut index = index.into_inner();
+        index.begin_tally(tally);
+        require_segments(&log, &index)?;
         let poison = Rc::new(Poison::default());
         let data = DataFile::open(
             &dir.join("data"),
@@ -95,7 +107,7 @@ impl Partition {
             Rc::clone(&poison),
         )
         .await?;
-        data.claim(replay.index.all_extents())?;
+        data.claim(extents)?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
         tracing::info!(
             partition = id.0,
@@ -111,14 +123,41 @@ impl Partition {
             log,
             data,
             poison,
-            index: replay.index,
+            index,
+            runs: found.runs,
             last: recovered.last,
             kept: found.kept,
             next_checkpoint: found.next,
             log_bytes: replay.bytes,
         };
-        Ok(Partition::new(parts, config, buckets))
+        let partition = Partition::new(parts, config, buckets);
+        partition.inner.fill_reserve().await;
+        Ok(partition)
     }
+}
+
+/// Counts what the whole index refers to: the sums, and every extent.
+pub(super) async fn count(view: View<'_>) -> Result<(Tally, Vec<Extent>), StoreError> {
+    let mut tally = view.index.borrow().tally_uploads();
+    let mut extents: Vec<Extent> = view.index.borrow().upload_extents().collect();
+    let mut broken = None;
+    let walked = view.walk(NamePosition::start(), Fetch::Ahead, |_, seen| {
+        match seen.entry(view.runs) {
+            Ok(entry) => {
+                if let Some(entry) = entry {
+                    tally.gain_object(&entry);
+                    extents.extend(entry.extents());
+                }
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                broken = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    });
+    walked.await?;
+    broken.map_or(Ok((tally, extents)), Err)
 }
 
 fn require_segments(log: &Log, index: &Index) -> Result<(), StoreError> {

@@ -7,18 +7,20 @@
 //!
 //! It never repairs and never writes.
 
+use std::cmp::Reverse;
+use std::ops::ControlFlow;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use engine::SchedGroup;
 
 use super::error::{DATA_FILE, StoreError};
-use super::index::{ObjectCursor, ObjectEntry};
+use super::index::{NamePosition, ObjectEntry};
 use super::partition::Inner;
-use super::read::{StoredBody, record_damaged, segments_of};
+use super::read::{StoredBody, record_damaged};
 use super::record::{Change, Place, Stored};
-use super::space::Pin;
-use super::types::READ_MAX;
+use super::scan::Fetch;
+use super::types::{BucketId, READ_MAX, Version};
 use super::upkeep::open_one;
 
 /// The first round begins after this part of the period: not with every restart at once.
@@ -27,11 +29,16 @@ const FIRST_DIVISOR: u32 = 64;
 const TRIES_MAX: u32 = 100;
 const TRY_WAIT: Duration = Duration::from_millis(20);
 
+/// Objects whose names are looked up together.
+const NAMES_AT_A_TIME: usize = 64;
+
+type Name = (BucketId, Box<str>, Version);
+
 async fn scrub_for_ever(partition: Weak<Inner>, period: Duration) {
     engine::sleep(period / FIRST_DIVISOR).await;
     loop {
         let began = engine::now();
-        let mut cursor = None;
+        let mut at = NamePosition::start();
         {
             let Some(inner) = open_one(&partition) else {
                 return;
@@ -43,12 +50,20 @@ async fn scrub_for_ever(partition: Weak<Inner>, period: Duration) {
             let Some(inner) = open_one(&partition) else {
                 return;
             };
-            let next = inner.scrub_next(cursor.as_ref()).await;
-            if next.is_none() {
-                inner.end_round();
-                break;
+            match inner.scrub_from(&mut at).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    inner.end_round();
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        partition = inner.id.0, %error,
+                        "scrub gives up this round: the index cannot be walked"
+                    );
+                    break;
+                }
             }
-            cursor = next;
         }
         engine::sleep(period.saturating_sub(engine::now().since(began))).await;
     }
@@ -75,29 +90,47 @@ impl Inner {
         counters.scrub_left.set(0);
     }
 
-    /// Verifies the object behind the cursor; its own cursor, `None` behind the last.
-    async fn scrub_next(&self, cursor: Option<&ObjectCursor>) -> Option<ObjectCursor> {
-        let (at, entry, _pin) = {
-            let index = self.index.borrow();
-            let (at, entry) = index.object_after(cursor)?;
-            let first = entry.extents().next().map(|extent| extent.start);
-            let pin = Pin::new(self.data.space(), first, segments_of(entry));
-            (at, entry.clone(), pin)
-        };
-        let verified = self.verify_object(&at, &entry).await;
-        let counters = &self.counters;
-        counters.scrub_objects.set(counters.scrub_objects.get() + 1);
-        counters
-            .scrub_left
-            .set(counters.scrub_left.get().saturating_sub(1));
-        if let Err(error) = verified {
-            self.report_scrub(&at, &error);
+    /// Verifies the next objects from a position on, and moves it behind them; false behind the
+    /// last.
+    async fn scrub_from(&self, at: &mut NamePosition) -> Result<bool, StoreError> {
+        let mut names: Vec<Name> = Vec::new();
+        let walked = self.view().walk(at.clone(), Fetch::Cached, |rank, _| {
+            let (bucket, key, Reverse(version)) = rank;
+            let key = String::from_utf8_lossy(key).into();
+            names.push((bucket, key, Version(version)));
+            at.pass(rank);
+            if names.len() < NAMES_AT_A_TIME {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        walked.await?;
+        let more = names.len() == NAMES_AT_A_TIME;
+        for name in names {
+            let verified = self.scrub_one(&name).await;
+            let counters = &self.counters;
+            counters.scrub_objects.set(counters.scrub_objects.get() + 1);
+            let left = counters.scrub_left.get().saturating_sub(1);
+            counters.scrub_left.set(left);
+            if let Err(error) = verified {
+                self.report_scrub(&name, &error);
+            }
         }
-        Some(at)
+        Ok(more)
     }
 
-    fn report_scrub(&self, (bucket, name): &ObjectCursor, error: &StoreError) {
-        let key = &*name.key;
+    async fn scrub_one(&self, name: &Name) -> Result<(), StoreError> {
+        let (bucket, key, version) = name;
+        let Some(entry) = self.lookup(*bucket, key, *version).await? else {
+            return Ok(());
+        };
+        let _pin = self.pin(&entry);
+        self.verify_object(name, &entry).await
+    }
+
+    fn report_scrub(&self, (bucket, key, _): &Name, error: &StoreError) {
+        let key = &**key;
         match error {
             StoreError::Corrupt {
                 what,
@@ -130,11 +163,11 @@ impl Inner {
 
     async fn verify_object(
         &self,
-        (bucket, name): &ObjectCursor,
+        (bucket, key, _): &Name,
         entry: &ObjectEntry,
     ) -> Result<(), StoreError> {
         let record = self.scrub_record(entry.place).await?;
-        let ours = record.bucket == *bucket && record.key == name.key;
+        let ours = record.bucket == *bucket && record.key == *key;
         match record.change {
             Change::Put { meta, stored } if ours => self.verify_body(meta.size, stored).await,
             Change::UploadComplete { parts, .. } if ours => {

@@ -23,7 +23,7 @@ pub const READ_MAX: usize = 256 << 10;
 pub const EXTENTS_MAX: usize = 8192;
 
 /// A bucket's number; given once, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BucketId(pub u64);
 
 /// A version of an object; 0 is the null version.

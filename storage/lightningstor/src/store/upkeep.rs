@@ -176,6 +176,7 @@ impl Inner {
         let pressed = self.data.pressed.replace(false);
         self.release_segments().await?;
         self.release_dead(pressed).await?;
+        self.merge_due().await;
         let mut tried = BTreeSet::new();
         while let Some(segment) = self.worst(pressed, &tried) {
             tried.insert(segment);
@@ -229,7 +230,7 @@ impl Inner {
         let segment_bytes = self.config.log.segment_bytes;
         for _ in 0..super::checkpoint::file::KEPT {
             let worth = segment_bytes.max(self.checkpoints.file_bytes.get()) * factor;
-            let dead = self.dead_segments() * segment_bytes;
+            let dead = self.dead_segments() * segment_bytes + self.runs.retired_bytes();
             let due = dead >= worth || (pressed && dead > 0);
             if !due || self.is_closing() || self.checkpoints.running.get() {
                 return Ok(());

@@ -293,12 +293,9 @@ impl Partition {
         self.in_task(|inner| async move {
             let _ticket = inner.enter(bucket)?;
             let _key = inner.keys.acquire(bucket, key.as_str()).await?;
-            let existed = {
-                let index = inner.index.borrow();
-                let current = index.object(bucket, key.as_str());
-                check(condition, current)?;
-                current.is_some()
-            };
+            let current = inner.lookup(bucket, key.as_str(), Version::NULL).await?;
+            check(condition, current.as_ref())?;
+            let existed = current.is_some();
             if existed {
                 let key = key.as_str().into();
                 let record = Record {
@@ -307,7 +304,7 @@ impl Partition {
                     version: Version::NULL,
                     change: Change::Delete,
                 };
-                inner.append(record, None).await?;
+                inner.append(record, None, current).await?;
             }
             inner.counters.deletes.set(inner.counters.deletes.get() + 1);
             Ok(existed)
@@ -443,7 +440,8 @@ impl Inner {
         body: Option<&DmaBuf>,
         condition: Condition,
     ) -> Result<PutDone, StoreError> {
-        check(condition, self.index.borrow().object(bucket, key.as_str()))?;
+        let current = self.lookup(bucket, key.as_str(), Version::NULL).await?;
+        check(condition, current.as_ref())?;
         let (Change::Put { meta, .. } | Change::UploadComplete { meta, .. }) = &change else {
             return Err(StoreError::Internal("not an object's record".to_owned()));
         };
@@ -455,7 +453,7 @@ impl Inner {
             version: Version::NULL,
             change,
         };
-        self.append(record, body).await?;
+        self.append(record, body, current).await?;
         self.counters.puts.set(self.counters.puts.get() + 1);
         Ok(PutDone {
             etag,

@@ -1,20 +1,25 @@
 //! Checkpoint files of a partition: written in the background while the index changes, found and
 //! read at the start.
 //!
-//! A checkpoint is written under a temporary name, flushed, renamed, and its directory flushed;
-//! only then is an older one removed. Two are kept: log segments are released behind the older, so
-//! that damage to the newer costs a longer replay and no data.
+//! What changed since the newest run is written as a run first, then a file that names all runs and
+//! holds the rest of the index. It is written under a temporary name, flushed, renamed, and its
+//! directory flushed; only then is an older one removed, with the runs that nobody names any more.
+//! Two are kept: log segments are released behind the older, so that damage to the newer costs a
+//! longer replay and no data.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use engine::fs::{self, File, OpenOptions};
 use segment_log::LogError;
 
-use super::{FRAME_HEAD, FrameKind, Head, Loader, end_payload, frame};
+use super::{FRAME_HEAD, FrameKind, Head, Loaded, Loader, end_payload, frame};
 use crate::store::error::StoreError;
-use crate::store::index::{Index, WalkCursor};
+use crate::store::index::{Index, WalkCursor, put_run};
 use crate::store::partition::Inner;
+use crate::store::run::{Run, RunRef};
+use crate::store::runs::Runs;
 
 /// Bytes of items in a frame, about.
 const FRAME_ITEMS: usize = 64 << 10;
@@ -30,18 +35,39 @@ fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix(PREFIX)?.parse().ok()
 }
 
+/// A checkpoint on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::store) struct Kept {
+    pub(in crate::store) number: u64,
+    /// Every record up to this one is in it.
+    pub(in crate::store) start_lsn: u64,
+    /// Numbers of the runs that it names.
+    pub(in crate::store) runs: BTreeSet<u64>,
+}
+
+impl Kept {
+    fn new(number: u64, start_lsn: u64, runs: &[RunRef]) -> Kept {
+        Kept {
+            number,
+            start_lsn,
+            runs: runs.iter().map(|run| run.number).collect(),
+        }
+    }
+}
+
 /// What a partition's directory holds.
 pub(in crate::store) struct Found {
-    /// The newest intact checkpoint's head and index; empty without one.
+    /// The newest intact checkpoint's start, index and runs; empty without one.
     pub(in crate::store) start_lsn: u64,
     pub(in crate::store) index: Index,
-    /// (number, start LSN) of the intact ones that were looked at: the newest, or none.
-    pub(in crate::store) kept: Vec<(u64, u64)>,
+    pub(in crate::store) runs: Runs,
+    /// The intact ones that were looked at, oldest first: at most two.
+    pub(in crate::store) kept: Vec<Kept>,
     pub(in crate::store) next: u64,
 }
 
-/// Reads the newest intact checkpoint.
-pub(in crate::store) async fn find(dir: &Path, partition: u16) -> Result<Found, StoreError> {
+/// The numbers of the checkpoints there are, ascending. Removes what was left half-written.
+async fn numbers(dir: &Path) -> Result<Vec<u64>, StoreError> {
     let entries = fs::read_dir(dir)
         .await
         .map_err(|e| StoreError::internal("cannot list", &e))?;
@@ -59,44 +85,64 @@ pub(in crate::store) async fn find(dir: &Path, partition: u16) -> Result<Found, 
         numbers.extend(number_of(&entry.name));
     }
     numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Reads the newest intact checkpoint, and opens the runs that it names.
+///
+/// # Errors
+/// `Corrupt` when checkpoints name runs and none can be used; `Busy`, `Internal`.
+pub(in crate::store) async fn find(dir: &Path, partition: u16) -> Result<Found, StoreError> {
+    let mut numbers = numbers(dir).await?;
     let next = numbers.last().map_or(1, |last| last + 1);
-    let mut found = Found {
-        start_lsn: 0,
-        index: Index::default(),
-        kept: Vec::new(),
-        next,
-    };
-    while let Some(number) = numbers.pop() {
+    let mut damaged = None;
+    let mut found = loop {
+        let Some(number) = numbers.pop() else {
+            if let Some(error) = damaged {
+                return Err(error);
+            }
+            break Found {
+                start_lsn: 0,
+                index: Index::default(),
+                runs: Runs::open(dir, partition, &[]).await?,
+                kept: Vec::new(),
+                next,
+            };
+        };
         let path = path_of(dir, number);
-        if let Some((head, index)) = load(&path, partition).await? {
-            found.start_lsn = head.start_lsn;
-            found.index = index;
-            found.kept.push((number, head.start_lsn));
-            break;
+        let Some(Loaded { head, index, runs }) = load(&path, partition).await? else {
+            tracing::error!(path = %path.display(), "the checkpoint is damaged, an older is used");
+            continue;
+        };
+        match Runs::open(dir, partition, &runs).await {
+            Ok(open) => {
+                break Found {
+                    start_lsn: head.start_lsn,
+                    index,
+                    runs: open,
+                    kept: vec![Kept::new(number, head.start_lsn, &runs)],
+                    next,
+                };
+            }
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(path = %path.display(), %error, "the checkpoint is not used");
+                damaged = Some(error);
+            }
+            Err(error) => return Err(error),
         }
-        tracing::error!(path = %path.display(), "the checkpoint is damaged, an older is used");
-    }
+    };
     // An older one beside it stays a fallback; its own start says how far.
     if let Some(number) = numbers.pop()
-        && let Some(start) = start_of(&path_of(dir, number)).await
+        && let Some(older) = load(&path_of(dir, number), partition).await?
     {
-        found.kept.insert(0, (number, start));
+        let kept = Kept::new(number, older.head.start_lsn, &older.runs);
+        found.kept.insert(0, kept);
     }
     Ok(found)
 }
 
-/// The start LSN that an older checkpoint's head states.
-async fn start_of(path: &Path) -> Option<u64> {
-    let file = File::open(path, OpenOptions::default()).await.ok()?;
-    let (read, bytes) = file.read_at(vec![0; FRAME_HEAD + Head::BYTES], 0).await;
-    read.ok()?;
-    let mut loader = Loader::default();
-    loader.take(&bytes).ok()?;
-    loader.head.map(|head| head.start_lsn)
-}
-
 /// `None` when the file is damaged.
-async fn load(path: &Path, partition: u16) -> Result<Option<(Head, Index)>, StoreError> {
+async fn load(path: &Path, partition: u16) -> Result<Option<Loaded>, StoreError> {
     let failed = |error: &std::io::Error| StoreError::internal("cannot read a checkpoint", error);
     let file = File::open(path, OpenOptions::default())
         .await
@@ -121,15 +167,14 @@ async fn load(path: &Path, partition: u16) -> Result<Option<(Head, Index)>, Stor
             }
         }
     }
-    Ok(loader
-        .finish()
-        .filter(|(head, _)| head.partition == u32::from(partition)))
+    let loaded = loader.finish();
+    Ok(loaded.filter(|loaded| loaded.head.partition == u32::from(partition)))
 }
 
 /// Ends a run, also when its task is dropped.
-struct Run<'a>(&'a Inner);
+struct Running<'a>(&'a Inner);
 
-impl Drop for Run<'_> {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.0.checkpoints.running.set(false);
         self.0.checkpoints.ended.notify_all();
@@ -145,44 +190,91 @@ impl Inner {
         if self.checkpoints.running.replace(true) {
             return Err(StoreError::Busy);
         }
-        let _run = Run(self);
+        let _running = Running(self);
         self.poison.check()?;
         let bytes = self.checkpoints.log_bytes.replace(0);
-        let number = self.checkpoints.next.get();
-        self.checkpoints.next.set(number + 1);
-        let start_lsn = self.applied.through();
-        let mut written = self.write_checkpoint(number, start_lsn).await;
-        let full = |e: &std::io::Error| e.kind() == std::io::ErrorKind::StorageFull;
-        if written.as_ref().is_err_and(full) && self.drop_fallback().await? {
-            written = self.write_checkpoint(number, start_lsn).await;
+        let mut written = self.write_whole().await;
+        if matches!(written, Err(StoreError::Full)) && self.spend_reserve().await {
+            written = self.write_whole().await;
         }
-        if let Err(error) = written {
+        if matches!(written, Err(StoreError::Full)) && self.drop_fallback().await? {
+            written = self.write_whole().await;
+        }
+        let kept = written.inspect_err(|_| {
             let since = &self.checkpoints.log_bytes;
             since.set(since.get() + bytes);
-            return Err(StoreError::internal("cannot write a checkpoint", &error));
-        }
-        self.checkpoints.kept.borrow_mut().push((number, start_lsn));
+        })?;
+        self.checkpoints.kept.borrow_mut().push(kept);
         self.counters
             .checkpoints
             .set(self.counters.checkpoints.get() + 1);
         self.drop_old_checkpoints().await?;
-        self.release_segments().await
+        self.release_segments().await?;
+        self.fill_reserve().await;
+        Ok(())
     }
 
-    async fn write_checkpoint(&self, number: u64, start_lsn: u64) -> std::io::Result<()> {
+    /// Writes what changed as a run, and a checkpoint that names it. When it fails everything is as
+    /// before.
+    async fn write_whole(&self) -> Result<Kept, StoreError> {
+        let number = self.checkpoints.next.get();
+        self.checkpoints.next.set(number + 1);
+        // What is set aside holds every record up to here, and the next memtable none of them.
+        let start_lsn = self.applied.through();
+        let frozen = self.index.borrow_mut().freeze();
+        let written = async {
+            let run = match &frozen {
+                Some(frozen) => self.write_run(frozen).await?,
+                None => None,
+            };
+            let kept = self.write_checkpoint(number, start_lsn, run.as_deref());
+            Ok((kept.await?, run))
+        };
+        match written.await {
+            Ok((kept, run)) => {
+                let bytes = run.as_ref().map_or(0, |run| run.disk_bytes());
+                let file_bytes = &self.checkpoints.file_bytes;
+                file_bytes.set(file_bytes.get() + bytes);
+                self.runs.install(run, &[]);
+                self.index.borrow_mut().drop_frozen();
+                Ok(kept)
+            }
+            Err(error) => {
+                self.index.borrow_mut().thaw();
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_checkpoint(
+        &self,
+        number: u64,
+        start_lsn: u64,
+        new: Option<&Run>,
+    ) -> Result<Kept, StoreError> {
+        let mut runs = self.runs.refs();
+        runs.extend(new.map(Run::of));
         let path = path_of(&self.dir, number);
         let temporary = path.with_extension(&TEMPORARY[1..]);
-        let written = self.write_frames(&temporary, start_lsn).await;
-        if written.is_err() {
-            // What is left of it is removed at the next start, if not now.
+        let written = async {
+            self.write_frames(&temporary, start_lsn, &runs).await?;
+            fs::rename(&temporary, &path).await?;
+            fs::sync_dir(&self.dir).await
+        };
+        if let Err(error) = written.await {
+            // What is left of it, or of its run, is removed by the next one or at the next start.
             let _ = fs::remove_file(&temporary).await;
-            return written;
+            return Err(StoreError::internal("cannot write a checkpoint", &error));
         }
-        fs::rename(&temporary, &path).await?;
-        fs::sync_dir(&self.dir).await
+        Ok(Kept::new(number, start_lsn, &runs))
     }
 
-    async fn write_frames(&self, path: &Path, start_lsn: u64) -> std::io::Result<()> {
+    async fn write_frames(
+        &self,
+        path: &Path,
+        start_lsn: u64,
+        runs: &[RunRef],
+    ) -> std::io::Result<()> {
         let options = OpenOptions {
             write: true,
             create: true,
@@ -207,6 +299,10 @@ impl Inner {
             number += 1;
             next = (!matches!(cursor, WalkCursor::End)).then(|| {
                 let mut payload = Vec::with_capacity(FRAME_ITEMS * 2);
+                if number == 1 {
+                    runs.iter().for_each(|run| put_run(&mut payload, *run));
+                    items += runs.len() as u64;
+                }
                 items += self
                     .index
                     .borrow()
@@ -228,19 +324,28 @@ impl Inner {
         if self.checkpoints.kept.borrow().len() < KEPT {
             return Ok(false);
         }
-        let (number, _) = self.checkpoints.kept.borrow_mut().remove(0);
+        let Kept { number, .. } = self.checkpoints.kept.borrow_mut().remove(0);
         let removed = fs::remove_file(path_of(&self.dir, number)).await;
         removed.map_err(|e| StoreError::internal("cannot remove an old checkpoint", &e))?;
+        self.runs.remove_unnamed(&self.named_runs()).await?;
         Ok(true)
     }
 
-    /// Removes all but the newest ones, damaged ones too.
+    /// Numbers of the runs that kept checkpoints name.
+    fn named_runs(&self) -> BTreeSet<u64> {
+        let kept = self.checkpoints.kept.borrow();
+        kept.iter()
+            .flat_map(|kept| kept.runs.iter().copied())
+            .collect()
+    }
+
+    /// Removes all but the newest ones, damaged ones too, and the runs that nobody names.
     async fn drop_old_checkpoints(&self) -> Result<(), StoreError> {
         let kept: Vec<u64> = {
             let mut kept = self.checkpoints.kept.borrow_mut();
             let old = kept.len().saturating_sub(KEPT);
             kept.drain(..old);
-            kept.iter().map(|(number, _)| *number).collect()
+            kept.iter().map(|kept| kept.number).collect()
         };
         let failed =
             |e: &std::io::Error| StoreError::internal("cannot remove an old checkpoint", e);
@@ -251,7 +356,9 @@ impl Inner {
                     .map_err(|e| failed(&e))?;
             }
         }
-        fs::sync_dir(&self.dir).await.map_err(|e| failed(&e))
+        // First the names that refer to runs, then the runs.
+        fs::sync_dir(&self.dir).await.map_err(|e| failed(&e))?;
+        self.runs.remove_unnamed(&self.named_runs()).await
     }
 
     /// Releases sealed segments without a live record, a reader, or a checkpoint that starts in or
@@ -259,7 +366,11 @@ impl Inner {
     pub(in crate::store) async fn release_segments(&self) -> Result<(), StoreError> {
         let oldest = {
             let kept = self.checkpoints.kept.borrow();
-            if kept.len() < KEPT { 0 } else { kept[0].1 }
+            if kept.len() < KEPT {
+                0
+            } else {
+                kept[0].start_lsn
+            }
         };
         let segments = self.log.segments();
         for pair in segments.windows(2) {

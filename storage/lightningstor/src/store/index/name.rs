@@ -4,7 +4,10 @@
 use std::borrow::Borrow;
 use std::cmp::{Ordering, Reverse};
 
-use crate::store::types::Version;
+use crate::store::types::{BucketId, Version};
+
+/// A place in the order of all objects of a partition: bucket, key bytes, newest version first.
+pub(crate) type Rank<'a> = (BucketId, &'a [u8], Reverse<u64>);
 
 /// An object's name in its bucket.
 #[derive(Clone, Debug)]
@@ -20,6 +23,71 @@ pub(crate) trait NameRef {
 
 /// A place in the order: key bytes and version. The bytes need not be UTF-8.
 pub(crate) struct Probe<'a>(pub(crate) &'a [u8], pub(crate) u64);
+
+/// Where a walk over objects goes on: at the first that is not below a rank, or behind it. The key
+/// bytes need not be UTF-8.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NamePosition {
+    pub(crate) bucket: BucketId,
+    pub(crate) key: Vec<u8>,
+    pub(crate) version: u64,
+    pub(crate) behind: bool,
+}
+
+impl NamePosition {
+    /// Before everything.
+    pub(crate) fn start() -> NamePosition {
+        NamePosition::from(BucketId(0), b"")
+    }
+
+    /// At the first object of a bucket whose key is not below `key`.
+    pub(crate) fn from(bucket: BucketId, key: &[u8]) -> NamePosition {
+        NamePosition {
+            bucket,
+            key: key.to_vec(),
+            version: u64::MAX,
+            behind: false,
+        }
+    }
+
+    /// Behind every version of a key.
+    pub(crate) fn after(bucket: BucketId, key: &[u8]) -> NamePosition {
+        NamePosition {
+            bucket,
+            key: key.to_vec(),
+            version: 0,
+            behind: true,
+        }
+    }
+
+    /// Moves behind a rank, reusing memory.
+    pub(crate) fn pass(&mut self, (bucket, key, Reverse(version)): Rank<'_>) {
+        self.bucket = bucket;
+        self.key.clear();
+        self.key.extend_from_slice(key);
+        self.version = version;
+        self.behind = true;
+    }
+
+    pub(crate) fn rank(&self) -> Rank<'_> {
+        (self.bucket, &self.key, Reverse(self.version))
+    }
+
+    /// Whether a rank lies before it.
+    pub(crate) fn is_past(&self, rank: Rank<'_>) -> bool {
+        match rank.cmp(&self.rank()) {
+            Ordering::Less => true,
+            Ordering::Equal => self.behind,
+            Ordering::Greater => false,
+        }
+    }
+}
+
+impl NameRef for NamePosition {
+    fn rank(&self) -> (&[u8], Reverse<u64>) {
+        (&self.key, Reverse(self.version))
+    }
+}
 
 impl NameRef for ObjectName {
     fn rank(&self) -> (&[u8], Reverse<u64>) {

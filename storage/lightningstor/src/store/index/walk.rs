@@ -7,16 +7,17 @@
 //! Item forms (after a u8 tag): 1 bucket {u64 id, name, owner, u64 created_ms}; 2 upload {u64
 //! bucket, key, u128 upload, place, u64 initiated_ms, upload checksum}; 3 part {u64 bucket, key, u128
 //! upload, u16 number, place, u64 size, etag, u64 modified_ms, optional checksum, extents}; 4 object
-//! {u64 bucket, key, u64 version, place, u64 size, etag, u64 modified_ms, u8 body: 0 inline, 1
-//! extents, 2 manifest}.
+//! {u64 bucket, key, u64 version, entry}, which only the first format has; 5 run {u64 number, u8
+//! level}.
 
 use std::ops::Bound;
 
 use super::name::ObjectName;
-use super::{BucketRow, EntryBody, Index, ObjectEntry, PartEntry, Upload, UploadKey};
+use super::{BucketRow, Index, ObjectEntry, PartEntry, Upload, UploadKey};
 use crate::store::bytes::{Decode, Reader, Writer};
 use crate::store::meta;
 use crate::store::record;
+use crate::store::run::RunRef;
 use crate::store::types::{BucketId, UploadId, Version};
 
 /// One entry of the index.
@@ -41,6 +42,7 @@ pub(crate) enum Item {
         version: Version,
         entry: ObjectEntry,
     },
+    Run(RunRef),
 }
 
 /// Where a walk goes on.
@@ -50,7 +52,6 @@ pub(crate) enum WalkCursor {
     Start,
     Buckets(Box<str>),
     Uploads(UploadKey, u16),
-    Objects(BucketId, Option<ObjectName>),
     End,
 }
 
@@ -66,9 +67,6 @@ impl Index {
                 WalkCursor::Start => self.walk_buckets(None, &mut writer),
                 WalkCursor::Buckets(after) => self.walk_buckets(Some(after), &mut writer),
                 WalkCursor::Uploads(key, part) => self.walk_uploads(key, *part, &mut writer),
-                WalkCursor::Objects(bucket, after) => {
-                    self.walk_objects(*bucket, after.as_ref(), &mut writer)
-                }
                 WalkCursor::End => break,
             };
             let (wrote, next) = next;
@@ -95,7 +93,7 @@ impl Index {
     /// The first upload from a key on.
     fn first_upload(&self, from: UploadKey, out: &mut Writer) -> (bool, WalkCursor) {
         let Some((key, upload)) = self.uploads.range(from..).next() else {
-            return (false, WalkCursor::Objects(BucketId(0), None));
+            return (false, WalkCursor::End);
         };
         out.u8(2);
         put_upload_key(out, key);
@@ -128,54 +126,10 @@ impl Index {
         (true, WalkCursor::Uploads(key.clone(), *number))
     }
 
-    fn walk_objects(
-        &self,
-        bucket: BucketId,
-        after: Option<&ObjectName>,
-        out: &mut Writer,
-    ) -> (bool, WalkCursor) {
-        let low = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let here = self.objects.get(&bucket);
-        let found = here.and_then(|objects| {
-            objects
-                .range::<ObjectName, _>((low, Bound::Unbounded))
-                .next()
-        });
-        let Some((name, entry)) = found else {
-            let next = self
-                .objects
-                .range((Bound::Excluded(bucket), Bound::Unbounded))
-                .next();
-            return match next {
-                Some((bucket, _)) => (false, WalkCursor::Objects(*bucket, None)),
-                None => (false, WalkCursor::End),
-            };
-        };
-        out.u8(4);
-        out.u64(bucket.0);
-        out.text(&name.key);
-        out.u64(name.version.0);
-        record::put_place(out, entry.place);
-        out.u64(entry.size);
-        meta::put_etag(out, &entry.etag);
-        out.u64(entry.modified_ms);
-        match &entry.body {
-            EntryBody::Inline => out.u8(0),
-            EntryBody::Extents(extents) => {
-                out.u8(1);
-                meta::put_extents(out, extents);
-            }
-            EntryBody::Manifest(parts) => {
-                out.u8(2);
-                record::put_manifest(out, parts);
-            }
-        }
-        (true, WalkCursor::Objects(bucket, Some(name.clone())))
-    }
-
-    /// Takes an item of a walk over another index.
+    /// Takes an item of a walk over another index; runs are the caller's.
     pub(crate) fn load(&mut self, item: Item) {
         match item {
+            Item::Run(_) => {}
             Item::Bucket { name, row } => self.set_bucket(name, row),
             Item::Upload { key, upload } => self.set_upload(key, upload),
             Item::Part { key, number, part } => drop(self.set_part(&key, number, part)),
@@ -185,7 +139,8 @@ impl Index {
                 version,
                 entry,
             } => {
-                self.set_object(bucket, key, version, entry);
+                let name = ObjectName { key, version };
+                self.set_slot(bucket, name, Some(entry), None);
             }
         }
     }
@@ -247,37 +202,28 @@ impl Item {
                 };
                 Ok(Item::Part { key, number, part })
             }
-            4 => get_object(from),
+            4 => Ok(Item::Object {
+                bucket: BucketId(from.u64("bucket")?),
+                key: from.text("key")?.into(),
+                version: Version(from.u64("version")?),
+                entry: ObjectEntry::decode(from)?,
+            }),
+            5 => Ok(Item::Run(RunRef {
+                number: from.u64("run number")?,
+                level: from.u8("run level")?,
+            })),
             _ => Err(bad),
         }
     }
 }
 
-fn get_object(from: &mut Reader<'_>) -> Decode<Item> {
-    let bucket = BucketId(from.u64("bucket")?);
-    let key = from.text("key")?.into();
-    let version = Version(from.u64("version")?);
-    let place = record::get_place(from)?;
-    let size = from.u64("size")?;
-    let etag = meta::get_etag(from)?;
-    let modified_ms = from.u64("modified")?;
-    let bad = from.bad("body form");
-    let body = match from.u8("body form")? {
-        0 => EntryBody::Inline,
-        1 => EntryBody::Extents(meta::get_extents(from)?.into()),
-        2 => EntryBody::Manifest(record::get_manifest(from)?.into()),
-        _ => return Err(bad),
+/// Writes a run's item.
+pub(crate) fn put_run(out: &mut Vec<u8>, run: RunRef) {
+    let mut writer = Writer {
+        bytes: std::mem::take(out),
     };
-    Ok(Item::Object {
-        bucket,
-        key,
-        version,
-        entry: ObjectEntry {
-            place,
-            size,
-            etag,
-            modified_ms,
-            body,
-        },
-    })
+    writer.u8(5);
+    writer.u64(run.number);
+    writer.u8(run.level);
+    *out = writer.bytes;
 }

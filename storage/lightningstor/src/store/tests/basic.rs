@@ -33,7 +33,7 @@ fn bodies_of_every_size_come_back_also_after_a_restart() {
             assert_eq!(store.head(BUCKET, &key(&name)).await.unwrap(), meta(&body));
             assert!(get(&store, &name).await.unwrap() == body, "{len}");
         }
-        audit(&store);
+        audit(&store).await;
         store.close().await.unwrap();
         assert_eq!(put(&store, "late", b"x").await, Err(StoreError::Gone));
     });
@@ -48,8 +48,8 @@ fn bodies_of_every_size_come_back_also_after_a_restart() {
                 "{len}"
             );
         }
-        assert_eq!(names(&store).len(), SIZES.len());
-        audit(&store);
+        assert_eq!(names(&store).await.len(), SIZES.len());
+        audit(&store).await;
     });
 }
 
@@ -84,7 +84,7 @@ fn overwriting_and_deleting_free_what_was_there() {
         );
         assert_eq!(get(&store, "a").await, Err(StoreError::NoSuchKey));
         assert_eq!(store.metrics().data_used_bytes, 0);
-        audit(&store);
+        audit(&store).await;
     });
 }
 
@@ -96,26 +96,43 @@ fn a_listing_is_ordered_and_goes_on_from_any_cursor() {
         for name in ["b/2", "a", "b/1", "c", "b", "b/10", "é"] {
             put(&store, name, name.as_bytes()).await.unwrap();
         }
-        assert_eq!(names(&store), ["a", "b", "b/1", "b/10", "b/2", "c", "é"]);
-        let list = |cursor, prefix: &str, limit| {
-            let chunk = store.list(BUCKET, cursor, prefix.as_bytes(), limit);
+        assert_eq!(
+            names(&store).await,
+            ["a", "b", "b/1", "b/10", "b/2", "c", "é"]
+        );
+        let list = async |cursor, prefix: &str, limit| {
+            let chunk = store.list(BUCKET, cursor, prefix.as_bytes(), limit).await;
+            let chunk = chunk.unwrap();
             let keys: Vec<String> = chunk.entries.iter().map(|e| e.key.to_string()).collect();
             (keys.join(" "), chunk.more)
         };
-        assert_eq!(list(ListCursor::Start, "b/", 2), ("b/1 b/10".into(), true));
         assert_eq!(
-            list(ListCursor::After("b/10"), "b/", 2),
+            list(ListCursor::Start, "b/", 2).await,
+            ("b/1 b/10".into(), true)
+        );
+        assert_eq!(
+            list(ListCursor::After("b/10"), "b/", 2).await,
             ("b/2".into(), false)
         );
         assert_eq!(
-            list(ListCursor::After("a"), "b/", 9),
+            list(ListCursor::After("a"), "b/", 9).await,
             ("b/1 b/10 b/2".into(), false)
         );
-        assert_eq!(list(ListCursor::From(b"b0"), "", 9), ("c é".into(), false));
-        assert_eq!(list(ListCursor::From(b"c\xff"), "", 9), ("é".into(), false));
-        assert_eq!(list(ListCursor::From(b"c"), "b", 9), (String::new(), false));
-        assert_eq!(list(ListCursor::Start, "", 0), (String::new(), true));
-        let entry = &store.list(BUCKET, ListCursor::Start, b"a", 1).entries[0];
+        assert_eq!(
+            list(ListCursor::From(b"b0"), "", 9).await,
+            ("c é".into(), false)
+        );
+        assert_eq!(
+            list(ListCursor::From(b"c\xff"), "", 9).await,
+            ("é".into(), false)
+        );
+        assert_eq!(
+            list(ListCursor::From(b"c"), "b", 9).await,
+            (String::new(), false)
+        );
+        assert_eq!(list(ListCursor::Start, "", 0).await, (String::new(), true));
+        let chunk = store.list(BUCKET, ListCursor::Start, b"a", 1).await;
+        let entry = &chunk.unwrap().entries[0];
         assert_eq!(
             (entry.size, entry.etag, entry.modified_ms),
             (1, tag(b"a"), 1_000)
@@ -188,7 +205,7 @@ fn of_racing_conditional_writers_exactly_one_wins() {
         let etag = winners[0].etag;
         sim.run(node, 0, async move {
             assert_eq!(tag(&get(&store, "lock").await.unwrap()), etag);
-            audit(&store);
+            audit(&store).await;
         });
     }
 }
@@ -219,7 +236,7 @@ fn a_reader_keeps_its_object_while_the_key_moves_on() {
             store.read_chunk(id, 0, 1).await.err(),
             Some(StoreError::Gone)
         );
-        audit(&store);
+        audit(&store).await;
     });
 }
 
@@ -239,7 +256,7 @@ fn a_write_that_is_given_up_frees_its_space_and_its_handle() {
             .put_commit(write, BUCKET, key("a"), meta(&body), Condition::None)
             .await;
         assert_eq!(gone, Err(StoreError::Gone));
-        audit(&store);
+        audit(&store).await;
     });
 }
 
@@ -264,6 +281,6 @@ fn chunks_in_flight_together_land_in_the_order_of_the_calls() {
             .await
             .unwrap();
         assert_eq!(get(&store, "a").await.unwrap(), body);
-        audit(&store);
+        audit(&store).await;
     });
 }

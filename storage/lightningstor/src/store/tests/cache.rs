@@ -40,6 +40,6 @@ fn a_stored_object_is_found_through_a_record_in_memory() {
         assert_eq!(get(&store, "large").await.unwrap(), bytes(3, 200_000));
         assert_eq!(get(&store, "large").await.unwrap(), bytes(3, 200_000));
         assert_eq!(store.metrics().cache_hits, 1);
-        audit(&store);
+        audit(&store).await;
     });
 }

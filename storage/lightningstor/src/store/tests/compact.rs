@@ -58,7 +58,7 @@ async fn check(store: &Partition) {
         }
     }
     assert!(get(store, "parts").await.unwrap() == whole());
-    audit(store);
+    audit(store).await;
 }
 
 /// Objects of all sorts, half of them removed again, and an upload in progress with two parts.
@@ -149,15 +149,13 @@ fn replaying_moves_over_any_checkpoint_gives_the_same_index() {
         for segment in sealed(&store) {
             store.inner.compact(segment).await.unwrap();
         }
-        let places = |store: &Partition| {
-            let index = store.inner.index.borrow();
-            let entry = index.object(BUCKET, "parts").unwrap();
-            let EntryBody::Manifest(parts) = &entry.body else {
+        let places = async |store: &Partition| {
+            let EntryBody::Manifest(parts) = entry(store, "parts").await.body else {
                 panic!("a manifest");
             };
             parts.iter().map(|part| part.place).collect::<Vec<_>>()
         };
-        let before = places(&store);
+        let before = places(&store).await;
         // Not closed: the moves are only in the log, behind the checkpoint.
         let mut index = store.inner.index.take();
         drop(store);
@@ -165,7 +163,7 @@ fn replaying_moves_over_any_checkpoint_gives_the_same_index() {
         // A checkpoint states the first number of a bucket, an index without buckets does not.
         index.set_next_bucket(1);
         assert_eq!(*store.inner.index.borrow(), index);
-        assert_eq!(places(&store), before);
+        assert_eq!(places(&store).await, before);
         check(&store).await;
     });
 }
@@ -184,14 +182,17 @@ fn a_write_that_comes_first_is_not_undone_by_a_move() {
             }
         });
         for segment in sealed(&store) {
-            store.inner.compact(segment).await.unwrap();
+            // A checkpoint of the writer's may have released it.
+            if sealed(&store).contains(&segment) {
+                store.inner.compact(segment).await.unwrap();
+            }
         }
         writes.await;
         for number in (0..40).filter(|number| number % 4 < 2) {
             let name = format!("k{number:02}");
             assert_eq!(get(&store, &name).await.unwrap(), b"newer", "{name}");
         }
-        audit(&store);
+        audit(&store).await;
     });
 }
 
@@ -233,13 +234,8 @@ fn a_damaged_segment_is_left_alone_and_said() {
         put(&store, "kept", &bytes(1, 30_000)).await.unwrap();
         store
     });
-    let place = store
-        .inner
-        .index
-        .borrow()
-        .object(BUCKET, "kept")
-        .unwrap()
-        .place;
+    let known = store.clone();
+    let place = sim.run(node, 0, async move { entry(&known, "kept").await.place });
     let file = dir().join("log").join(format!("{:08}.seg", place.segment));
     disk.flip_bit(file, u64::from(place.offset) + 5_000);
     let filled = store.clone();

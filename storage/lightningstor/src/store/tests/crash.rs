@@ -235,7 +235,7 @@ async fn client(store: Partition, history: Rc<RefCell<History>>, mut rng: Rng, i
 
 /// Every key holds something that it may hold; that is the history from now on.
 async fn check(store: &Partition, history: &RefCell<History>, seed: u64) {
-    let listed = names(store);
+    let listed = names(store).await;
     assert!(
         listed.iter().all(|n| (0..KEYS).any(|k| name(k) == *n)),
         "seed {seed}: {listed:?}"
@@ -261,7 +261,7 @@ async fn check(store: &Partition, history: &RefCell<History>, seed: u64) {
             .unwrap_or_else(|| panic!("seed {seed}: key {at} holds {len:?}, not {possible:?}"));
         history.borrow_mut().settle(at, found);
     }
-    audit(store);
+    audit(store).await;
 }
 
 /// Checkpoints and compacts often, so that every run has some of both.

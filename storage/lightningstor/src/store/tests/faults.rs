@@ -14,16 +14,13 @@ fn a_flipped_bit_in_a_body_is_reported_and_never_served() {
         put(&filled, "large", &bytes(1, 300_000)).await.unwrap();
         put(&filled, "small", &bytes(2, 10_000)).await.unwrap();
     });
-    let extent = store.inner.index.borrow().all_extents()[0];
+    let known = store.clone();
+    let entries = async move { (entry(&known, "large").await, entry(&known, "small").await) };
+    let (large, small) = sim.run(node, 0, entries);
+    let extent = large.extents().next().unwrap();
     sim.disk(node)
         .flip_bit(dir().join("data"), extent.offset() + 70_000);
-    let place = store
-        .inner
-        .index
-        .borrow()
-        .object(BUCKET, "small")
-        .unwrap()
-        .place;
+    let place = small.place;
     let segment = dir().join("log").join(format!("{:08}.seg", place.segment));
     sim.disk(node)
         .flip_bit(segment, u64::from(place.offset) + 5_000);
@@ -71,7 +68,7 @@ fn a_failed_flush_of_bodies_ends_writing_and_not_reading() {
             "{refused:?}"
         );
         assert_eq!(get(&store, "old").await.unwrap(), bytes(1, 100_000));
-        assert_eq!(names(&store), ["old"]);
+        assert_eq!(names(&store).await, ["old"]);
         assert_eq!(store.metrics().poisoned, 1);
         assert!(store.close().await.is_err());
     });
@@ -99,7 +96,7 @@ fn a_full_disk_refuses_and_works_again_when_there_is_space() {
             }
         }
         assert!(full > 0 && stored.len() > 2, "{full} of 59 were refused");
-        audit(&store);
+        audit(&store).await;
         disk.set_capacity(1 << 30);
         for number in 60..80 {
             let name = format!("n{number:02}");
@@ -112,8 +109,8 @@ fn a_full_disk_refuses_and_works_again_when_there_is_space() {
                 "{name}"
             );
         }
-        assert_eq!(names(&store).len(), stored.len());
-        audit(&store);
+        assert_eq!(names(&store).await.len(), stored.len());
+        audit(&store).await;
     });
 }
 
@@ -135,7 +132,7 @@ fn dead_log_segments_are_released_behind_two_checkpoints() {
         let store = open().await;
         // 300 records of 32 KiB are 18 segments; 9 live ones lie in the newest.
         assert!(store.metrics().log_segments < 8, "{:?}", store.metrics());
-        assert_eq!(names(&store).len(), 9);
+        assert_eq!(names(&store).await.len(), 9);
     });
 }
 
@@ -162,7 +159,7 @@ fn a_damaged_checkpoint_falls_back_to_the_older_one() {
                 "{name}"
             );
         }
-        audit(&store);
+        audit(&store).await;
         store.close().await.unwrap();
     });
     // Without either, the log alone does not reach back: that is said, not guessed over.
@@ -191,7 +188,7 @@ fn a_half_written_checkpoint_is_removed() {
         file.write_at(b"half".to_vec(), 0).await.0.unwrap();
         drop(file);
         let store = open().await;
-        assert_eq!(names(&store).len(), 9);
+        assert_eq!(names(&store).await.len(), 9);
         assert!(engine::fs::metadata(&left).await.is_err());
     });
 }

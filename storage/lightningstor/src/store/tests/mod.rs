@@ -7,6 +7,7 @@ mod cache;
 mod compact;
 mod crash;
 mod faults;
+mod index;
 mod multipart;
 mod scrub;
 mod space;
@@ -25,7 +26,9 @@ use super::buckets::BucketTable;
 use super::config::{StoreConfig, UpkeepConfig};
 use super::error::StoreError;
 use super::extent::ExtentAllocator;
+use super::index::ObjectEntry;
 use super::partition::Partition;
+use super::recovery::count;
 use super::types::*;
 
 const ROOT: &str = "/data";
@@ -47,6 +50,8 @@ fn config() -> StoreConfig {
         log,
         data_grow_bytes: 1 << 20,
         checkpoint_log_bytes: 300 << 10,
+        checkpoint_reserve_bytes: 256 << 10,
+        runs_per_level: 2,
         crcs_inline_max: 3,
         part_bytes_min: 1000,
         upkeep: UpkeepConfig {
@@ -214,8 +219,9 @@ async fn get(store: &Partition, name: &str) -> Result<Vec<u8>, StoreError> {
     Ok(all)
 }
 
-fn names(store: &Partition) -> Vec<String> {
-    let chunk = store.list(BUCKET, ListCursor::Start, b"", 10_000);
+async fn names(store: &Partition) -> Vec<String> {
+    let chunk = store.list(BUCKET, ListCursor::Start, b"", 10_000).await;
+    let chunk = chunk.unwrap();
     assert!(!chunk.more);
     chunk
         .entries
@@ -224,9 +230,25 @@ fn names(store: &Partition) -> Vec<String> {
         .collect()
 }
 
-/// What is free and what the index refers to make up the data file, exactly. Nothing may be going on.
-fn audit(store: &Partition) {
-    let mut used = store.inner.index.borrow().all_extents();
+/// A key's entry in the index.
+async fn entry(store: &Partition, name: &str) -> ObjectEntry {
+    let found = store.inner.lookup(BUCKET, name, Version::NULL).await;
+    found.unwrap().unwrap()
+}
+
+/// What is free and what the index refers to make up the data file, exactly, and what is counted is
+/// there. Nothing may be going on but compaction.
+async fn audit(store: &Partition) {
+    let tally_now = || store.inner.index.borrow().tally().cloned().unwrap();
+    let (tally, mut used) = loop {
+        let before = tally_now();
+        let counted = count(store.inner.view()).await.unwrap();
+        // What moved meanwhile was counted in one place or the other.
+        if before == tally_now() {
+            break counted;
+        }
+    };
+    assert_eq!(tally_now(), tally);
     let space = store.inner.data.space().borrow();
     used.extend(space.discarding());
     assert_eq!(space.parked().count(), 0, "nobody reads");

@@ -91,7 +91,7 @@ fn parts_small_and_large_become_one_object_also_after_a_restart() {
             .await;
         assert_eq!(again.err(), Some(StoreError::NoSuchUpload));
         assert!(get(&store, "big").await.unwrap() == whole);
-        audit(&store);
+        audit(&store).await;
         for round in 0..60 {
             put(&store, "other", &bytes(round, 30_000)).await.unwrap();
         }
@@ -109,7 +109,7 @@ fn parts_small_and_large_become_one_object_also_after_a_restart() {
                 .unwrap()
         );
         assert_eq!(store.metrics().data_used_bytes, 0);
-        audit(&store);
+        audit(&store).await;
     });
 }
 
@@ -166,7 +166,7 @@ fn a_completion_names_what_is_wrong_with_its_parts() {
                 .is_ok()
         );
         assert_eq!(get(&store, "big").await.unwrap(), [2; 5000]);
-        audit(&store);
+        audit(&store).await;
     });
 }
 
@@ -200,6 +200,6 @@ fn an_aborted_upload_frees_its_parts_and_takes_no_more() {
             Err(StoreError::NoSuchUpload)
         );
         assert_eq!(store.metrics().data_used_bytes, 0);
-        audit(&store);
+        audit(&store).await;
     });
 }

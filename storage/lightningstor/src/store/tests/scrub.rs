@@ -30,20 +30,16 @@ fn flips_anywhere_are_found_by_scrub_and_never_served() {
     assert!(store.metrics().scrub_bytes > 3_050_000);
 
     let disk = sim.disk(node);
-    let extents = |name: &str| -> Vec<_> {
-        let index = store.inner.index.borrow();
-        index.object(BUCKET, name).unwrap().extents().collect()
+    let known = store.clone();
+    let entry = |name: &'static str| {
+        let known = known.clone();
+        sim.run(node, 0, async move { entry(&known, name).await })
     };
+    let extents = |name| entry(name).extents().collect::<Vec<_>>();
     disk.flip_bit(dir().join("data"), extents("l3")[0].offset() + 200_000);
     let table = *extents("l4").last().unwrap();
     disk.flip_bit(dir().join("data"), table.offset() + 9);
-    let place = store
-        .inner
-        .index
-        .borrow()
-        .object(BUCKET, "s5")
-        .unwrap()
-        .place;
+    let place = entry("s5").place;
     let file = dir().join("log").join(format!("{:08}.seg", place.segment));
     disk.flip_bit(file, u64::from(place.offset) + 3_000);
     sim.run_for(Duration::from_secs(64));

@@ -46,7 +46,7 @@ fn after_writing_and_removing_three_budgets_usage_is_near_the_live_bytes() {
         let bound = metrics.live_bytes * 11 / 10 + CONSTANT;
         assert!(used <= bound, "{used} bytes for {bound}: {metrics:?}");
         assert!(metrics.discarded_bytes > 30_000_000 && metrics.compacted_segments > 0);
-        audit(&store);
+        audit(&store).await;
         for round in (0..180).step_by(10) {
             let (small, large) = (format!("s{round:03}"), format!("l{round:03}"));
             assert_eq!(get(&store, &small).await.unwrap(), bytes(round, 30_000));
@@ -60,7 +60,7 @@ fn after_writing_and_removing_three_budgets_usage_is_near_the_live_bytes() {
         }
         store.close().await.unwrap();
         drop(store);
-        audit(&open().await);
+        audit(&open().await).await;
     });
 }
 

@@ -27,7 +27,7 @@ mod tests;
 
 use std::cmp::Reverse;
 
-pub(in crate::store) use self::block::{Block, BlockBuilder};
+pub(in crate::store) use self::block::{Block, BlockBuilder, BlockSlot};
 pub(in crate::store) use self::bloom::{Bloom, hash_of};
 pub(in crate::store) use self::cache::BlockCache;
 #[cfg(test)]

@@ -18,6 +18,9 @@ use super::error::{INDEX_RUN, StoreError};
 use super::index::{ObjectEntry, Rank, Slot};
 use super::run::{self, Block, BlockCache, Run, RunRef, hash_of};
 
+/// Bytes that a listing reads at a time.
+const LISTED_BYTES: usize = 64 << 10;
+
 /// The runs of one partition.
 pub(super) struct Runs {
     dir: PathBuf,
@@ -146,11 +149,7 @@ impl Runs {
         for number in numbers {
             let named = kept.contains(&number)
                 || self.building.borrow().contains(&number)
-                || self
-                    .list
-                    .borrow()
-                    .iter()
-                    .any(|run| run.of().number == number);
+                || self.is_listed(number);
             if !named {
                 run::remove(&self.dir, number).await?;
                 self.retired
@@ -198,6 +197,31 @@ impl Runs {
         })
     }
 
+    /// As [`Runs::block`], for who will want those behind it too: they are read with it.
+    pub(super) async fn block_and_more(
+        &self,
+        run: &Run,
+        number: usize,
+    ) -> Result<Rc<Block>, StoreError> {
+        let id = run.of().number;
+        if let Some(block) = self.cache.get(id, number) {
+            return Ok(block);
+        }
+        let blocks = run.read_ahead(number, LISTED_BYTES).await?;
+        let blocks: Vec<Rc<Block>> = blocks.into_iter().map(Rc::new).collect();
+        if self.is_listed(id) {
+            for (number, block) in (number..).zip(&blocks) {
+                self.cache.keep(id, number, block);
+            }
+        }
+        Ok(Rc::clone(&blocks[0]))
+    }
+
+    fn is_listed(&self, number: u64) -> bool {
+        let list = self.list.borrow();
+        list.iter().any(|run| run.of().number == number)
+    }
+
     /// A block, from memory when it was read lately.
     pub(super) async fn block(&self, run: &Run, number: usize) -> Result<Rc<Block>, StoreError> {
         let id = run.of().number;
@@ -206,12 +230,7 @@ impl Runs {
         }
         let block = Rc::new(run.read_block(number).await?);
         // A run that left the list meanwhile is not kept: nobody will ask again.
-        if self
-            .list
-            .borrow()
-            .iter()
-            .any(|listed| listed.of().number == id)
-        {
+        if self.is_listed(id) {
             self.cache.keep(id, number, &block);
         }
         Ok(block)

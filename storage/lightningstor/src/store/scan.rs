@@ -10,10 +10,12 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
+use futures_util::future::join_all;
+
 use super::error::{INDEX_RUN, StoreError};
 use super::index::{Index, Memtable, NamePosition, ObjectEntry, Rank, Shown};
 use super::partition::Inner;
-use super::run::{Block, Run};
+use super::run::{Block, BlockSlot, Run};
 use super::runs::Runs;
 
 /// What a walk shows of a name.
@@ -57,7 +59,7 @@ impl Seen<'_> {
 /// How blocks are fetched.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fetch {
-    /// One by one, through the cache.
+    /// A few at a time, through the cache.
     Cached,
     /// Many at a time, past the cache: for walks over everything.
     Ahead,
@@ -66,10 +68,9 @@ pub(super) enum Fetch {
 /// A place in one run.
 struct Cursor {
     run: Rc<Run>,
-    /// The block that is needed next, or is here.
+    /// The block that is needed next, or that the slot is in.
     number: usize,
-    block: Option<Rc<Block>>,
-    slot: usize,
+    slot: Option<BlockSlot>,
     ahead: VecDeque<Rc<Block>>,
     /// Whether the place in the next block is still to be searched for.
     seeking: bool,
@@ -80,15 +81,14 @@ impl Cursor {
         Cursor {
             run: Rc::clone(run),
             number: run.block_from(at),
-            block: None,
-            slot: 0,
+            slot: None,
             ahead: VecDeque::new(),
             seeking: true,
         }
     }
 
     fn needs_block(&self) -> bool {
-        self.block.is_none() && self.number < self.run.blocks()
+        self.slot.is_none() && self.number < self.run.blocks()
     }
 
     async fn load(
@@ -100,21 +100,21 @@ impl Cursor {
         while self.needs_block() {
             let block = match (self.ahead.pop_front(), fetch) {
                 (Some(block), _) => block,
-                (None, Fetch::Cached) => runs.block(&self.run, self.number).await?,
+                (None, Fetch::Cached) => runs.block_and_more(&self.run, self.number).await?,
                 (None, Fetch::Ahead) => {
-                    let blocks = self.run.read_ahead(self.number).await?;
+                    let blocks = self.run.read_ahead(self.number, usize::MAX).await?;
                     self.ahead.extend(blocks.into_iter().map(Rc::new));
                     continue;
                 }
             };
-            self.slot = if self.seeking {
+            let first = if self.seeking {
                 block.first(|rank| at.is_past(rank))
             } else {
                 0
             };
-            if self.slot < block.len() {
+            if first < block.len() {
                 self.seeking = false;
-                self.block = Some(block);
+                self.slot = Some(block.slot(first));
             } else {
                 self.number += 1;
             }
@@ -122,19 +122,13 @@ impl Cursor {
         Ok(())
     }
 
-    fn peek(&self) -> Option<(Rank<'_>, Option<&[u8]>)> {
-        let block = self.block.as_ref()?;
-        Some((block.rank(self.slot), block.entry(self.slot)))
+    fn rank(&self) -> Option<Rank<'_>> {
+        self.slot.as_ref().map(BlockSlot::rank)
     }
 
     fn step(&mut self) {
-        self.slot += 1;
-        if self
-            .block
-            .as_ref()
-            .is_some_and(|block| self.slot >= block.len())
-        {
-            self.block = None;
+        self.slot = self.slot.take().and_then(BlockSlot::next);
+        if self.slot.is_none() {
             self.number += 1;
         }
     }
@@ -151,27 +145,64 @@ enum Pause {
 pub(super) struct Scan {
     at: NamePosition,
     fetch: Fetch,
+    /// Newest run first.
     cursors: Vec<Cursor>,
-    /// The cursors whose place is the name that is shown.
-    hit: Vec<usize>,
+    /// Numbers of the cursors that have a slot, the least name first, of equal names the newest run.
+    order: Vec<usize>,
 }
 
 impl Scan {
     pub(super) fn new(list: &[Rc<Run>], at: NamePosition, fetch: Fetch) -> Scan {
-        let cursors = list.iter().map(|run| Cursor::new(run, &at)).collect();
+        let cursors: Vec<Cursor> = list.iter().map(|run| Cursor::new(run, &at)).collect();
         Scan {
             at,
             fetch,
+            order: Vec::with_capacity(cursors.len()),
             cursors,
-            hit: Vec::new(),
         }
     }
 
+    /// Fetches what cursors need, all at the same time.
     async fn load(&mut self, runs: &Runs) -> Result<(), StoreError> {
-        for cursor in &mut self.cursors {
-            cursor.load(runs, self.fetch, &self.at).await?;
+        let (fetch, at) = (self.fetch, &self.at);
+        let needy = self
+            .cursors
+            .iter_mut()
+            .filter(|cursor| cursor.needs_block());
+        let loads: Vec<_> = needy.map(|cursor| cursor.load(runs, fetch, at)).collect();
+        for loaded in join_all(loads).await {
+            loaded?;
+        }
+        self.order.clear();
+        for number in 0..self.cursors.len() {
+            if self.cursors[number].slot.is_some() {
+                self.insert(number);
+            }
         }
         Ok(())
+    }
+
+    /// Puts a cursor into the order.
+    fn insert(&mut self, number: usize) {
+        let key = |number: usize| (self.cursors[number].rank(), number);
+        let own = key(number);
+        let place = self.order.iter().position(|other| own < key(*other));
+        self.order.insert(place.unwrap_or(self.order.len()), number);
+    }
+
+    /// Moves the cursors that show a name behind it; false when one of them needs its next block.
+    fn pass(&mut self, hits: usize) -> bool {
+        let mut whole = true;
+        for _ in 0..hits {
+            let number = self.order.remove(0);
+            self.cursors[number].step();
+            if self.cursors[number].slot.is_some() {
+                self.insert(number);
+            } else {
+                whole &= !self.cursors[number].needs_block();
+            }
+        }
+        whole
     }
 
     /// Shows names in order until a run needs its next block, `show` stops it, or nothing is left.
@@ -192,36 +223,31 @@ impl Scan {
                     least = Some((rank, slot.as_ref().map_or(Seen::Gone, Seen::Entry)));
                 }
             }
-            self.hit.clear();
-            for (number, cursor) in self.cursors.iter().enumerate() {
-                let Some((rank, entry)) = cursor.peek() else {
-                    if cursor.needs_block() {
-                        return Pause::NeedsBlock;
-                    }
-                    continue;
-                };
-                let order = least.map(|(other, _)| rank.cmp(&other));
-                if order.is_none_or(std::cmp::Ordering::is_lt) {
-                    self.hit.clear();
-                    let seen = entry.map_or(Seen::Gone, |bytes| Seen::Stored(&cursor.run, bytes));
-                    least = Some((rank, seen));
-                }
-                if order.is_none_or(std::cmp::Ordering::is_le) {
-                    self.hit.push(number);
-                }
+            // In the order of names: the first is the least, and those of its name stand behind it.
+            let front = self.order.first().map(|number| &self.cursors[*number]);
+            if let Some((cursor, slot)) = front.and_then(|c| Some((c, c.slot.as_ref()?)))
+                && least.is_none_or(|(other, _)| slot.rank() < other)
+            {
+                let stored = |bytes| Seen::Stored(&cursor.run, bytes);
+                least = Some((slot.rank(), slot.entry().map_or(Seen::Gone, stored)));
             }
             let Some((rank, seen)) = least else {
                 return Pause::End;
             };
+            let same = self.order.iter();
+            let hits = same
+                .take_while(|number| self.cursors[**number].rank() == Some(rank))
+                .count();
             let shown = show(rank, seen);
             newer.next_if(|(other, _)| *other == rank);
             older.next_if(|(other, _)| *other == rank);
             self.at.pass(rank);
-            for number in &self.hit {
-                self.cursors[*number].step();
-            }
+            let whole = self.pass(hits);
             if shown.is_break() {
                 return Pause::Stopped;
+            }
+            if !whole {
+                return Pause::NeedsBlock;
             }
         }
     }

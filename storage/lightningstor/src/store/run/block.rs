@@ -10,6 +10,8 @@
 //! first and are checked once, so that a slot is reached without reading those before it.
 
 use std::cmp::Reverse;
+use std::ops::Range;
+use std::rc::Rc;
 
 use crate::store::bytes::{Decode, Malformed, Reader, Writer};
 use crate::store::index::Rank;
@@ -76,6 +78,43 @@ impl BlockBuilder {
     }
 }
 
+/// A slot of a block, its name at hand.
+#[derive(Clone, Debug)]
+pub(in crate::store) struct BlockSlot {
+    block: Rc<Block>,
+    number: usize,
+    bucket: BucketId,
+    key: Range<usize>,
+    version: u64,
+}
+
+impl BlockSlot {
+    pub(in crate::store) fn rank(&self) -> Rank<'_> {
+        let key = &self.block.bytes[self.key.clone()];
+        (self.bucket, key, Reverse(self.version))
+    }
+
+    pub(in crate::store) fn entry(&self) -> Option<&[u8]> {
+        self.block.entry(self.number)
+    }
+
+    /// The one behind it; `None` when it is the block's last.
+    pub(in crate::store) fn next(self) -> Option<BlockSlot> {
+        let number = self.number + 1;
+        if number >= self.block.count {
+            return None;
+        }
+        let (bucket, key, version) = self.block.name(number);
+        Some(BlockSlot {
+            number,
+            bucket,
+            key,
+            version,
+            ..self
+        })
+    }
+}
+
 /// A block that was read.
 #[derive(Debug)]
 pub(in crate::store) struct Block {
@@ -84,7 +123,8 @@ pub(in crate::store) struct Block {
 }
 
 impl Block {
-    /// Takes a block's bytes; every slot of it can be reached afterwards.
+    /// Takes a block's bytes; every slot of it can be reached afterwards. Their order is the
+    /// writer's, which a CRC vouches for.
     pub(in crate::store) fn parse(bytes: Box<[u8]>) -> Decode<Block> {
         let count = Reader::new(&bytes).count(4 + SLOT_HEAD + 1, "slots")?;
         let block = Block { bytes, count };
@@ -109,7 +149,7 @@ impl Block {
                     OBJECT => true,
                     _ => false,
                 };
-            if !whole || (number > 0 && block.rank(number - 1) >= block.rank(number)) {
+            if !whole {
                 return Err(bad);
             }
             least = end;
@@ -148,16 +188,34 @@ impl Block {
         u64::from_le_bytes(value)
     }
 
-    /// The name of a slot.
-    pub(in crate::store) fn rank(&self, number: usize) -> Rank<'_> {
+    /// Where a slot's key lies in the block, with the rest of its name.
+    fn name(&self, number: usize) -> (BucketId, Range<usize>, u64) {
         let at = self.offset(number);
         let key_len = usize::from(u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]));
         let key = at + SLOT_HEAD;
         (
             BucketId(self.u64_at(at + 2)),
-            &self.bytes[key..key + key_len],
-            Reverse(self.u64_at(at + 10)),
+            key..key + key_len,
+            self.u64_at(at + 10),
         )
+    }
+
+    /// The name of a slot.
+    pub(in crate::store) fn rank(&self, number: usize) -> Rank<'_> {
+        let (bucket, key, version) = self.name(number);
+        (bucket, &self.bytes[key], Reverse(version))
+    }
+
+    /// A slot that stands for itself.
+    pub(in crate::store) fn slot(self: &Rc<Self>, number: usize) -> BlockSlot {
+        let (bucket, key, version) = self.name(number);
+        BlockSlot {
+            block: Rc::clone(self),
+            number,
+            bucket,
+            key,
+            version,
+        }
     }
 
     /// What a slot holds: an entry's bytes, or nothing.

@@ -293,19 +293,20 @@ impl Run {
         }
     }
 
-    /// Reads blocks from `first` on, of together at most about 256 KiB.
+    /// Reads blocks from `first` on, of together at most about `bytes_max`, which may be 256 KiB.
     ///
     /// # Errors
     /// As [`Run::read_block`].
     pub(in crate::store) async fn read_ahead(
         &self,
         first: usize,
+        bytes_max: usize,
     ) -> Result<Vec<Block>, StoreError> {
         let begin = self.blocks[first].offset();
         let rest = self.blocks[first..].iter();
         let end_of = |block: &BlockMeta| block.offset() + u64::from(block.len);
         let count = rest
-            .take_while(|block| end_of(block) - begin <= PIECE as u64)
+            .take_while(|block| end_of(block) - begin <= bytes_max.min(PIECE) as u64)
             .count();
         let span = first..first + count.max(1);
         let len = end_of(&self.blocks[span.end - 1]) - begin;

@@ -215,7 +215,7 @@ impl Inner {
             if owner == live.owner {
                 moves.push(async move {
                     let record = live.record;
-                    let show = |inner: &Inner, place| inner.show(place, record, old);
+                    let show = |inner: &Inner, place| inner.show(place, record, old.as_ref());
                     let moved = self.move_record(live.kind, &live.payload, show);
                     moved.await.map(drop)
                 });
@@ -281,7 +281,7 @@ impl Inner {
         };
         rename(parts, &copied);
         let head = record.encode_head();
-        let show = |inner: &Inner, place| inner.show(place, record, old);
+        let show = |inner: &Inner, place| inner.show(place, record, old.as_ref());
         self.move_record(Kind::UploadComplete, &head, show)
             .await
             .map(drop)

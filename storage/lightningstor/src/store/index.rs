@@ -98,7 +98,12 @@ impl Upload {
 impl Index {
     /// Applies a durable record over what its key had, if it is an object's; returns the extents that
     /// nothing refers to any more.
-    pub(crate) fn apply(&mut self, place: Place, record: Record, old: Slot) -> Vec<Extent> {
+    pub(crate) fn apply(
+        &mut self,
+        place: Place,
+        record: Record,
+        old: Option<&ObjectEntry>,
+    ) -> Vec<Extent> {
         let Record {
             bucket,
             key,
@@ -117,8 +122,8 @@ impl Index {
                 self.replace_object((bucket, key), version, entry, old, Vec::new())
             }
             Change::Delete => {
-                let freed = extents_of(old.as_ref());
-                self.set_slot(bucket, ObjectName { key, version }, None, old.as_ref());
+                let freed = extents_of(old);
+                self.set_slot(bucket, ObjectName { key, version }, None, old);
                 freed
             }
             Change::BucketCreate { owner, created_ms } => {
@@ -148,7 +153,7 @@ impl Index {
         name: (BucketId, Box<str>),
         version: Version,
         change: Change,
-        old: Slot,
+        old: Option<&ObjectEntry>,
     ) -> Vec<Extent> {
         match change {
             Change::UploadCreate {
@@ -208,17 +213,12 @@ impl Index {
         (bucket, key): (BucketId, Box<str>),
         version: Version,
         entry: ObjectEntry,
-        old: Slot,
+        old: Option<&ObjectEntry>,
         mut freed: Vec<Extent>,
     ) -> Vec<Extent> {
-        freed.extend(extents_of(old.as_ref()));
+        freed.extend(extents_of(old));
         let freed = without(freed, entry.extents());
-        self.set_slot(
-            bucket,
-            ObjectName { key, version },
-            Some(entry),
-            old.as_ref(),
-        );
+        self.set_slot(bucket, ObjectName { key, version }, Some(entry), old);
         freed
     }
 

@@ -28,7 +28,7 @@ use super::checkpoint::file::Kept;
 use super::config::StoreConfig;
 use super::data::{DataFile, Poison};
 use super::error::StoreError;
-use super::index::{Index, Slot};
+use super::index::{Index, ObjectEntry, Slot};
 use super::locks::KeyLocks;
 use super::metrics::Counters;
 use super::read::ReadState;
@@ -337,13 +337,13 @@ impl Inner {
         self.upkeep.appends.set(self.upkeep.appends.get() + 1);
         let parts: [&[u8]; 2] = [&head, body.map_or(&[][..], |b| b)];
         self.append_parts(kind, &parts, claim, |inner, place| {
-            inner.show(place, record, old);
+            inner.show(place, record, old.as_ref());
         })
         .await
     }
 
     /// Applies a durable record.
-    pub(super) fn show(&self, place: Place, record: Record, old: Slot) {
+    pub(super) fn show(&self, place: Place, record: Record, old: Option<&ObjectEntry>) {
         let freed = self.index.borrow_mut().apply(place, record, old);
         self.data.space().borrow_mut().free(freed);
     }

@@ -142,7 +142,7 @@ pub(super) async fn count(view: View<'_>) -> Result<(Tally, Vec<Extent>), StoreE
     let mut extents: Vec<Extent> = view.index.borrow().upload_extents().collect();
     let mut broken = None;
     let walked = view.walk(NamePosition::start(), Fetch::Ahead, |_, seen| {
-        match seen.entry(view.runs) {
+        match seen.entry() {
             Ok(entry) => {
                 if let Some(entry) = entry {
                     tally.gain_object(&entry);

@@ -13,9 +13,8 @@ use std::rc::Rc;
 
 use engine::fs;
 
-use super::bytes::Reader;
-use super::error::{INDEX_RUN, StoreError};
-use super::index::{ObjectEntry, Rank, Slot};
+use super::error::StoreError;
+use super::index::{Rank, Slot};
 use super::run::{self, Block, BlockCache, Run, RunRef, hash_of};
 
 /// Bytes that a listing reads at a time.
@@ -175,26 +174,12 @@ impl Runs {
                 continue;
             };
             let block = self.block(run, number).await?;
-            match block.find(rank) {
-                None => {}
-                Some(None) => return Ok(Some(None)),
-                Some(Some(entry)) => return Ok(Some(Some(self.decode(run, entry)?))),
+            if let Some(slot) = block.find(rank) {
+                let entry = block.entry(slot);
+                return entry.map(|bytes| run.decode(bytes)).transpose().map(Some);
             }
         }
         Ok(None)
-    }
-
-    pub(super) fn decode(&self, run: &Run, entry: &[u8]) -> Result<ObjectEntry, StoreError> {
-        let mut from = Reader::new(entry);
-        let decoded = ObjectEntry::decode(&mut from).and_then(|entry| {
-            from.end("entry")?;
-            Ok(entry)
-        });
-        decoded.map_err(|malformed| StoreError::Corrupt {
-            what: format!("run {} of the index ({malformed})", run.of().number),
-            segment: INDEX_RUN,
-            offset: 0,
-        })
     }
 
     /// As [`Runs::block`], for who will want those behind it too: they are read with it.

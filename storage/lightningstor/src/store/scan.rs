@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use futures_util::future::join_all;
 
-use super::error::{INDEX_RUN, StoreError};
+use super::error::StoreError;
 use super::index::{Index, Memtable, NamePosition, ObjectEntry, Rank, Shown};
 use super::partition::Inner;
 use super::run::{Block, BlockSlot, Run};
@@ -31,11 +31,11 @@ pub(super) enum Seen<'a> {
 
 impl Seen<'_> {
     /// The whole entry; `None` for nothing.
-    pub(super) fn entry(self, runs: &Runs) -> Result<Option<ObjectEntry>, StoreError> {
+    pub(super) fn entry(self) -> Result<Option<ObjectEntry>, StoreError> {
         match self {
             Seen::Gone => Ok(None),
             Seen::Entry(entry) => Ok(Some(entry.clone())),
-            Seen::Stored(run, bytes) => runs.decode(run, bytes).map(Some),
+            Seen::Stored(run, bytes) => run.decode(bytes).map(Some),
         }
     }
 
@@ -46,11 +46,9 @@ impl Seen<'_> {
             Seen::Entry(entry) => Ok(Some(entry.shown())),
             Seen::Stored(run, bytes) => {
                 let shown = Shown::decode(bytes);
-                shown.map(Some).map_err(|malformed| StoreError::Corrupt {
-                    what: format!("run {} of the index ({malformed})", run.of().number),
-                    segment: INDEX_RUN,
-                    offset: 0,
-                })
+                shown
+                    .map(Some)
+                    .map_err(|malformed| run.malformed(malformed))
             }
         }
     }

@@ -300,7 +300,9 @@ impl Inner {
             next = (!matches!(cursor, WalkCursor::End)).then(|| {
                 let mut payload = Vec::with_capacity(FRAME_ITEMS * 2);
                 if number == 1 {
-                    runs.iter().for_each(|run| put_run(&mut payload, *run));
+                    for run in runs {
+                        put_run(&mut payload, *run);
+                    }
                     items += runs.len() as u64;
                 }
                 items += self

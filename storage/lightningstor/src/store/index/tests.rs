@@ -154,7 +154,7 @@ impl History {
         };
         self.log.push((place, record.clone()));
         let old = self.object(&record.key);
-        for extent in self.index.apply(place, record, old) {
+        for extent in self.index.apply(place, record, old.as_ref()) {
             assert!(
                 self.owned.remove(&extent),
                 "{extent:?} is freed once, by its owner"

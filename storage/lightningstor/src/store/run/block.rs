@@ -242,8 +242,8 @@ impl Block {
     }
 
     /// The slot of a name.
-    pub(in crate::store) fn find(&self, rank: Rank<'_>) -> Option<Option<&[u8]>> {
+    pub(in crate::store) fn find(&self, rank: Rank<'_>) -> Option<usize> {
         let number = self.first(|other| other < rank);
-        (number < self.count && self.rank(number) == rank).then(|| self.entry(number))
+        (number < self.count && self.rank(number) == rank).then_some(number)
     }
 }

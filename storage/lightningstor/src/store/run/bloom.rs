@@ -37,7 +37,7 @@ impl Bloom {
 
     fn line(&self, hash: u64) -> usize {
         let lines = (self.words.len() / LINE_WORDS) as u64;
-        ((hash >> 32) * lines >> 32) as usize * LINE_WORDS
+        (((hash >> 32) * lines) >> 32) as usize * LINE_WORDS
     }
 
     /// Bits of a line that a hash sets: (word, mask).

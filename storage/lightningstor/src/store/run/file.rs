@@ -16,8 +16,9 @@ use super::{
     ALIGN, BLOCK_BYTES, Block, BlockBuilder, BlockMeta, Bloom, FOOT_BYTES, Foot, RunRef, Section,
     decode_table, encode_table, hash_of,
 };
+use crate::store::bytes::{Malformed, Reader};
 use crate::store::error::{INDEX_RUN, StoreError};
-use crate::store::index::{NamePosition, Rank};
+use crate::store::index::{NamePosition, ObjectEntry, Rank};
 use crate::store::types::Version;
 
 /// Files of a run.
@@ -290,6 +291,27 @@ impl Run {
                 Ok(()) => self.mended.set(self.mended.get() + 1),
                 Err(error) => tracing::error!(%path, offset, %error, "it is not mended"),
             }
+        }
+    }
+
+    /// Decodes the entry of a slot.
+    ///
+    /// # Errors
+    /// `Corrupt`: the block is as it was written, and the writer was wrong.
+    pub(in crate::store) fn decode(&self, entry: &[u8]) -> Result<ObjectEntry, StoreError> {
+        let mut from = Reader::new(entry);
+        let decoded = ObjectEntry::decode(&mut from).and_then(|entry| {
+            from.end("entry")?;
+            Ok(entry)
+        });
+        decoded.map_err(|malformed| self.malformed(malformed))
+    }
+
+    pub(in crate::store) fn malformed(&self, malformed: Malformed) -> StoreError {
+        StoreError::Corrupt {
+            what: format!("run {} of the index ({malformed})", self.of.number),
+            segment: INDEX_RUN,
+            offset: 0,
         }
     }
 

@@ -4,11 +4,14 @@
 //! belong to the process, and a blocking pool works in threads of its own; a server thread's
 //! clock would miss both. Never measures wall time for a CPU bar.
 
+use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::mem;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -57,11 +60,39 @@ pub fn pin(cpu: usize) -> Result<()> {
     Ok(())
 }
 
+/// Asks a program that this process has started, and not yet waited for, to end (SIGTERM).
+pub fn terminate(child: &Child) -> Result<()> {
+    let id = libc::pid_t::try_from(child.id()).context("a process id past its type")?;
+    // SAFETY: the call takes two numbers. A child that nobody has waited for keeps its id, so no
+    // other process is meant.
+    let result = unsafe { libc::kill(id, libc::SIGTERM) };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).with_context(|| format!("end process {id}"));
+    }
+    Ok(())
+}
+
+/// Bytes that may still be written into the file system that holds `dir`.
+pub fn free_bytes(dir: &Path) -> Result<u64> {
+    let path = CString::new(dir.as_os_str().as_bytes()).context("a path with a zero byte")?;
+    // SAFETY: statvfs is a plain struct of numbers, for which all zeroes is a value.
+    let mut found: libc::statvfs = unsafe { mem::zeroed() };
+    // SAFETY: `path` ends with a zero byte and `found` is writable; both outlive the call, which
+    // keeps no pointer to either.
+    let result = unsafe { libc::statvfs(path.as_ptr(), &raw mut found) };
+    if result != 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("look how much is free in {}", dir.display()));
+    }
+    Ok(found.f_bavail * found.f_frsize)
+}
+
 /// What stands beside the figures.
 pub struct Facts {
     kernel: String,
     cpu: String,
     cpus: usize,
+    memory_gib: f64,
     load: String,
 }
 
@@ -80,6 +111,7 @@ impl Facts {
             cpus: std::thread::available_parallelism()
                 .context("count the CPUs")?
                 .get(),
+            memory_gib: memory_gib(&first_line("/proc/meminfo")?)?,
             load: first_line("/proc/loadavg")?,
         })
     }
@@ -91,10 +123,24 @@ impl fmt::Display for Facts {
             kernel,
             cpu,
             cpus,
+            memory_gib,
             load,
         } = self;
-        write!(f, "Linux {kernel}, {cpus} × {cpu}, load {load}")
+        write!(
+            f,
+            "Linux {kernel}, {cpus} × {cpu}, {memory_gib:.1} GiB, load {load}"
+        )
     }
+}
+
+/// Memory of the machine out of the first line of `/proc/meminfo`.
+fn memory_gib(line: &str) -> Result<f64> {
+    let total = line
+        .strip_prefix("MemTotal:")
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.parse::<f64>().ok());
+    let kib = total.with_context(|| format!("not the first line of /proc/meminfo: {line:?}"))?;
+    Ok(kib / f64::from(1 << 20))
 }
 
 fn first_line(path: &str) -> Result<String> {
@@ -199,6 +245,20 @@ mod tests {
             }
             .is_memory()
         );
+    }
+
+    #[test]
+    fn the_memory_of_a_machine_is_read_in_gib() {
+        let gib = memory_gib("MemTotal:        2097152 kB").unwrap();
+        assert_eq!(gib.to_bits(), 2.0f64.to_bits());
+        assert!(memory_gib("MemFree: 1 kB").is_err());
+    }
+
+    #[test]
+    fn a_directory_has_free_bytes_and_a_missing_one_is_an_error() {
+        assert!(free_bytes(Path::new("/")).unwrap() > 0);
+        let error = free_bytes(Path::new("/no/such/directory")).unwrap_err();
+        assert!(error.to_string().contains("/no/such/directory"));
     }
 
     #[test]

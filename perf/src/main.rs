@@ -7,6 +7,7 @@
 mod engine;
 mod machine;
 mod objects;
+mod page;
 mod report;
 
 use std::process::ExitCode;
@@ -28,8 +29,8 @@ struct Cli {
 enum Bench {
     /// CPU per operation of the engine's shapes, beside hand-written io_uring, tokio and compio.
     Engine(engine::EngineArgs),
-    /// GET, PUT and LIST of objects, beside nginx, s3s-fs and Garage.
-    Objects(objects::ObjectsArgs),
+    /// GET, PUT and LIST of objects, beside nginx, s3s-fs and Garage; trials of our node alone.
+    Objects(Box<objects::ObjectsArgs>),
 }
 
 fn main() -> ExitCode {

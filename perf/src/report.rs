@@ -123,7 +123,8 @@ impl Row {
         serde_json::to_string(&row).with_context(|| format!("print {} as JSON", row.bar))
     }
 
-    fn cells(&self) -> [String; 8] {
+    /// Its cells in a table: bar, contender, median, spread, unit, ratio, limit, verdict.
+    pub fn cells(&self) -> [String; 8] {
         let Spread { median, min, max } = self.spread;
         let limit = match (self.limit, self.peer.as_ref()) {
             (None, _) => "-".to_owned(),

@@ -26,7 +26,7 @@ pub struct Options {
 enum Suite {
     /// Echo, random read, group commit and cross-shard hop beside raw io_uring, tokio, compio
     Engine,
-    /// GET, PUT and LIST beside nginx and s3s-fs
+    /// GET, PUT and LIST beside nginx and s3s-fs; restart, memory, compaction and tenants of our node
     Objects,
 }
 

@@ -40,6 +40,9 @@ pub enum Cell {
     /// LIST of pages of 1,000 out of 1,000,000 keys, one connection; with --large.
     #[value(name = "list-1e6")]
     List1e6,
+    /// LIST by a delimiter, which rolls 1,000,000 keys up to 10 common prefixes; with --large.
+    #[value(name = "list-rolled-1e6")]
+    ListRolled1e6,
 }
 
 /// What one request of a cell does.
@@ -51,6 +54,8 @@ pub enum Job {
     Put(usize),
     /// Reads one page of a bucket of so many keys.
     List(u32),
+    /// Reads the common prefixes of a bucket of so many keys.
+    Roll(u32),
 }
 
 /// The names of a cell's bars.
@@ -64,6 +69,8 @@ pub struct Bars {
     pub rate: &'static str,
     /// Wall time of the whole run for an operation: the rate turned over, so that less is better.
     pub wall: &'static str,
+    /// CPU for a key, held against that of a short listing.
+    pub flat: &'static str,
     /// Median latency.
     pub p50: &'static str,
     /// 99th percentile of latency.
@@ -79,6 +86,7 @@ macro_rules! bars {
             cpu_beside: concat!($cell, "/cpu-beside-nginx"),
             rate: concat!($cell, "/rate"),
             wall: concat!($cell, "/wall"),
+            flat: concat!($cell, "/cpu-beside-1e4"),
             p50: concat!($cell, "/p50"),
             p99: concat!($cell, "/p99"),
             yield_: concat!($cell, "/yield"),
@@ -98,6 +106,7 @@ impl Cell {
             Self::List1e4 => "list-1e4",
             Self::List1e5 => "list-1e5",
             Self::List1e6 => "list-1e6",
+            Self::ListRolled1e6 => "list-rolled-1e6",
         }
     }
 
@@ -112,6 +121,7 @@ impl Cell {
             Self::List1e4 => bars!("list-1e4"),
             Self::List1e5 => bars!("list-1e5"),
             Self::List1e6 => bars!("list-1e6"),
+            Self::ListRolled1e6 => bars!("list-rolled-1e6"),
         }
     }
 
@@ -125,6 +135,7 @@ impl Cell {
             Self::List1e4 => Job::List(10_000),
             Self::List1e5 => Job::List(100_000),
             Self::List1e6 => Job::List(1_000_000),
+            Self::ListRolled1e6 => Job::Roll(1_000_000),
         }
     }
 
@@ -134,13 +145,13 @@ impl Cell {
             Self::GetSmall16 => 16,
             Self::GetSmall64 | Self::PutSmall64 => 64,
             Self::GetBig4 | Self::PutBig4 => 4,
-            Self::List1e4 | Self::List1e5 | Self::List1e6 => 1,
+            Self::List1e4 | Self::List1e5 | Self::List1e6 | Self::ListRolled1e6 => 1,
         }
     }
 
     /// Whether it runs only when asked for by --large or by its name.
     pub fn is_large(self) -> bool {
-        matches!(self, Self::List1e5 | Self::List1e6)
+        matches!(self, Self::List1e5 | Self::List1e6 | Self::ListRolled1e6)
     }
 }
 

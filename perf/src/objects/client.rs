@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client to fill servers and to check what they answer; the load comes from wrk.
 //!
-//! One connection, one request at a time, every wait with a deadline, every answer bounded. It
-//! follows no redirect and never retries.
+//! One connection, every wait with a deadline, every answer bounded. Requests go one at a time, or as
+//! a batch of which the answers come in order. It follows no redirect and never retries.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
@@ -27,7 +27,12 @@ pub struct Answer {
 impl Answer {
     /// Refuses any status but 200, and carries what the server said.
     pub fn ok(self) -> Result<Vec<u8>> {
-        if self.status != 200 {
+        self.has(200)
+    }
+
+    /// Refuses any other status, and carries what the server said.
+    fn has(self, status: u16) -> Result<Vec<u8>> {
+        if self.status != status {
             let said = String::from_utf8_lossy(&self.body);
             let said: String = said.chars().take(400).collect();
             bail!("the server answered {}: {said}", self.status);
@@ -77,15 +82,37 @@ impl Client {
     }
 
     fn exchange(&mut self, method: &str, target: &str, body: &[u8]) -> Result<Answer> {
+        // One write for head and body: two would wait for each other's acknowledgement.
+        let mut bytes = Vec::new();
+        self.write_request(&mut bytes, method, target, body);
+        self.stream.write_all(&bytes).context("send")?;
+        self.answer()
+    }
+
+    /// Adds a request to a batch.
+    pub fn write_request(&self, batch: &mut Vec<u8>, method: &str, target: &str, body: &[u8]) {
         let host = &self.host;
         let length = match method {
             "PUT" => format!("Content-Length: {}\r\n", body.len()),
             _ => String::new(),
         };
         let head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{length}\r\n");
-        // One write for head and body: two would wait for each other's acknowledgement.
-        let bytes = [head.as_bytes(), body].concat();
-        self.stream.write_all(&bytes).context("send")?;
+        batch.extend_from_slice(head.as_bytes());
+        batch.extend_from_slice(body);
+    }
+
+    /// Sends a batch of `count` requests and reads their answers, each of which must have `status`.
+    /// The answers must fit into the sockets' buffers: they are read only when all was sent.
+    pub fn send_batch(&mut self, batch: &[u8], count: usize, status: u16) -> Result<()> {
+        let host = self.host.clone();
+        let mut send = || -> Result<()> {
+            self.stream.write_all(batch).context("send")?;
+            (0..count).try_for_each(|_| self.answer()?.has(status).map(drop))
+        };
+        send().with_context(|| format!("a batch of {count} requests at {host}"))
+    }
+
+    fn answer(&mut self) -> Result<Answer> {
         let (status, framing) = self.head()?;
         let body = match framing {
             Framing::Length(length) => self.take(length)?,
@@ -232,6 +259,26 @@ mod tests {
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n",
         );
         assert_eq!(answer.unwrap().ok().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn the_answers_of_a_batch_are_all_looked_at() {
+        let send = |answer| {
+            let mut client = client(answer);
+            let mut batch = Vec::new();
+            client.write_request(&mut batch, "DELETE", "/a", b"");
+            client.write_request(&mut batch, "DELETE", "/b", b"");
+            client.send_batch(&batch, 2, 204)
+        };
+        let gone = b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n";
+        send(gone).unwrap();
+        let refused =
+            b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 403 No\r\nContent-Length: 3\r\n\r\nwhy";
+        let text = format!("{:#}", send(refused).unwrap_err());
+        assert!(
+            text.contains("403") && text.contains("batch of 2"),
+            "{text}"
+        );
     }
 
     #[test]

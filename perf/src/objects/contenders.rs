@@ -21,6 +21,8 @@ use super::proc;
 use super::process::{Process, SERVER_CPU};
 use super::site::{Keys, Site};
 
+pub use ultracloud::{Cpus, Node, Setup};
+
 /// Our name in the report.
 pub const OURS: &str = ultracloud::NAME;
 /// The static file server's name.

@@ -6,15 +6,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::body;
 use super::cell::{BIG_BYTES, Cell, Job, PAGE_KEYS, SMALL_BYTES};
-use super::process::LOAD_CPU;
+use super::fill::{Fill, Method};
 use super::site::{Access, Site};
-use crate::machine;
 
 /// The bucket of everything but listings.
 const BUCKET: &str = "perf-objects";
@@ -26,8 +24,10 @@ const BIG_READ_KEYS: u32 = 8;
 const BIG_WRITE_KEYS: u32 = 16;
 /// Bytes of an object that is there to be listed.
 const LISTED_BYTES: usize = 16;
-/// Connections that fill a site: durable servers commit their PUTs in groups.
-const FILL_CONNECTIONS: u32 = 32;
+/// Keys that a delimiter rolls up to one common prefix.
+const GROUP_KEYS: u32 = 100_000;
+/// The delimiter, which no server takes for a directory of its own.
+const DELIMITER: &str = "-";
 /// Small objects between two that are compared.
 const SAMPLE_STEP: usize = 40;
 /// Written objects that are compared after a window.
@@ -48,11 +48,11 @@ impl Keys {
             Job::Get(_) => ("big-", BIG_READ_KEYS),
             Job::Put(SMALL_BYTES) => ("small-put-", SMALL_KEYS),
             Job::Put(_) => ("big-put-", BIG_WRITE_KEYS),
-            Job::List(count) => ("key-", count),
+            Job::List(count) | Job::Roll(count) => ("key-", count),
         };
         let bucket = match cell.job() {
             Job::Get(_) | Job::Put(_) => BUCKET.to_owned(),
-            Job::List(count) => format!("perf-list-{count}"),
+            Job::List(count) | Job::Roll(count) => format!("perf-list-{count}"),
         };
         Self {
             bucket,
@@ -63,7 +63,12 @@ impl Keys {
 
     /// Keys sort as their numbers do.
     fn key(&self, number: u32) -> String {
-        format!("{}{number:08}", self.prefix)
+        format!("{}{number:08}", self.group(number))
+    }
+
+    /// What a delimiter rolls the key of this number up to.
+    fn group(&self, number: u32) -> String {
+        format!("{}{:03}{DELIMITER}", self.prefix, number / GROUP_KEYS)
     }
 
     fn path(&self, number: u32) -> String {
@@ -82,6 +87,12 @@ impl Keys {
         };
         format!("list-type=2&max-keys={PAGE_KEYS}{after}")
     }
+
+    /// The query for all common prefixes.
+    fn roll_query(&self) -> String {
+        let prefix = self.prefix;
+        format!("list-type=2&max-keys={PAGE_KEYS}&prefix={prefix}&delimiter={DELIMITER}")
+    }
 }
 
 /// Puts everything into a site that the cells will ask it for.
@@ -98,7 +109,7 @@ pub fn fill(site: &Site, cells: &[Cell]) -> Result<()> {
         match cell.job() {
             Job::Get(bytes) => put_all(site, &keys, bytes),
             Job::Put(_) => Ok(()),
-            Job::List(_) => put_all(site, &keys, LISTED_BYTES),
+            Job::List(_) | Job::Roll(_) => put_all(site, &keys, LISTED_BYTES),
         }
         .with_context(|| format!("fill {} for {}", site.name, cell.name()))?;
         done.push(keys);
@@ -108,21 +119,15 @@ pub fn fill(site: &Site, cells: &[Cell]) -> Result<()> {
 
 fn make_bucket(site: &Site, keys: &Keys) -> Result<()> {
     let path = keys.bucket_path();
-    match &site.access {
-        Access::Files(root) => fs::create_dir(root.join(&keys.bucket))
-            .with_context(|| format!("make the bucket {path} of {}", site.name)),
-        Access::Signed(_) => {
-            let target = site.target("PUT", &path, "")?;
-            let answer = site.client()?.request("PUT", &target, b"")?.ok();
-            answer
-                .map(drop)
-                .with_context(|| format!("make the bucket {path} of {}", site.name))
-        }
+    match &site.endpoint.access {
+        Access::Files(root) => fs::create_dir(root.join(&keys.bucket)).map_err(Into::into),
+        Access::Signed(_) => site.endpoint.ask("PUT", &path, "").map(drop),
     }
+    .with_context(|| format!("make the bucket {path} of {}", site.name))
 }
 
 fn put_all(site: &Site, keys: &Keys, bytes: usize) -> Result<()> {
-    if let Access::Files(root) = &site.access {
+    if let Access::Files(root) = &site.endpoint.access {
         for number in 0..keys.count {
             let path = root.join(&keys.bucket).join(keys.key(number));
             fs::write(&path, body::stored(number.into(), bytes))
@@ -130,26 +135,13 @@ fn put_all(site: &Site, keys: &Keys, bytes: usize) -> Result<()> {
         }
         return Ok(());
     }
-    let lane = |first: u32| -> Result<()> {
-        machine::pin(LOAD_CPU)?;
-        let mut client = site.client()?;
-        for number in (first..keys.count).step_by(FILL_CONNECTIONS as usize) {
-            let path = keys.path(number);
-            let target = site.target("PUT", &path, "")?;
-            let answer = client.request("PUT", &target, &body::stored(number.into(), bytes))?;
-            answer.ok().with_context(|| format!("PUT {path}"))?;
-        }
-        Ok(())
+    let fill = Fill {
+        method: Method::Put,
+        count: keys.count,
+        path: &|number| keys.path(number),
+        body: &|number| body::stored(number.into(), bytes),
     };
-    thread::scope(|scope| {
-        let lanes: Vec<_> = (0..FILL_CONNECTIONS.min(keys.count))
-            .map(|first| scope.spawn(move || lane(first)))
-            .collect();
-        lanes.into_iter().try_for_each(|lane| {
-            let outcome = lane.join();
-            outcome.map_err(|_| anyhow!("a thread that fills {} panicked", site.name))?
-        })
-    })
+    fill.run(&site.endpoint)
 }
 
 /// Compares what a site answers with what was put into it; gives the bytes of the shortest body.
@@ -160,16 +152,17 @@ pub fn check(site: &Site, cell: Cell) -> Result<u64> {
         // Compared after each window, as nothing is there before.
         Job::Put(_) => Ok(0),
         Job::List(_) => check_pages(site, &keys),
+        Job::Roll(_) => check_rolled(site, &keys),
     }
     .with_context(|| format!("{} answers {} wrongly", site.name, cell.name()))
 }
 
 fn check_objects(site: &Site, keys: &Keys, bytes: usize) -> Result<u64> {
-    let mut client = site.client()?;
+    let mut client = site.endpoint.client()?;
     let last = keys.count - 1;
     for number in (0..keys.count).step_by(SAMPLE_STEP).chain([last]) {
         let path = keys.path(number);
-        let got = client.request("GET", &site.target("GET", &path, "")?, b"")?;
+        let got = client.request("GET", &site.endpoint.target("GET", &path, "")?, b"")?;
         let got = got.ok().with_context(|| format!("GET {path}"))?;
         ensure!(
             got == body::stored(number.into(), bytes),
@@ -181,11 +174,11 @@ fn check_objects(site: &Site, keys: &Keys, bytes: usize) -> Result<u64> {
 }
 
 fn check_pages(site: &Site, keys: &Keys) -> Result<u64> {
-    let mut client = site.client()?;
+    let mut client = site.endpoint.client()?;
     let mut shortest = u64::MAX;
     for first in (0..keys.count).step_by(PAGE_KEYS as usize) {
         let query = keys.page_query(first);
-        let target = site.target("GET", &keys.bucket_path(), &query)?;
+        let target = site.endpoint.target("GET", &keys.bucket_path(), &query)?;
         let page = client.request("GET", &target, b"")?.ok()?;
         shortest = shortest.min(page.len() as u64);
         let page = String::from_utf8(page).context("a page that is not UTF-8")?;
@@ -198,12 +191,34 @@ fn check_pages(site: &Site, keys: &Keys) -> Result<u64> {
     Ok(shortest)
 }
 
+fn check_rolled(site: &Site, keys: &Keys) -> Result<u64> {
+    let page = site
+        .endpoint
+        .ask("GET", &keys.bucket_path(), &keys.roll_query())?;
+    let text = String::from_utf8(page).context("a page that is not UTF-8")?;
+    let (_, rolled) = text
+        .split_once("<CommonPrefixes>")
+        .context("a page without common prefixes")?;
+    let firsts = (0..keys.count).step_by(GROUP_KEYS as usize);
+    ensure!(
+        listed(&text).count() == 0
+            && between(rolled, "<Prefix>", "</Prefix>").eq(firsts.map(|first| keys.group(first))),
+        "the page does not roll up {} keys by {DELIMITER:?}",
+        keys.count
+    );
+    Ok(text.len() as u64)
+}
+
 /// The keys on a page of ListObjectsV2; none of ours needs an escape.
 fn listed(page: &str) -> impl Iterator<Item = &str> {
-    page.split("<Key>")
+    between(page, "<Key>", "</Key>")
+}
+
+fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(open)
         .skip(1)
-        .filter_map(|rest| rest.split_once("</Key>"))
-        .map(|(key, _)| key)
+        .filter_map(move |rest| rest.split_once(close))
+        .map(|(inner, _)| inner)
 }
 
 /// Reads back what the first requests of a window wrote.
@@ -212,12 +227,12 @@ pub fn check_written(site: &Site, cell: Cell, pool: &[u8]) -> Result<()> {
         return Ok(());
     };
     let keys = Keys::of(cell);
-    let mut client = site.client()?;
+    let mut client = site.endpoint.client()?;
     let mut found = 0;
     // wrk asks its script for one request that it never sends, so key 1 is the first to be put.
     for number in 1..=WRITTEN_SAMPLES {
         let path = keys.path(number);
-        let answer = client.request("GET", &site.target("GET", &path, "")?, b"")?;
+        let answer = client.request("GET", &site.endpoint.target("GET", &path, "")?, b"")?;
         // The window may have ended before this one was put.
         if answer.status == 404 {
             continue;
@@ -239,17 +254,20 @@ pub fn check_written(site: &Site, cell: Cell, pool: &[u8]) -> Result<()> {
 /// Writes the targets of a cell's requests, one a line, into a file.
 pub fn write_targets(site: &Site, cell: Cell, path: &Path) -> Result<()> {
     let keys = Keys::of(cell);
+    let object = |method, number| site.endpoint.target(method, &keys.path(number), "");
+    let page = |query: &str| site.endpoint.target("GET", &keys.bucket_path(), query);
     let lines: Vec<String> = match cell.job() {
         Job::Get(_) => (0..keys.count)
-            .map(|number| site.target("GET", &keys.path(number), ""))
+            .map(|number| object("GET", number))
             .collect::<Result<_>>()?,
         Job::Put(_) => (0..keys.count)
-            .map(|number| site.target("PUT", &keys.path(number), ""))
+            .map(|number| object("PUT", number))
             .collect::<Result<_>>()?,
         Job::List(_) => (0..keys.count)
             .step_by(PAGE_KEYS as usize)
-            .map(|first| site.target("GET", &keys.bucket_path(), &keys.page_query(first)))
+            .map(|first| page(&keys.page_query(first)))
             .collect::<Result<_>>()?,
+        Job::Roll(_) => vec![page(&keys.roll_query())?],
     };
     fs::write(path, lines.join("\n") + "\n").with_context(|| format!("write {}", path.display()))
 }
@@ -264,7 +282,7 @@ mod tests {
     fn a_page_starts_after_the_key_before_it() {
         let keys = Keys::of(Cell::List1e4);
         assert_eq!(keys.page_query(0), "list-type=2&max-keys=1000");
-        let second = "list-type=2&max-keys=1000&start-after=key-00000999";
+        let second = "list-type=2&max-keys=1000&start-after=key-000-00000999";
         assert_eq!(keys.page_query(1000), second);
     }
 
@@ -275,6 +293,19 @@ mod tests {
         assert_eq!(Keys::of(Cell::GetSmall16), Keys::of(Cell::GetSmall64));
         assert_ne!(Keys::of(Cell::GetSmall64), Keys::of(Cell::PutSmall64));
         assert_ne!(Keys::of(Cell::GetBig4), Keys::of(Cell::PutBig4));
+    }
+
+    #[test]
+    fn a_million_keys_roll_up_to_ten_common_prefixes() {
+        let keys = Keys::of(Cell::ListRolled1e6);
+        assert_eq!(keys, Keys::of(Cell::List1e6));
+        let mut groups: Vec<_> = (0..keys.count)
+            .step_by(1000)
+            .map(|n| keys.group(n))
+            .collect();
+        groups.dedup();
+        assert_eq!(groups.len(), 10);
+        assert!(keys.key(999_999).starts_with("key-009-"));
     }
 
     #[test]

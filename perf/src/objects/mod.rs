@@ -3,8 +3,8 @@
 //! Each server runs on CPU 1, the others idle beside it; wrk and the threads that fill the servers
 //! run on CPU 0; all on loopback and over files on
 //! one disk. Rounds interleave the contenders, and each round starts with another one. A wrong
-//! answer, or one failed request, ends the whole run: there are no partial figures. Every child is
-//! killed with the run.
+//! answer, or one failed request, ends the whole run: there are no partial figures. Trials of our
+//! node alone follow when the others are gone. Every child is killed with the run.
 #![forbid(unsafe_code)]
 
 mod body;
@@ -12,6 +12,9 @@ mod cell;
 mod client;
 mod contenders;
 mod data;
+mod fill;
+mod options;
+mod page;
 mod proc;
 mod process;
 mod rows;
@@ -19,6 +22,7 @@ mod script;
 mod site;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod wrk;
 
 use std::fs;
@@ -27,10 +31,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
 
 use self::cell::{Cell, Job};
-use self::contenders::CONTENDERS;
+use self::contenders::{CONTENDERS, Node};
+pub use self::options::ObjectsArgs;
 use self::rows::{Sample, Series};
 use self::script::{Body, Script};
 use self::site::Site;
@@ -42,89 +46,59 @@ const WARM_UP_S: u64 = 2;
 /// The part of a window that the idle contenders may use together before it is told.
 const IDLE_PART_MAX: f64 = 0.05;
 
-/// Options of `perf objects`.
-#[derive(Args)]
-pub struct ObjectsArgs {
-    /// One JSON object per line in place of the table.
-    #[arg(long)]
-    pub json: bool,
-    /// Fail when a bar is missed, when none was judged, or when a contender is missing.
-    #[arg(long)]
-    pub strict: bool,
-    /// Rounds; every contender runs every cell once in each.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: u32,
-    /// Seconds of one contender's window.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
-    seconds: u64,
-    /// Where the servers keep their data: a directory on a disk [default: the system's temporary directory].
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// Also list 100,000 and 1,000,000 keys; filling them takes minutes.
-    #[arg(long)]
-    large: bool,
-    /// Cells to run [default: all but the large ones].
-    #[arg(long, value_enum, value_delimiter = ',')]
-    cells: Vec<Cell>,
-    /// Contenders to run [default: all that are installed].
-    #[arg(long, value_delimiter = ',')]
-    contenders: Vec<String>,
-}
-
-impl ObjectsArgs {
-    fn cells(&self) -> Vec<Cell> {
-        let all = Cell::value_variants().iter().copied();
-        if self.cells.is_empty() {
-            return all.filter(|cell| self.large || !cell.is_large()).collect();
-        }
-        // In the order of the report, each once.
-        all.filter(|cell| self.cells.contains(cell) || (self.large && cell.is_large()))
-            .collect()
-    }
-}
-
-/// Runs every chosen cell and gives the rows of every contender that took part.
+/// Runs every chosen cell and trial, and gives the rows of every contender that took part.
 pub fn run(args: &ObjectsArgs) -> Result<Vec<Row>> {
-    let cells = args.cells();
     let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    check_names(&args.contenders)?;
-    show_facts(&parent)?;
-    let mut bench = Bench::new(&parent, args)?;
-    for site in &bench.sites {
-        eprintln!("filling {}", site.name);
-        data::fill(site, &cells)?;
+    args.check_names()?;
+    let Some(wrk) = process::on_path("wrk") else {
+        bail!("wrk is not installed: run `cargo xtask setup --bench`");
+    };
+    let mut facts = vec![Facts::read()?.to_string(), show_facts(&parent)?];
+    let mut rows = Vec::new();
+    let cells = args.cells();
+    if !cells.is_empty() {
+        let mut bench = Bench::new(&parent, &wrk, args)?;
+        facts.extend(bench.versions());
+        rows.extend(bench.run(&cells, args)?);
     }
-    let mut series = bench.series(&cells)?;
-    for one in &mut series {
-        bench.prepare(one)?;
-        bench.window(one, WARM_UP_S.min(args.seconds))?;
+    rows.extend(trials(args, &wrk, &parent)?);
+    if let Some(path) = &args.report {
+        page::write(path, &facts, &rows)?;
+        eprintln!("written: {}", path.display());
     }
-    for round in 0..args.rounds as usize {
-        eprintln!("round {} of {}, {}", round + 1, args.rounds, Facts::read()?);
-        for of_cell in series.chunk_by_mut(|one, next| one.cell == next.cell) {
-            for turn in 0..of_cell.len() {
-                let who = (round + turn) % of_cell.len();
-                let sample = bench.window(&of_cell[who], args.seconds)?;
-                of_cell[who].samples.push(sample);
-            }
-        }
-    }
-    rows::rows(&series)
+    Ok(rows)
 }
 
-fn check_names(names: &[String]) -> Result<()> {
-    let known = CONTENDERS.iter().map(|contender| contender.name);
-    for name in names {
-        ensure!(
-            known.clone().any(|known| known == name),
-            "no contender is named {name}: there are {}",
-            known.collect::<Vec<_>>().join(", ")
-        );
+fn trials(args: &ObjectsArgs, wrk: &Path, parent: &Path) -> Result<Vec<Row>> {
+    let trials = args.trials();
+    if trials.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let Some(program) = Node::find() else {
+        let chosen = !args.cells.is_empty();
+        let missing = "our server is missing, so that no trial is run: name it in ULTRACLOUD_BIN";
+        ensure!(!args.strict && !chosen, missing);
+        eprintln!("{missing}");
+        return Ok(Vec::new());
+    };
+    let dir = temporary(parent)?;
+    let mut rows = Vec::new();
+    for trial in trials {
+        rows.extend(trial.run(args, &program, wrk, dir.path())?);
+    }
+    Ok(rows)
 }
 
-fn show_facts(dir: &Path) -> Result<()> {
+/// A directory that is removed, with everything in it, when the run ends.
+fn temporary(parent: &Path) -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("perf-objects-")
+        .tempdir_in(parent)
+        .with_context(|| format!("make a directory in {}", parent.display()))
+}
+
+/// Shows what the figures were measured on, and gives what is known of the disk.
+fn show_facts(dir: &Path) -> Result<String> {
     let mount = Mount::of(dir)?;
     ensure!(
         !mount.is_memory(),
@@ -133,8 +107,9 @@ fn show_facts(dir: &Path) -> Result<()> {
         mount.kind
     );
     eprintln!("{}", Facts::read()?);
-    eprintln!("data on {} ({})", mount.kind, mount.source);
-    Ok(())
+    let disk = format!("data on {} ({})", mount.kind, mount.source);
+    eprintln!("{disk}");
+    Ok(disk)
 }
 
 /// The running contenders and the files of a run.
@@ -149,16 +124,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(parent: &Path, args: &ObjectsArgs) -> Result<Self> {
-        let Some(wrk) = process::on_path("wrk") else {
-            bail!("wrk is not installed: run `cargo xtask setup --bench`");
-        };
-        let dir = tempfile::Builder::new()
-            .prefix("perf-objects-")
-            .tempdir_in(parent)
-            .with_context(|| format!("make a directory in {}", parent.display()))?;
+    fn new(parent: &Path, wrk: &Path, args: &ObjectsArgs) -> Result<Self> {
+        let dir = temporary(parent)?;
         let mut bench = Self {
-            wrk,
+            wrk: wrk.to_owned(),
             sites: Vec::new(),
             pool: body::pool(),
             windows: 0,
@@ -170,15 +139,14 @@ impl Bench {
     }
 
     fn start(&mut self, args: &ObjectsArgs) -> Result<()> {
-        let names = &args.contenders;
-        let wanted = |name: &str| names.is_empty() || names.iter().any(|chosen| chosen == name);
-        for contender in CONTENDERS.iter().filter(|contender| wanted(contender.name)) {
+        for contender in CONTENDERS.iter().filter(|one| args.runs(one.name)) {
             if let Some(site) = contender.start(self.dir.path())? {
-                eprintln!("{}: {} at {}", site.name, site.version, site.address);
+                let address = site.endpoint.address;
+                eprintln!("{}: {} at {address}", site.name, site.version);
                 self.sites.push(site);
                 continue;
             }
-            let optional = contender.optional && names.is_empty();
+            let optional = contender.optional && args.contenders.is_empty();
             eprintln!("missing: {} ({})", contender.name, contender.hint);
             ensure!(
                 optional || !args.strict,
@@ -189,6 +157,37 @@ impl Bench {
         }
         ensure!(!self.sites.is_empty(), "no contender is installed");
         Ok(())
+    }
+
+    /// What each contender says it is.
+    fn versions(&self) -> impl Iterator<Item = String> {
+        let sites = self.sites.iter();
+        sites.map(|site| format!("{}: {}", site.name, site.version))
+    }
+
+    /// Fills the sites and runs every cell, round by round.
+    fn run(&mut self, cells: &[Cell], args: &ObjectsArgs) -> Result<Vec<Row>> {
+        for site in &self.sites {
+            eprintln!("filling {}", site.name);
+            data::fill(site, cells)?;
+        }
+        let mut series = self.series(cells)?;
+        for one in &mut series {
+            self.prepare(one)?;
+            self.window(one, WARM_UP_S.min(args.seconds))?;
+        }
+        for round in 0..args.rounds as usize {
+            let (this, of) = (round + 1, args.rounds);
+            eprintln!("round {this} of {of}, {}", Facts::read()?);
+            for of_cell in series.chunk_by_mut(|one, next| one.cell == next.cell) {
+                for turn in 0..of_cell.len() {
+                    let who = (round + turn) % of_cell.len();
+                    let sample = self.window(&of_cell[who], args.seconds)?;
+                    of_cell[who].samples.push(sample);
+                }
+            }
+        }
+        rows::rows(&series)
     }
 
     /// An empty series for every contender of every cell, cell by cell.
@@ -234,9 +233,10 @@ impl Bench {
         let load = wrk::Load {
             wrk: &self.wrk,
             script: &script,
-            address: site.address,
+            address: site.endpoint.address,
             connections: cell.connections(),
             seconds,
+            yields: false,
             dir: self.dir.path(),
         };
         let (idle, before) = (self.idle_cpu(site)?, site.cpu()?);
@@ -272,7 +272,7 @@ impl Bench {
     fn script(&self, series: &Series, site: &Site) -> Result<String> {
         let pool = self.pool_path();
         let body = match series.cell.job() {
-            Job::Get(_) | Job::List(_) => Body::None,
+            Job::Get(_) | Job::List(_) | Job::Roll(_) => Body::None,
             Job::Put(bytes) => Body::Put {
                 bytes,
                 pool: &pool,
@@ -280,7 +280,7 @@ impl Bench {
             },
         };
         Script {
-            host: &site.address.to_string(),
+            host: &site.endpoint.address.to_string(),
             targets: &self.targets_path(series),
             body,
         }

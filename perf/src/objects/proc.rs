@@ -1,5 +1,5 @@
-//! What the kernel says about a running server: CPU of its whole process tree, and where its threads
-//! may run.
+//! What the kernel says about a running server: CPU of its whole process tree, its memory, and where
+//! its threads may run.
 //!
 //! CPU comes from `/proc/PID/stat`, which holds every thread of a process, ended ones and io_uring's
 //! workers included, in ticks of 10 ms. Never guesses: a line that does not parse is an error.
@@ -79,6 +79,45 @@ fn ticks_below(root: u32, stats: &[Stat]) -> u64 {
     members.map(|stat| stat.ticks).sum()
 }
 
+/// Memory of a process, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All that it holds now: resident pages of every kind, swapped ones and huge pages.
+    pub held: u64,
+    /// Its own pages.
+    pub anonymous: u64,
+    /// Pages of mapped files, its program among them.
+    pub file: u64,
+    /// Pages of shared memory.
+    pub shared: u64,
+    /// The most that was ever resident, with what is swapped and in huge pages now.
+    pub peak: u64,
+}
+
+/// Memory of a process.
+pub fn memory(pid: u32) -> Result<Memory> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    parse_memory(&status).with_context(|| path)
+}
+
+fn parse_memory(status: &str) -> Result<Memory> {
+    let bytes = |name: &str| -> Result<u64> {
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.with_context(|| format!("no {name} in kB"))? << 10)
+    };
+    let elsewhere = bytes("VmSwap")? + bytes("HugetlbPages")?;
+    Ok(Memory {
+        held: bytes("VmRSS")? + elsewhere,
+        anonymous: bytes("RssAnon")?,
+        file: bytes("RssFile")?,
+        shared: bytes("RssShmem")?,
+        peak: bytes("VmHWM")? + elsewhere,
+    })
+}
+
 /// Refuses a process of which any thread may run on another CPU than `cpu`.
 pub fn check_pinned(pid: u32, cpu: usize) -> Result<()> {
     let dir = format!("/proc/{pid}/task");
@@ -156,6 +195,19 @@ mod tests {
     fn this_process_has_used_cpu_and_a_process_that_cannot_exist_is_an_error() {
         assert!(tree_cpu(std::process::id()).is_ok());
         assert!(tree_cpu(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn all_memory_counts_wherever_its_pages_are() {
+        let status = "Name:\tx\nVmHWM:\t     300 kB\nVmRSS:\t     200 kB\nRssAnon:\t     120 kB\n\
+            RssFile:\t      50 kB\nRssShmem:\t      30 kB\nVmSwap:\t       7 kB\n\
+            HugetlbPages:\t    2048 kB\nThreads:\t1\n";
+        let memory = parse_memory(status).unwrap();
+        assert_eq!(memory.held, (200 + 7 + 2048) << 10);
+        assert_eq!(memory.peak, (300 + 7 + 2048) << 10);
+        assert_eq!(memory.anonymous + memory.file + memory.shared, 200 << 10);
+        assert!(parse_memory(&status.replace("VmSwap", "VmOther")).is_err());
+        assert!(super::memory(std::process::id()).unwrap().held > 0);
     }
 
     #[test]

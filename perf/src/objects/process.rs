@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::machine;
+
 /// The CPU of the load generator and of the threads that fill the servers.
 pub const LOAD_CPU: usize = 0;
 /// The CPU of the server under load.
@@ -22,15 +24,20 @@ pub const SERVER_CPU: usize = 1;
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The last lines of a log that an error carries.
 const TAIL_LINES: usize = 20;
-/// Lifts the limit of open files, then becomes the program on its CPU.
+/// Lifts the limit of open files, then becomes the program on its CPUs.
 const LAUNCH: &str = r#"ulimit -n "$(ulimit -H -n)" && exec taskset -c "$0" "$@""#;
 
 /// A command that will run on one CPU and die with this process.
 pub fn pinned(cpu: usize, program: impl AsRef<OsStr>) -> Command {
+    on_cpus(&cpu.to_string(), program)
+}
+
+/// A command that may run on the CPUs of a list, as `0-3`, and will die with this process.
+pub fn on_cpus(list: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--", "sh", "-c", LAUNCH])
-        .arg(cpu.to_string())
+        .arg(list)
         .arg(program);
     command
 }
@@ -111,6 +118,20 @@ impl Process {
                 None => thread::sleep(POLL_INTERVAL),
             }
         }
+    }
+
+    /// Asks it to end and waits for its end with status 0.
+    pub fn stop(self, deadline: Duration) -> Result<()> {
+        machine::terminate(&self.child).with_context(|| format!("stop {}", self.name))?;
+        self.finish(deadline).map(drop)
+    }
+
+    /// Kills it, whatever it does, and waits for its end.
+    pub fn kill(mut self) -> Result<()> {
+        let name = self.name;
+        self.child.kill().with_context(|| format!("kill {name}"))?;
+        let status = self.child.wait();
+        status.map(drop).with_context(|| format!("wait for {name}"))
     }
 
     /// The end of its words, to be put behind an error.
@@ -200,6 +221,23 @@ mod tests {
         let id = process.id();
         drop(process);
         assert!(proc::tree_cpu(id).is_err());
+    }
+
+    #[test]
+    fn a_stopped_program_may_tidy_up_and_a_bad_end_is_an_error() {
+        for (code, ends_well) in [(0, true), (4, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let script =
+                format!("trap 'kill $!; exit {code}' TERM; tail -f /dev/null & echo ready; wait");
+            let mut command = pinned(LOAD_CPU, "sh");
+            let mut process =
+                Process::start("shell", command.args(["-c", &script]), dir.path()).unwrap();
+            let ready = process.until("its trap", DEADLINE, |process| {
+                Ok(Some(()).filter(|()| process.said().unwrap_or_default() == "ready\n"))
+            });
+            ready.unwrap();
+            assert_eq!(process.stop(DEADLINE).is_ok(), ends_well, "exit {code}");
+        }
     }
 
     #[test]

@@ -32,6 +32,10 @@ const GET_BIG_PART_MIN: f64 = 0.8;
 const PUT_BIG_YIELD_MIN: f64 = 0.9;
 /// The most CPU a listed key may take.
 const LIST_KEY_CPU_US_MAX: f64 = 2.0;
+/// The most CPU that a key of a million may take, times that of one of ten thousand.
+const LIST_FLAT_RATIO_MAX: f64 = 1.3;
+/// 99 of 100 pages must come below 10 ms; wrk counts in microseconds.
+const LIST_P99_MS_MAX: f64 = 9.999;
 
 /// One window of one contender.
 #[derive(Debug, Clone, Copy)]
@@ -112,9 +116,11 @@ impl Metric {
         match (self, cell.job()) {
             (Self::Cpu, _) if is_big(cell) => "ms CPU/GB",
             (Self::Cpu, Job::List(_)) => "us CPU/key",
+            (Self::Cpu, Job::Roll(_)) => "us CPU/page",
             (Self::Cpu | Self::CpuBeside, _) => "us CPU/op",
             (Self::P50 | Self::P99, _) => "ms",
             (Self::Rate, Job::List(_)) => "keys/s",
+            (Self::Rate, Job::Roll(_)) => "pages/s",
             (Self::Rate, _) => "ops/s",
             (Self::Wall, _) => "us/op",
             (Self::Yield, _) => "GB/CPU-s",
@@ -128,6 +134,7 @@ impl Metric {
         let (ops, gigabytes) = match cell.job() {
             Job::Get(bytes) | Job::Put(bytes) => (requests, requests * bytes as f64 / 1e9),
             Job::List(_) => (requests * f64::from(PAGE_KEYS), 0.0),
+            Job::Roll(_) => (requests, 0.0),
         };
         match self {
             Self::Cpu if is_big(cell) => cpu * 1e3 / gigabytes,
@@ -155,6 +162,9 @@ impl Metric {
             (Self::Cpu, Cell::List1e4 | Cell::List1e5 | Cell::List1e6) => {
                 Some(Limit::Value(LIST_KEY_CPU_US_MAX))
             }
+            (Self::P99, Cell::List1e4 | Cell::List1e5 | Cell::List1e6) => {
+                Some(Limit::Value(LIST_P99_MS_MAX))
+            }
             _ => None,
         }
     }
@@ -179,7 +189,26 @@ pub fn rows(series: &[Series]) -> Result<Vec<Row>> {
                 .with_context(|| format!("sum up {}", metric.bar(cell)))?;
         }
     }
+    rows.extend(flat_row(&rows));
     Ok(rows)
+}
+
+/// Our CPU for a key of a long listing beside that of a short one, when both were measured.
+fn flat_row(rows: &[Row]) -> Option<Row> {
+    let cpu = |cell: Cell| {
+        let mut rows = rows.iter();
+        rows.find(|row| row.bar == cell.bars().cpu && row.contender == OURS)
+    };
+    let (short, long) = (cpu(Cell::List1e4)?, cpu(Cell::List1e6)?);
+    Some(Row {
+        bar: Cell::List1e6.bars().flat,
+        peer: Some(Peer {
+            name: Cell::List1e4.name().to_owned(),
+            median: short.spread.median,
+        }),
+        limit: Some(Limit::Ratio(LIST_FLAT_RATIO_MAX)),
+        ..long.clone()
+    })
 }
 
 fn metric_rows(metric: Metric, cell: Cell, series: &[Series], rows: &mut Vec<Row>) -> Result<()> {
@@ -320,6 +349,33 @@ mod tests {
         assert!(close(ours.spread.median, 1.9) && ours.ok() == Some(true));
         assert_eq!(ours.peer.as_ref().unwrap().name, "s3s-fs");
         assert!(close(row(&rows, "list-1e4/rate", OURS).spread.median, 1e5));
+    }
+
+    #[test]
+    fn a_long_listing_is_flat_up_to_its_ratio_and_both_must_have_run() {
+        for (cpu_ms, ok) in [(129, true), (131, false)] {
+            let rows = rows(&[
+                series(Cell::List1e4, OURS, 100, 100),
+                series(Cell::List1e6, OURS, 100, cpu_ms),
+            ])
+            .unwrap();
+            let flat = row(&rows, "list-1e6/cpu-beside-1e4", OURS);
+            assert_eq!(flat.ok(), Some(ok));
+        }
+        let alone = rows(&[series(Cell::List1e6, OURS, 100, 100)]).unwrap();
+        assert!(alone.iter().all(|row| row.bar != "list-1e6/cpu-beside-1e4"));
+    }
+
+    #[test]
+    fn a_page_must_come_below_ten_milliseconds_also_at_the_99th_percentile() {
+        for (micros, ok) in [(9_999, true), (10_000, false)] {
+            let mut one = series(Cell::List1e5, OURS, 100, 100);
+            one.samples[0].report.p99 = Duration::from_micros(micros);
+            assert_eq!(
+                row(&rows(&[one]).unwrap(), "list-1e5/p99", OURS).ok(),
+                Some(ok)
+            );
+        }
     }
 
     #[test]

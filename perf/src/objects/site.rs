@@ -38,16 +38,23 @@ pub enum Access {
     Files(PathBuf),
 }
 
+/// Where a server answers, and as whom it is asked.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// Where it answers.
+    pub address: SocketAddr,
+    /// How it is filled and asked.
+    pub access: Access,
+}
+
 /// A running contender.
 pub struct Site {
     /// Its name in the report.
     pub name: &'static str,
     /// What its binary says it is.
     pub version: String,
-    /// Where it answers.
-    pub address: SocketAddr,
-    /// How it is filled and asked.
-    pub access: Access,
+    /// Where it answers, and as whom it is asked.
+    pub endpoint: Endpoint,
     /// The most keys of a bucket that it is asked to list.
     pub list_keys_max: u32,
     /// The server; killed when the site is dropped.
@@ -57,10 +64,26 @@ pub struct Site {
 impl Site {
     /// Whether it takes part in a job.
     pub fn serves(&self, job: Job) -> bool {
-        match (job, &self.access) {
-            (Job::Put(_) | Job::List(_), Access::Files(_)) => false,
+        match (job, &self.endpoint.access) {
+            (Job::Put(_) | Job::List(_) | Job::Roll(_), Access::Files(_)) => false,
             (Job::Get(_), _) | (Job::Put(_), Access::Signed(_)) => true,
-            (Job::List(keys), Access::Signed(_)) => keys <= self.list_keys_max,
+            (Job::List(keys) | Job::Roll(keys), Access::Signed(_)) => keys <= self.list_keys_max,
+        }
+    }
+
+    /// CPU that its process and everything below it has used.
+    pub fn cpu(&self) -> Result<Duration> {
+        proc::tree_cpu(self.process.id())
+            .with_context(|| format!("read the CPU of {}{}", self.name, self.process.tail()))
+    }
+}
+
+impl Endpoint {
+    /// The same server, asked by somebody else.
+    pub fn signed_by(&self, keys: &Keys) -> Self {
+        Self {
+            address: self.address,
+            access: Access::Signed(keys.clone()),
         }
     }
 
@@ -83,10 +106,10 @@ impl Site {
         Client::connect(self.address)
     }
 
-    /// CPU that its process and everything below it has used.
-    pub fn cpu(&self) -> Result<Duration> {
-        proc::tree_cpu(self.process.id())
-            .with_context(|| format!("read the CPU of {}{}", self.name, self.process.tail()))
+    /// One whole request: its answer must be 200 and is given.
+    pub fn ask(&self, method: &str, path: &str, query: &str) -> Result<Vec<u8>> {
+        let target = self.target(method, path, query)?;
+        self.client()?.request(method, &target, b"")?.ok()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Options, and runs for real: every contender that is installed here goes through the whole of it,
+//! Runs for real: every contender that is installed here goes through the whole of it,
 //! briefly.
 
 use std::collections::BTreeMap;
@@ -19,14 +19,6 @@ struct Cli {
 
 fn args(words: &[&str]) -> ObjectsArgs {
     Cli::parse_from([&["objects"], words].concat()).args
-}
-
-#[test]
-fn the_large_cells_run_only_when_asked_for() {
-    assert!(args(&[]).cells().iter().all(|cell| !cell.is_large()));
-    assert!(args(&["--large"]).cells().contains(&Cell::List1e6));
-    let chosen = args(&["--cells", "list-1e5,get-4k-c16,list-1e5"]).cells();
-    assert_eq!(chosen, [Cell::GetSmall16, Cell::List1e5]);
 }
 
 #[test]
@@ -76,41 +68,47 @@ fn a_static_server_is_started_filled_checked_loaded_and_gone() {
 
 #[test]
 fn a_wrong_body_ends_the_run_before_it_is_measured() {
-    if process::on_path("wrk").is_none() || process::on_path("nginx").is_none() {
+    let nginx = process::on_path("nginx");
+    let Some((wrk, _)) = process::on_path("wrk").zip(nginx) else {
         eprintln!("wrk or nginx is not installed: nothing was run");
         return;
-    }
+    };
     let dir = tempfile::tempdir().unwrap();
     let args = args(&["--contenders", "nginx"]);
-    let bench = Bench::new(dir.path(), &args).unwrap();
+    let bench = Bench::new(dir.path(), &wrk, &args).unwrap();
     let cells = [Cell::GetSmall16];
     data::fill(&bench.sites[0], &cells).unwrap();
     data::check(&bench.sites[0], cells[0]).unwrap();
-    let site::Access::Files(root) = &bench.sites[0].access else {
+    let site::Access::Files(root) = &bench.sites[0].endpoint.access else {
         panic!("nginx serves files");
     };
-    let path = root.join("perf-objects/small-00000040");
+    let path = root.join("perf-objects/small-000-00000040");
     let mut body = fs::read(&path).unwrap();
     body[4095] ^= 1;
     fs::write(&path, body).unwrap();
     let error = data::check(&bench.sites[0], cells[0]).unwrap_err();
-    assert!(format!("{error:#}").contains("small-00000040"), "{error:#}");
+    assert!(
+        format!("{error:#}").contains("small-000-00000040"),
+        "{error:#}"
+    );
 }
 
 #[test]
 fn one_refused_request_ends_the_run() {
-    if process::on_path("wrk").is_none() || process::on_path("nginx").is_none() {
+    let nginx = process::on_path("nginx");
+    let Some((wrk, _)) = process::on_path("wrk").zip(nginx) else {
         eprintln!("wrk or nginx is not installed: nothing was run");
         return;
-    }
+    };
     let dir = tempfile::tempdir().unwrap();
-    let mut bench = Bench::new(dir.path(), &args(&["--contenders", "nginx"])).unwrap();
+    let args = args(&["--contenders", "nginx"]);
+    let mut bench = Bench::new(dir.path(), &wrk, &args).unwrap();
     let cells = [Cell::GetSmall16];
     data::fill(&bench.sites[0], &cells).unwrap();
-    let site::Access::Files(root) = &bench.sites[0].access else {
+    let site::Access::Files(root) = &bench.sites[0].endpoint.access else {
         panic!("nginx serves files");
     };
-    fs::remove_file(root.join("perf-objects/small-00000041")).unwrap();
+    fs::remove_file(root.join("perf-objects/small-000-00000041")).unwrap();
     let mut series = bench.series(&cells).unwrap();
     bench.prepare(&mut series[0]).unwrap();
     let error = bench.window(&series[0], 1).unwrap_err();
@@ -190,6 +188,7 @@ fn the_load_puts_bodies_of_the_right_shape_that_all_differ() {
             address,
             connections: 1,
             seconds: 1,
+            yields: false,
             dir: dir.path(),
         };
         let report = load.run().unwrap();

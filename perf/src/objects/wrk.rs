@@ -45,14 +45,40 @@ pub struct Load<'a> {
     pub connections: u32,
     /// Whole seconds.
     pub seconds: u64,
-    /// Where wrk's words go.
+    /// Whether another load on the same CPU goes first.
+    pub yields: bool,
+    /// Where wrk's words go; two loads at a time have two directories.
     pub dir: &'a Path,
+}
+
+/// A window that has begun.
+pub struct Running {
+    process: Process,
+    deadline: Duration,
+}
+
+impl Running {
+    /// Waits for its end.
+    pub fn finish(self) -> Result<Report> {
+        parse(&self.process.finish(self.deadline)?)
+    }
 }
 
 impl Load<'_> {
     /// Runs one window.
     pub fn run(&self) -> Result<Report> {
-        let mut command = pinned(LOAD_CPU, self.wrk);
+        self.start()?.finish()
+    }
+
+    /// Begins one window.
+    pub fn start(&self) -> Result<Running> {
+        let mut command = if self.yields {
+            let mut command = pinned(LOAD_CPU, "nice");
+            command.args(["-n", "19"]).arg(self.wrk);
+            command
+        } else {
+            pinned(LOAD_CPU, self.wrk)
+        };
         command
             .args(["--threads", "1", "--latency", "--timeout", "60s"])
             .args(["--connections", &self.connections.to_string()])
@@ -60,8 +86,10 @@ impl Load<'_> {
             .arg("--script")
             .arg(self.script)
             .arg(format!("http://{}/", self.address));
-        let process = Process::start("wrk", &mut command, self.dir)?;
-        parse(&process.finish(Duration::from_secs(self.seconds) + GRACE)?)
+        Ok(Running {
+            process: Process::start("wrk", &mut command, self.dir)?,
+            deadline: Duration::from_secs(self.seconds) + GRACE,
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Contender, START_DEADLINE};
 use crate::objects::process::{self, Process, SERVER_CPU, pinned};
-use crate::objects::site::{Access, Keys, REGION, Site, free_address};
+use crate::objects::site::{Access, Endpoint, Keys, REGION, Site, free_address};
 
 pub(super) const NAME: &str = "garage";
 pub(super) const NAME_UNSYNCED: &str = "garage-unsynced";
@@ -83,8 +83,10 @@ fn start(program: &Path, dir: &Path, name: &'static str, sync: Sync) -> Result<S
         name,
         version: process::version(program, "--version")
             .unwrap_or_else(|| "version unknown".to_owned()),
-        address,
-        access: Access::Signed(keys),
+        endpoint: Endpoint {
+            address,
+            access: Access::Signed(keys),
+        },
         list_keys_max: LIST_KEYS_MAX,
         process,
     })

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Contender;
 use crate::objects::process::{self, Process, SERVER_CPU, pinned};
-use crate::objects::site::{Access, Site, free_address};
+use crate::objects::site::{Access, Endpoint, Site, free_address};
 
 pub(super) const NAME: &str = "nginx";
 
@@ -38,8 +38,10 @@ fn start(program: &Path, dir: &Path) -> Result<Site> {
     Ok(Site {
         name: NAME,
         version: process::version(program, "-v").unwrap_or_else(|| "version unknown".to_owned()),
-        address,
-        access: Access::Files(files),
+        endpoint: Endpoint {
+            address,
+            access: Access::Files(files),
+        },
         list_keys_max: 0,
         process,
     })

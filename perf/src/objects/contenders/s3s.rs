@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::Contender;
 use crate::objects::process::{self, Process, SERVER_CPU, pinned};
-use crate::objects::site::{Access, Site, free_address};
+use crate::objects::site::{Access, Endpoint, Site, free_address};
 
 pub(super) const NAME: &str = "s3s-fs";
 /// It walks the whole tree for every page: of 100,000 keys a page takes many seconds.
@@ -40,8 +40,10 @@ fn start(program: &Path, dir: &Path) -> Result<Site> {
         name: NAME,
         version: process::version(program, "--version")
             .unwrap_or_else(|| "version unknown".to_owned()),
-        address,
-        access: Access::Signed(keys),
+        endpoint: Endpoint {
+            address,
+            access: Access::Signed(keys),
+        },
         list_keys_max: LIST_KEYS_MAX,
         process,
     })

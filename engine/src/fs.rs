@@ -3,7 +3,8 @@
 //! A [`File`] belongs to the shard that opened it. Operations take buffers by value and give them
 //! back with the result. Dropping an operation early cancels it, and a cancelled write **may have
 //! happened**. A short write is an error. The engine never retries a failed write or sync: the
-//! caller must treat the file as poisoned.
+//! caller must treat the file as poisoned. One error is none of the disk's: `ResourceBusy` says that
+//! the shard had no slot for the operation, which was not started and may be tried again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -268,7 +269,7 @@ impl File {
                 "{what} at offset {offset} of {}: {error}",
                 self.path.display()
             );
-            io::Error::new(error.kind(), context)
+            io::Error::new(kind_of(&error), context)
         })
     }
 
@@ -282,6 +283,15 @@ impl File {
             self.path.display()
         );
         Err(io::Error::new(io::ErrorKind::WriteZero, context))
+    }
+}
+
+/// `ResourceBusy` is kept for operations that were not started: the kernel's own EBUSY comes from one
+/// that was.
+fn kind_of(error: &io::Error) -> io::ErrorKind {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => io::ErrorKind::Other,
+        _ => error.kind(),
     }
 }
 

@@ -44,7 +44,7 @@ impl<B: 'static> OpFuture<B> {
         let op = build(&mut buf, shard);
         let (slot, failed) = match shard.submit(op, false, leaves) {
             Some(slot) => (Some(slot), None),
-            None => (None, Some(-libc::EBUSY)),
+            None => (None, Some(NOT_STARTED)),
         };
         OpFuture {
             shard: Rc::clone(shard),
@@ -163,7 +163,17 @@ fn clamp(len: usize) -> u32 {
     len.min(IO_MAX) as u32
 }
 
-/// A result in the kernel's form as an `io::Result`.
+/// The result of an operation that found no slot: nothing happened. No errno of the kernel's.
+const NOT_STARTED: i32 = i32::MIN;
+
+/// A result in the kernel's form as an `io::Result`. `ResourceBusy` without an errno means that the
+/// operation was not started.
 pub(crate) fn check(result: i32) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+    usize::try_from(result).map_err(|_| match result {
+        NOT_STARTED => io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "the shard's table of operations is full",
+        ),
+        errno => io::Error::from_raw_os_error(-errno),
+    })
 }

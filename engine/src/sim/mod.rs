@@ -15,6 +15,7 @@ mod disk;
 mod memory;
 mod net;
 mod ops;
+mod requests;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,12 @@
-//! Ops of files, names and eventfds in the world, and how any op is submitted and cancelled.
-//! Sockets are in [`super::net`].
-
-use std::io;
+//! Ops of files and eventfds in the world, and how any op is submitted and cancelled. Sockets are in
+//! [`super::net`], names in [`super::requests`].
 
 use super::NodeId;
 use super::disk::{Errno, Inode, Ordered, SECTOR};
 use super::memory::{Flight, Target};
 use super::trace::digest;
-use super::world::{Answer, Event, FsCall, FsSender, Handle, OpKey, ShardKey, World};
-use crate::backend::{Completion, FsOp, FsReply, Op, Part, RawHandle, SlotId};
+use super::world::{Answer, Event, Handle, OpKey, ShardKey, World};
+use crate::backend::{Completion, Op, Part, RawHandle, SlotId};
 
 /// O_DIRECT's unit of offset, length and memory.
 const DIRECT_ALIGN: u64 = 4096;
@@ -199,11 +197,9 @@ impl World {
             }
             Op::Write { offset, dsync, .. } => {
                 let (offset, dsync) = (*offset, *dsync);
-                let done = self.write(key, node, inode, offset);
+                let mut done = self.write(key, node, inode, offset);
                 if dsync && done.result >= 0 {
-                    self.node(node)
-                        .disk
-                        .sync_range(inode, offset, done.result as u64);
+                    done.result = self.flush_written(node, inode, offset, done.result);
                 }
                 self.finish_with(key, done);
             }
@@ -228,6 +224,19 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The flush of a write with dsync; the write's result, or EIO.
+    fn flush_written(&mut self, node: NodeId, inode: Inode, offset: u64, written: i32) -> i32 {
+        let by_rate = self.rng.once_in(self.config.sync_fails_one_in);
+        let (disk, rng) = (&mut self.nodes[node.0 as usize].disk, &mut self.rng);
+        let len = written as u64;
+        if by_rate || Ordered::take(&mut disk.ordered.syncs) {
+            disk.fail_sync_range(inode, offset, len, rng);
+            return -libc::EIO;
+        }
+        disk.sync_range(inode, offset, len);
+        written
     }
 
     /// The write of a linked pair is done; its sync starts when all bytes were written.
@@ -293,6 +302,10 @@ impl World {
         let by_rate = self.rng.once_in(self.config.write_fails_one_in);
         let (disk, rng) = (&mut self.nodes[node.0 as usize].disk, &mut self.rng);
         let fails = by_rate || Ordered::take(&mut disk.ordered.writes);
+        let room = disk.fits(inode, offset, bytes.len() as u64);
+        if room > 0 {
+            bytes.truncate(room as usize);
+        }
         let done = disk.write(inode, offset, &bytes, || !fails || rng.once_in(2));
         let result = match done {
             Err(errno) => negated(errno),
@@ -460,102 +473,6 @@ impl World {
                 },
             );
         }
-    }
-
-    // --- names ----------------------------------------------------------------------------
-
-    pub(super) fn submit_fs(&mut self, shard: ShardKey, op: FsOp, sender: FsSender) {
-        let (state, node) = (&self.shards[shard as usize], self.node_of(shard));
-        if !state.alive {
-            return;
-        }
-        let from = state.clock;
-        let (slow, upto) = {
-            let disk = &self.nodes[node.0 as usize].disk;
-            (disk.slow_factor, disk.seq())
-        };
-        let range = match &op {
-            FsOp::SyncDir { .. } => &self.config.disk_sync_ns,
-            _ => &self.config.name_ns,
-        };
-        let range = range.start.saturating_mul(slow)..range.end.saturating_mul(slow);
-        let call = FsCall {
-            shard,
-            op,
-            upto,
-            sender,
-        };
-        self.schedule_within(from, &range, Event::Fs(Box::new(call)));
-    }
-
-    pub(super) fn fs_done(&mut self, call: FsCall) {
-        if !self.shards[call.shard as usize].alive {
-            return;
-        }
-        // A request that nobody waits for may still happen, as a cancelled write may.
-        let opens = matches!(call.op, FsOp::Open { .. });
-        if call.sender.is_canceled() && (opens || self.rng.once_in(2)) {
-            return;
-        }
-        let node = self.node_of(call.shard);
-        let reply = self.apply_fs(node, call.op, call.upto);
-        let result = reply
-            .as_ref()
-            .map_or_else(|errno| -i64::from(*errno), |_| 0);
-        self.note(node, "name", result);
-        self.outbox.push((
-            node,
-            call.sender,
-            reply.map_err(io::Error::from_raw_os_error),
-        ));
-    }
-
-    fn apply_fs(&mut self, node: NodeId, op: FsOp, upto: u64) -> Result<FsReply, Errno> {
-        let sync_fails = matches!(op, FsOp::SyncDir { .. })
-            && (self.rng.once_in(self.config.sync_fails_one_in)
-                || Ordered::take(&mut self.node(node).disk.ordered.syncs));
-        let state = self.node(node);
-        let disk = &mut state.disk;
-        match op {
-            FsOp::Open { path, options } => {
-                let inode = disk.open(&path, options.create, options.create_new)?;
-                let (len, direct, write) = (disk.len(inode), options.direct, options.write);
-                let handle = state.add_handle(Handle::File {
-                    inode,
-                    direct,
-                    write,
-                });
-                return Ok(FsReply::Opened {
-                    handle,
-                    len,
-                    direct,
-                });
-            }
-            FsOp::CreateDirAll { path } => disk.create_dir_all(&path)?,
-            FsOp::RemoveFile { path } => disk.remove_file(&path)?,
-            FsOp::Rename { from, to } => disk.rename(&from, &to)?,
-            FsOp::ReadDir { path } => return disk.read_dir(&path).map(FsReply::Entries),
-            FsOp::SyncDir { path: _ } if sync_fails => return Err(libc::EIO),
-            FsOp::SyncDir { path } => disk.sync_dir(&path, upto)?,
-            FsOp::Metadata { path } => return disk.metadata(&path).map(FsReply::Metadata),
-            FsOp::Space { path: _ } => return Ok(FsReply::Space(disk.space())),
-            FsOp::SetLen { file, len } => match state.handles.get(&file) {
-                Some(Handle::File {
-                    inode, write: true, ..
-                }) => disk.set_len(*inode, len)?,
-                Some(_) => return Err(libc::EINVAL),
-                None => return Err(libc::EBADF),
-            },
-            FsOp::Lock { file } => {
-                let Some(Handle::File { inode, .. }) = state.handles.get(&file) else {
-                    return Err(libc::EBADF);
-                };
-                if *state.locks.entry(*inode).or_insert(file) != file {
-                    return Err(libc::EWOULDBLOCK);
-                }
-            }
-        }
-        Ok(FsReply::Done)
     }
 }
 

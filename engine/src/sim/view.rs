@@ -27,7 +27,8 @@ impl SimDisk {
         look(&mut self.world.borrow_mut().node(self.node).disk)
     }
 
-    /// The next sync of a file or directory answers EIO; calls add up.
+    /// The next sync of a file or directory, or flush of a write with dsync, answers EIO; calls add
+    /// up.
     pub fn fail_next_sync(&self) {
         self.with(|disk| disk.ordered.syncs += 1);
     }
@@ -45,6 +46,11 @@ impl SimDisk {
     /// Sets the disk's size: what needs more answers ENOSPC.
     pub fn set_capacity(&self, bytes: u64) {
         self.with(|disk| disk.set_capacity(bytes));
+    }
+
+    /// Bytes of space that files take, also those without a name that are open.
+    pub fn used_bytes(&self) -> u64 {
+        self.with(|disk| disk.used())
     }
 
     /// Multiplies all latencies of the disk; at least 1.

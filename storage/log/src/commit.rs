@@ -11,12 +11,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::fs::File;
 use engine::sync::{Notify, Semaphore};
-use engine::{BLOCK, SchedGroup};
+use engine::{BLOCK, DmaBuf, SchedGroup};
 
 use crate::ack::Ack;
 use crate::config::{FlushMode, LogConfig};
@@ -31,6 +33,11 @@ use crate::types::{Appended, LogMetrics, Lsn, SegmentInfo};
 pub(crate) const WAITERS_MAX: usize = 4096;
 /// Most files kept open for reading.
 pub(crate) const READERS_MAX: usize = 128;
+
+/// How long a batch that has its place waits for an operation slot of the shard, and how often it
+/// asks. Others may have been placed behind it, so it cannot be refused any more.
+const SLOT_WAIT: Duration = Duration::from_secs(30);
+const SLOT_POLL: Duration = Duration::from_millis(1);
 
 /// How full the tail is before a fresh spare is made for want of a released one.
 const FRESH_FROM_PERCENT: u64 = 25;
@@ -60,7 +67,10 @@ pub(crate) struct Commit {
     writing: Cell<usize>,
     sealing: Cell<bool>,
     topping_up: Cell<bool>,
-    /// A flight, a seal or the last gathered record is done.
+    closing: Cell<bool>,
+    /// What closing came to.
+    closed: RefCell<Option<Result<(), LogError>>>,
+    /// A flight, a seal, the last gathered record or the closing is done.
     quiet: Notify,
     _lock: File,
 }
@@ -80,6 +90,8 @@ impl Commit {
             writing: Cell::new(0),
             sealing: Cell::new(false),
             topping_up: Cell::new(false),
+            closing: Cell::new(false),
+            closed: RefCell::default(),
             quiet: Notify::default(),
             config,
             _lock: lock,
@@ -296,11 +308,7 @@ impl Commit {
             }) += 1;
         }
         self.writing.set(self.writing.get() + 1);
-        let (done, buf) = if linked {
-            file.write_then_datasync(buf, offset).await
-        } else {
-            file.write_durable(buf, offset).await
-        };
+        let (done, buf) = write_durably(&file, buf, offset, linked).await;
         self.writing.set(self.writing.get() - 1);
         drop(buf);
         match done {
@@ -458,15 +466,32 @@ impl Commit {
         }
     }
 
+    /// Closes in a task, so that a caller that goes away does not leave it half done, and waits for
+    /// its end, whoever began it.
     pub(crate) async fn close(self: &Rc<Self>) -> Result<(), LogError> {
-        {
-            let mut state = self.state.borrow_mut();
-            match state.check() {
-                Err(LogError::Closed) => return Ok(()),
-                other => other?,
-            }
-            state.phase = Phase::Closed;
+        if !self.closing.get() {
+            self.state.borrow().check()?;
+            let log = Rc::clone(self);
+            let closer = async move {
+                let outcome = log.close_now().await;
+                *log.closed.borrow_mut() = Some(outcome);
+                log.quiet.notify_all();
+            };
+            let task = engine::try_spawn_local(SchedGroup::FOREGROUND, closer);
+            task.map_err(|_| LogError::Busy)?.detach();
+            self.state.borrow_mut().phase = Phase::Closed;
+            self.closing.set(true);
         }
+        loop {
+            let quiet = self.quiet.notified();
+            if let Some(outcome) = &*self.closed.borrow() {
+                return outcome.clone();
+            }
+            quiet.await;
+        }
+    }
+
+    async fn close_now(self: &Rc<Self>) -> Result<(), LogError> {
         loop {
             let quiet = self.quiet.notified();
             let busy = self.flights.get() > 0 || self.sealing.get();
@@ -488,5 +513,29 @@ impl Commit {
             return Ok(());
         }
         self.mark(BatchKind::Clean).await
+    }
+}
+
+/// Writes a batch and flushes it. An operation that was not started is tried again for a while; one
+/// that was, never.
+async fn write_durably(
+    file: &File,
+    mut buf: DmaBuf,
+    offset: u64,
+    linked: bool,
+) -> (io::Result<()>, DmaBuf) {
+    let deadline = engine::now() + SLOT_WAIT;
+    loop {
+        let (done, back) = if linked {
+            file.write_then_datasync(buf, offset).await
+        } else {
+            file.write_durable(buf, offset).await
+        };
+        let not_started = |e: &io::Error| e.kind() == io::ErrorKind::ResourceBusy;
+        if !done.as_ref().is_err_and(not_started) || engine::now() >= deadline {
+            return (done, back);
+        }
+        buf = back;
+        engine::sleep(SLOT_POLL).await;
     }
 }

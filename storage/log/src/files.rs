@@ -201,7 +201,11 @@ pub(crate) async fn stage(
 
 async fn fill(dir: &Path, path: &Path, header: SegmentHeader, fresh: bool) -> Result<(), LogError> {
     let refused = |what, error: io::Error| match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => LogError::Full {
+        // A short write of a new file has met the end of the space, too.
+        ErrorKind::StorageFull
+        | ErrorKind::QuotaExceeded
+        | ErrorKind::FileTooLarge
+        | ErrorKind::WriteZero => LogError::Full {
             dir: dir.to_owned(),
         },
         _ => LogError::io(what, path, error),

@@ -152,6 +152,17 @@ impl Log {
         self.commit.last_durable()
     }
 
+    /// Why the log takes nothing more, when a write or flush has failed.
+    pub fn poisoned(&self) -> Option<String> {
+        self.commit.state.borrow().poisoned.clone()
+    }
+
+    /// Bytes of batches that fit into what is ready: the tail and the segments behind it. No file
+    /// has to be made for them.
+    pub fn room(&self) -> u64 {
+        self.commit.state.borrow().room()
+    }
+
     /// The segments that hold records and the one that takes the next, in order.
     pub fn segments(&self) -> Vec<SegmentInfo> {
         self.commit.segments()
@@ -167,10 +178,12 @@ impl Log {
     }
 
     /// Refuses new records, waits for those that were taken, and marks the log as closed in order.
-    /// Reads go on. Closing twice is fine.
+    /// Reads go on. Closing twice is fine: both wait for the one end. It goes on when the future is
+    /// dropped.
     ///
     /// # Errors
-    /// [`LogError::Poisoned`]: there is no mark, and the next opening looks for a torn tail.
+    /// [`LogError::Poisoned`], or [`LogError::Busy`] when the shard had no task or buffer left: there
+    /// is no mark, and the next opening looks for a torn tail.
     pub async fn close(&self) -> Result<(), LogError> {
         self.commit.close().await
     }

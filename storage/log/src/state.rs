@@ -196,6 +196,18 @@ impl State {
         self.tail.offset * 100 / self.tail.segment.header.bytes
     }
 
+    /// Bytes of batches that fit into the tail and what is staged.
+    pub(crate) fn room(&self) -> u64 {
+        let gathered = self.gathering.as_ref().map_or(0, |gathering| {
+            batch_span(gathering.used - BATCH_HEADER) as u64
+        });
+        let end = self.tail.segment.header.bytes - BLOCK as u64;
+        let tail = end.saturating_sub(self.tail.offset + gathered);
+        let staged = self.staged.iter();
+        let staged = staged.map(|staged| staged.header.bytes - BLOCK as u64 - DATA_START);
+        tail + staged.sum::<u64>()
+    }
+
     /// Whether a record of `span` bytes, in what gathers now, would use a segment of the `reserve`.
     pub(crate) fn eats_reserve(&self, span: usize, reserve: usize) -> bool {
         let gathered = self

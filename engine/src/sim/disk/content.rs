@@ -57,6 +57,17 @@ impl Content {
         self.allocated.missing(start, end)
     }
 
+    /// Leading bytes of a write for which `free` bytes of space suffice.
+    pub(super) fn fits(&self, offset: u64, len: u64, free: u64) -> u64 {
+        if self.needs(offset, len) <= free {
+            return len;
+        }
+        let (start, end) = blocks_around(offset, len);
+        let blocks = (start..end).step_by(BLOCK as usize);
+        let reached = blocks.take_while(|at| self.needs(start, at + BLOCK - start) <= free);
+        reached.last().map_or(0, |at| at + BLOCK - offset)
+    }
+
     fn visible(&self, sector: u64) -> Option<&[u8; SECTOR as usize]> {
         match self
             .pending
@@ -244,6 +255,25 @@ impl Content {
         }
         self.durable_len = self.len();
         self.lengths.clear();
+    }
+
+    /// A flush of the range that failed: each sector and the length is durable or lost for good.
+    pub(super) fn fail_sync_range(&mut self, offset: u64, len: u64, rng: &mut Rng) {
+        let (first, last) = (offset / SECTOR, (offset + len).div_ceil(SECTOR));
+        let sectors: Vec<u64> = self.pending.range(first..last).map(|(s, _)| *s).collect();
+        for sector in sectors {
+            let versions = self.pending.get_mut(&sector).into_iter().flatten();
+            if !rng.once_in(2) {
+                versions.for_each(|version| version.doomed = true);
+            } else if let Some(newest) = versions.last() {
+                put(&mut self.durable, sector, newest.data.clone());
+                self.pending.remove(&sector);
+            }
+        }
+        if rng.once_in(2) {
+            self.durable_len = self.len();
+            self.lengths.clear();
+        }
     }
 
     /// Power loss: each sector with unflushed versions, and the length, becomes its durable

@@ -14,10 +14,16 @@
 //!   the length read as zeros or as before;
 //! - each unflushed name operation on its own is kept or lost, but none is kept when an earlier
 //!   one on the same name was lost. A rename is one operation: never half of it;
-//! - a sync that answers EIO: half of what it should have flushed is durable, the rest stays
-//!   visible and is never written by a later sync, as Linux marks the pages clean;
-//! - reads and writes answer EIO, writes are short, space ends, bits flip at rest: by rate or by
-//!   injection.
+//! - a sync that answers EIO, or the flush of a write with dsync: half of what it should have flushed
+//!   is durable, the rest stays visible and is never written by a later sync, as Linux marks the
+//!   pages clean;
+//! - reads and writes answer EIO, writes are short, bits flip at rest: by rate or by injection;
+//! - space ends: a write is short by what does not fit and ENOSPC when nothing does, an allocation
+//!   all or nothing.
+//!
+//! Space is taken by files that a visible name or an open handle reaches. What a file loses is free
+//! at once, though its name comes back when power is lost before the directory is synced: a real
+//! file system commits its journal rather than answer ENOSPC.
 //!
 //! What never happens: a sector torn inside, a durable sector changed without a write, a bit flip
 //! or a failed write, bytes of one file in another.
@@ -26,7 +32,7 @@ mod content;
 mod names;
 mod ranges;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 pub(super) use content::SECTOR;
@@ -160,6 +166,13 @@ impl Disk {
         Ok(())
     }
 
+    /// Leading bytes of a write that there is space for.
+    pub(super) fn fits(&self, inode: Inode, offset: u64, len: u64) -> u64 {
+        let free = self.capacity.saturating_sub(self.used);
+        self.file(inode)
+            .map_or(len, |content| content.fits(offset, len, free))
+    }
+
     /// Writes the sectors that `keep` accepts; all or none when space is short.
     pub(super) fn write(
         &mut self,
@@ -220,6 +233,12 @@ impl Disk {
         }
     }
 
+    pub(super) fn fail_sync_range(&mut self, inode: Inode, offset: u64, len: u64, rng: &mut Rng) {
+        if let Some(content) = self.file_mut(inode) {
+            content.fail_sync_range(offset, len, rng);
+        }
+    }
+
     pub(super) fn metadata(&self, path: &Path) -> Result<Metadata, Errno> {
         let inode = self.lookup(path)?;
         Ok(match &self.entries[&inode] {
@@ -241,6 +260,11 @@ impl Disk {
             available: self.capacity.saturating_sub(self.used),
             total: self.capacity,
         }
+    }
+
+    /// Bytes of space that are taken.
+    pub(super) fn used(&self) -> u64 {
+        self.used
     }
 
     pub(super) fn set_capacity(&mut self, bytes: u64) {
@@ -289,27 +313,37 @@ impl Disk {
         found
     }
 
-    /// Frees files that no name, no unflushed name and none of the `open` files reaches.
+    /// Frees the space of files that no visible name and none of the `open` files reaches, and
+    /// forgets those that no durable or unflushed name reaches either.
     pub(super) fn collect(&mut self, open: &[Inode]) {
-        let mut reached = std::collections::BTreeSet::new();
+        let mut reached = BTreeSet::new();
         let mut left: Vec<Inode> = vec![ROOT];
         left.extend_from_slice(open);
+        self.reach(left, &mut reached, |dir| dir.now.values().collect());
+        let space = |inode: &Inode| self.file(*inode).map_or(0, Content::allocated);
+        self.used = reached.iter().map(space).sum();
+        let mut left: Vec<Inode> = reached.iter().copied().collect();
         left.extend(self.changes.iter().flat_map(Change::targets));
+        let mut kept = BTreeSet::new();
+        self.reach(left, &mut kept, |dir| {
+            dir.now.values().chain(dir.durable.values()).collect()
+        });
+        self.entries.retain(|inode, _| kept.contains(inode));
+    }
+
+    /// Adds what can be reached from `left` by the names that `names` chooses.
+    fn reach(
+        &self,
+        mut left: Vec<Inode>,
+        reached: &mut BTreeSet<Inode>,
+        names: impl Fn(&Dir) -> Vec<&Inode>,
+    ) {
         while let Some(inode) = left.pop() {
             if reached.insert(inode)
                 && let Some(Entry::Dir(dir)) = self.entries.get(&inode)
             {
-                left.extend(dir.now.values().chain(dir.durable.values()));
+                left.extend(names(dir));
             }
         }
-        self.entries.retain(|inode, _| reached.contains(inode));
-        self.used = self
-            .entries
-            .values()
-            .map(|entry| match entry {
-                Entry::File(content) => content.allocated(),
-                Entry::Dir(_) => 0,
-            })
-            .sum();
     }
 }

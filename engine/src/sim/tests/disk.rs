@@ -1,11 +1,14 @@
 //! What survives a crash and what a disk may refuse.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
+use super::super::Sim;
 use super::{durable_file, logged, one_node, start, writable};
 use crate::backend::OpenOptions;
 use crate::fs::{self, File};
+use crate::{EngineConfig, SchedGroup};
 
 const KIB: usize = 1024;
 
@@ -214,8 +217,16 @@ fn a_full_disk_refuses_and_space_comes_back() {
             .await
             .0
             .unwrap_err();
-        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-        assert_eq!(fs::space("/").await.unwrap().available, 16 * KIB as u64);
+        assert_eq!(
+            full.kind(),
+            std::io::ErrorKind::WriteZero,
+            "a half was written"
+        );
+        assert_eq!(fs::space("/").await.unwrap().available, 0);
+        let full = file.allocate(64 * KIB as u64, 4 * KIB as u64).await;
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        let full = file.write_at(vec![1; KIB], 64 * KIB as u64).await.0;
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
         file.discard(0, 32 * KIB as u64).await.unwrap();
         file.write_at(vec![1; 32 * KIB], 48 * KIB as u64)
             .await
@@ -231,6 +242,81 @@ fn a_full_disk_refuses_and_space_comes_back() {
     start(&sim, node);
     let space = sim.run(node, 0, async { fs::space("/").await.unwrap() });
     assert_eq!(space.available, space.total);
+}
+
+#[test]
+fn a_removed_file_gives_its_space_back_when_it_is_closed() {
+    let (sim, node) = one_node(1);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let kept = File::open("/kept", writable()).await.unwrap();
+        kept.write_at(vec![1; 8 * KIB], 0).await.0.unwrap();
+        fs::remove_file("/kept").await.unwrap();
+        fs::sync_dir("/").await.unwrap();
+        assert_eq!(disk.used_bytes(), 8 * KIB as u64, "it is open");
+        let closed = durable_file("/closed").await;
+        closed.write_at(vec![1; 16 * KIB], 0).await.0.unwrap();
+        drop((kept, closed));
+        fs::sync_dir("/").await.unwrap();
+        assert_eq!(disk.used_bytes(), 16 * KIB as u64);
+        fs::remove_file("/closed").await.unwrap();
+        assert_eq!(disk.used_bytes(), 0, "the name need not be synced");
+    });
+}
+
+#[test]
+fn a_failed_flush_of_a_durable_write_loses_what_it_should_have_kept() {
+    let mut lost = 0;
+    for seed in 0..64 {
+        let (sim, node) = one_node(seed);
+        let disk = sim.disk(node);
+        sim.run(node, 0, async move {
+            let file = durable_file("/f").await;
+            file.write_durable(vec![1; 2 * KIB], 0).await.0.unwrap();
+            disk.fail_next_sync();
+            assert!(file.write_durable(vec![2; KIB], 0).await.0.is_err());
+            file.datasync().await.unwrap();
+            let (read, bytes) = file.read_at(vec![0; 2 * KIB], 0).await;
+            assert_eq!(read.unwrap(), 2 * KIB);
+            assert_eq!(bytes[..KIB], vec![2; KIB], "readers see what was written");
+        });
+        sim.crash(node);
+        let bytes = sim.disk(node).read_file("/f").unwrap();
+        assert_eq!(
+            bytes[KIB..],
+            vec![1; KIB],
+            "seed {seed}: it was not written"
+        );
+        lost += u32::from(bytes[..KIB].contains(&1));
+    }
+    assert!(lost > 16, "a failed flush loses data in {lost} of 64 seeds");
+}
+
+#[test]
+fn without_a_slot_an_operation_is_not_started_and_says_so() {
+    let sim = Sim::new(5);
+    let node = sim.node("a");
+    let mut config = EngineConfig::unpinned(1);
+    config.ops_max = 64;
+    sim.start(node, config).unwrap();
+    sim.run(node, 0, async {
+        let file = Rc::new(durable_file("/f").await);
+        let writes: Vec<_> = (0..100_u8)
+            .map(|number| {
+                let file = Rc::clone(&file);
+                let write = async move { file.write_at(vec![number; 512], 0).await.0 };
+                crate::spawn_local(SchedGroup::FOREGROUND, write)
+            })
+            .collect();
+        let mut refused = 0;
+        for write in writes {
+            if let Err(error) = write.await {
+                assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy, "{error}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 30 && refused < 100, "{refused} of 100");
+    });
 }
 
 #[test]

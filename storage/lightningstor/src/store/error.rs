@@ -1,5 +1,7 @@
 //! Why the store refuses or fails. One type for all operations; free to cross shards.
 
+use std::io;
+
 use s3_wire::Etag;
 use segment_log::LogError;
 
@@ -80,12 +82,20 @@ pub enum StoreError {
 pub(crate) const DATA_FILE: u32 = u32::MAX;
 
 impl StoreError {
-    pub(crate) fn internal(what: &str, error: &std::io::Error) -> StoreError {
-        if error.kind() == std::io::ErrorKind::StorageFull {
+    pub(crate) fn internal(what: &str, error: &io::Error) -> StoreError {
+        if is_full(error) {
             return StoreError::Full;
         }
         StoreError::Internal(format!("{what}: {error}"))
     }
+}
+
+/// Whether space has ended: the disk's, a quota's, or what a file may have.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }
 
 impl From<engine::NoMem> for StoreError {

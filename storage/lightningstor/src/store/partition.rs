@@ -248,7 +248,13 @@ impl Partition {
             return inner.poison.check();
         }
         if inner.checkpoints.log_bytes.get() > 0 {
-            inner.checkpoint().await?;
+            match inner.checkpoint_somehow().await {
+                // The log holds everything; the next start replays more of it.
+                Err(StoreError::Full) => {
+                    tracing::warn!(partition = inner.id.0, "no space for a last checkpoint");
+                }
+                done => done?,
+            }
         }
         Ok(inner.log.close().await?)
     }
@@ -311,8 +317,10 @@ impl Inner {
         let head = record.encode_head();
         let kind = record.change.kind();
         let claim = if record.change.gives_back() {
+            self.check_way_out()?;
             Claim::Reserved
         } else {
+            self.data.check_ballast()?;
             Claim::Ordinary
         };
         self.upkeep.appends.set(self.upkeep.appends.get() + 1);
@@ -393,6 +401,8 @@ impl Inner {
         let inner = Rc::clone(self);
         let body = async move {
             if let Err(error) = inner.checkpoint().await {
+                let full = error == StoreError::Full;
+                inner.data.pressed.set(inner.data.pressed.get() || full);
                 tracing::warn!(partition = inner.id.0, %error, "the checkpoint was given up");
             }
         };

@@ -12,7 +12,7 @@ use engine::fs::{self, File, OpenOptions};
 use segment_log::LogError;
 
 use super::{FRAME_HEAD, FrameKind, Head, Loader, end_payload, frame};
-use crate::store::error::StoreError;
+use crate::store::error::{StoreError, is_full};
 use crate::store::index::{Index, WalkCursor};
 use crate::store::partition::Inner;
 
@@ -152,13 +152,17 @@ impl Inner {
         self.checkpoints.next.set(number + 1);
         let start_lsn = self.applied.through();
         let mut written = self.write_checkpoint(number, start_lsn).await;
-        let full = |e: &std::io::Error| e.kind() == std::io::ErrorKind::StorageFull;
+        // A write of a new file that ends early has met the end of the space.
+        let full = |e: &std::io::Error| is_full(e) || e.kind() == std::io::ErrorKind::WriteZero;
         if written.as_ref().is_err_and(full) && self.drop_fallback().await? {
             written = self.write_checkpoint(number, start_lsn).await;
         }
         if let Err(error) = written {
             let since = &self.checkpoints.log_bytes;
             since.set(since.get() + bytes);
+            if full(&error) {
+                return Err(StoreError::Full);
+            }
             return Err(StoreError::internal("cannot write a checkpoint", &error));
         }
         self.checkpoints.kept.borrow_mut().push((number, start_lsn));

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use engine::net::{Addr, ListenOptions, Listener};
 use engine::{CallError, EngineConfig, EngineHandle, ShardId, Sharded};
+use shards::placement::PartitionId;
 use shards::service::{LifecycleError, Readiness};
 use shards::{Lifecycle, PlacementMap, Router, Service};
 
@@ -98,6 +99,8 @@ impl fmt::Debug for LightningStorNode {
 pub struct NodeMetrics {
     /// The store's.
     pub store: StoreMetrics,
+    /// Partitions that take no more writes, and why.
+    pub poisoned: Vec<(PartitionId, String)>,
     /// The S3 front's.
     pub http: HttpMetrics,
 }
@@ -199,6 +202,12 @@ impl LightningStorNode {
         all.into_iter()
             .filter_map(|(shard, metrics)| Some((shard, metrics?)))
             .collect()
+    }
+
+    /// Partitions that take no more writes since a write or flush failed, and why; reads go on.
+    pub async fn poisoned(&self) -> Vec<(PartitionId, String)> {
+        let all = self.metrics().await.into_iter();
+        all.flat_map(|(_, metrics)| metrics.poisoned).collect()
     }
 
     /// Prometheus text of all shards.
@@ -335,9 +344,10 @@ impl Service for NodeShard {
     }
 
     fn metrics(&self) -> Option<NodeMetrics> {
-        let store = self.store.get()?.metrics();
+        let store = self.store.get()?;
         Some(NodeMetrics {
-            store,
+            store: store.metrics(),
+            poisoned: store.poisoned(),
             http: self.server.get()?.metrics(),
         })
     }

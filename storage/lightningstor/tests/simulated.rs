@@ -53,8 +53,12 @@ impl World {
         SocketAddr::new(self.server.ip().into(), PORT)
     }
 
-    /// Gives the server power and waits until it serves.
+    /// Gives the server power and waits until it serves, which it does as long as the engine runs.
     fn start(&self) {
+        std::mem::forget(self.start_node());
+    }
+
+    fn start_node(&self) -> LightningStorNode {
         let mut config = engine_config();
         let groups = LightningStorNode::declare(&mut config);
         let handle = self.sim.start(self.server, config).unwrap();
@@ -76,13 +80,8 @@ impl World {
             },
             store: store_config(),
         };
-        self.sim.run(self.server, 0, async move {
-            let node = LightningStorNode::start(&handle, groups, node)
-                .await
-                .unwrap();
-            // It serves for as long as the engine runs.
-            std::mem::forget(node);
-        });
+        let started = async move { LightningStorNode::start(&handle, groups, node).await };
+        self.sim.run(self.server, 0, started).unwrap()
     }
 
     fn on_client<R: 'static>(&self, future: impl Future<Output = R> + 'static) -> R {
@@ -233,6 +232,54 @@ fn acknowledged_objects_survive_the_loss_of_power() {
             }
         });
     }
+}
+
+#[test]
+fn a_failed_flush_is_told_to_clients_and_to_the_operator_and_other_partitions_go_on() {
+    let world = world(2);
+    let node = std::rc::Rc::new(world.start_node());
+    let (addr, disk) = (world.addr(), world.sim.disk(world.server));
+    let stored = world.on_client(async move {
+        assert_eq!(ask(addr, "PUT", "/sim", b"").await.unwrap().0, 200);
+        let mut stored = Vec::new();
+        for n in 0..200_u64 {
+            let path = format!("/sim/{n}");
+            let (status, body) = ask(addr, "PUT", &path, &noise(n, 300)).await.unwrap();
+            if status == 200 {
+                stored.push((path, n));
+            } else {
+                let body = String::from_utf8(body).unwrap();
+                assert_eq!(status, 503, "{body}");
+                assert!(body.contains("<Code>ServiceUnavailable</Code>"), "{body}");
+                assert!(body.contains("takes no writes"), "{body}");
+                assert!(body.contains("<RequestId>"), "{body}");
+                return stored;
+            }
+            disk.fail_next_sync();
+        }
+        panic!("no flush failed");
+    });
+    let asked = std::rc::Rc::clone(&node);
+    let poisoned = world
+        .sim
+        .run(world.server, 0, async move { asked.poisoned().await });
+    assert_eq!(poisoned.len(), 1, "{poisoned:?}");
+    let (partition, cause) = &poisoned[0];
+    assert!(cause.contains(&format!("p{:03}", partition.0)), "{cause}");
+    world.on_client(async move {
+        for (path, n) in stored {
+            let got = ask(addr, "GET", &path, b"").await.unwrap();
+            assert!(got == (200, noise(n, 300)), "{path}");
+        }
+        let mut served = 0;
+        for n in 1000..1020 {
+            let (status, _) = ask(addr, "PUT", &format!("/sim/{n}"), b"x").await.unwrap();
+            assert!(status == 200 || status == 503, "{status}");
+            served += u32::from(status == 200);
+        }
+        assert!(served > 4, "other partitions take writes");
+    });
+    std::mem::forget(node);
 }
 
 #[test]

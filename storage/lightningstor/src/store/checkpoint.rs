@@ -15,11 +15,10 @@
 //! `index::walk`. End: u64 number of items. A file without its end frame is no checkpoint. The CRC
 //! covers the frame's number, so frames cannot change places.
 //!
-//! Format 2 names the runs that hold the objects. Format 1 held the objects themselves; it is still
-//! read, and the next checkpoint puts them into a run.
+//! Format 2 names the runs that hold the objects, and holds those of a memtable that was too small for
+//! a run of its own. Format 1 held all objects; it is still read.
 
 pub(super) mod file;
-mod reserve;
 #[cfg(test)]
 mod tests;
 

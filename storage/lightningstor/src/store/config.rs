@@ -16,8 +16,8 @@ pub struct StoreConfig {
     /// Bytes of memory that objects changed since the newest run may take, about, before a
     /// checkpoint writes the next.
     pub memtable_bytes_max: usize,
-    /// Bytes of disk that are kept so that a checkpoint can be written when it is full.
-    pub checkpoint_reserve_bytes: u64,
+    /// Bytes of memory of a memtable below which a checkpoint holds it itself and no run is made.
+    pub run_memtable_bytes_min: usize,
     /// Runs of one level that are merged into one of the next.
     pub runs_per_level: usize,
     /// Bytes of index blocks that a shard keeps in memory, over its partitions; 0 keeps none.
@@ -96,7 +96,7 @@ impl Default for StoreConfig {
             data_grow_bytes: 64 << 20,
             checkpoint_log_bytes: 64 << 20,
             memtable_bytes_max: 32 << 20,
-            checkpoint_reserve_bytes: 32 << 20,
+            run_memtable_bytes_min: 2 << 20,
             runs_per_level: 4,
             index_cache_bytes_max: 32 << 20,
             crcs_inline_max: 4096,

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a body is written from its caller's buffers without a copy; [`DataFile::flush`]
 //! returns after a flush that began after it was called; one flush serves all that wait for it. A
-//! failed write or flush poisons the partition. The file only grows; free ranges of it become holes.
+//! failed write or flush poisons the partition. The file only grows; free ranges of it become holes,
+//! and get space again before they are given out, so that a full disk is met before a body is.
 //!
 //! It does not know objects: who owns an extent is the index's affair.
 
@@ -15,9 +16,10 @@ use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore};
 use engine::{BLOCK, DmaBuf};
 
-use super::error::StoreError;
+use super::ballast::Ballast;
+use super::error::{StoreError, is_full};
 use super::extent::{Extent, ExtentAllocator, blocks_of};
-use super::space::Space;
+use super::space::{Space, Taken};
 use super::types::EXTENTS_MAX;
 
 /// Most blocks of a data file: 16 TiB.
@@ -42,6 +44,10 @@ impl Poison {
 
     pub(super) fn is_set(&self) -> bool {
         self.cause.borrow().is_some()
+    }
+
+    pub(super) fn cause(&self) -> Option<String> {
+        self.cause.borrow().clone()
     }
 
     pub(super) fn set(&self, cause: &str) -> StoreError {
@@ -70,8 +76,9 @@ pub(super) struct DataFile {
     flushes: FlushGate,
     growing: Semaphore,
     grow_bytes: u64,
-    /// Something was refused for want of space.
+    /// Something was refused for want of space, and the disk has had none since.
     pub(super) pressed: Cell<bool>,
+    pub(super) ballast: Ballast,
     /// Whether the file system has holes, as far as is known.
     holes: Cell<bool>,
 }
@@ -99,6 +106,7 @@ impl DataFile {
             growing: Semaphore::new(1, 4096),
             grow_bytes,
             pressed: Cell::new(false),
+            ballast: Ballast::new(path.with_file_name("ballast")),
             holes: Cell::new(true),
         })
     }
@@ -113,7 +121,7 @@ impl DataFile {
                 segment: super::error::DATA_FILE,
                 offset: overlap.extent.offset(),
             })?;
-        self.space.borrow_mut().allocator = allocator;
+        self.space.borrow_mut().start_from(allocator);
         Ok(())
     }
 
@@ -122,11 +130,16 @@ impl DataFile {
     }
 
     /// Takes blocks, growing the file when it must. Nothing is taken when the future is dropped.
+    ///
+    /// # Errors
+    /// `Full`, also while the ballast is spent; `Busy`, `Internal`.
     pub(super) async fn reserve(&self, bytes: u64) -> Result<Vec<Extent>, StoreError> {
         let blocks = u32::try_from(blocks_of(bytes)).map_err(|_| StoreError::Full)?;
+        self.check_ballast()?;
         loop {
-            if let Some(taken) = self.space.borrow_mut().take(blocks, EXTENTS_MAX) {
-                return Ok(taken);
+            let taken = self.space.borrow_mut().take(blocks, EXTENTS_MAX);
+            if let Some(taken) = taken {
+                return self.back(taken).await;
             }
             let turn = self
                 .growing
@@ -140,6 +153,41 @@ impl DataFile {
             }
             drop(turn);
         }
+    }
+
+    /// Refuses what only takes space while there is none for what gives it back.
+    pub(super) fn check_ballast(&self) -> Result<(), StoreError> {
+        if self.ballast.is_spent() {
+            self.pressed.set(true);
+            return Err(StoreError::Full);
+        }
+        Ok(())
+    }
+
+    /// Gives the unbacked blocks space.
+    async fn back(&self, taken: Taken) -> Result<Vec<Extent>, StoreError> {
+        let mut backing = Backing {
+            space: &self.space,
+            taken: Some(taken),
+        };
+        while let Some(range) = backing.next() {
+            match self.file.allocate(range.offset(), range.bytes()).await {
+                Ok(()) => backing.done(),
+                // Where the file system cannot promise space, a write finds out.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => backing.done(),
+                Err(error) if is_full(&error) => {
+                    self.pressed.set(true);
+                    return Err(StoreError::Full);
+                }
+                Err(error) => {
+                    return Err(StoreError::internal(
+                        "cannot allocate in the data file",
+                        &error,
+                    ));
+                }
+            }
+        }
+        Ok(backing.finish())
     }
 
     async fn grow(&self, blocks: u32) -> Result<(), StoreError> {
@@ -158,7 +206,7 @@ impl DataFile {
                     self.space.borrow_mut().allocator.grow(grow);
                     return Ok(());
                 }
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) if is_full(&error) => {}
                 Err(error) => {
                     return Err(StoreError::internal("cannot grow the data file", &error));
                 }
@@ -241,7 +289,11 @@ impl DataFile {
     }
 
     fn failed(&self, error: &io::Error) -> StoreError {
-        if error.kind() == io::ErrorKind::StorageFull {
+        if error.kind() == io::ErrorKind::ResourceBusy {
+            // The shard had no slot: it was not started.
+            return StoreError::Busy;
+        }
+        if is_full(error) {
             self.pressed.set(true);
             return StoreError::Full;
         }
@@ -293,12 +345,48 @@ impl DataFile {
             let ended = FlushEnd { gate };
             let flushed = self.file.datasync().await;
             if let Err(error) = flushed {
+                if error.kind() == io::ErrorKind::ResourceBusy {
+                    return Err(StoreError::Busy);
+                }
                 let poisoned = self.poison.set(&error.to_string());
                 drop(ended);
                 return Err(poisoned);
             }
             gate.done.set(number);
             drop(ended);
+        }
+    }
+}
+
+/// Taken blocks on their way to have space; given back when it ends early.
+struct Backing<'a> {
+    space: &'a RefCell<Space>,
+    taken: Option<Taken>,
+}
+
+impl Backing<'_> {
+    fn next(&self) -> Option<Extent> {
+        self.taken.as_ref()?.unbacked.last().copied()
+    }
+
+    fn done(&mut self) {
+        if let Some(taken) = &mut self.taken {
+            taken.unbacked.pop();
+        }
+    }
+
+    fn finish(mut self) -> Vec<Extent> {
+        self.taken
+            .take()
+            .map(|taken| taken.extents)
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Backing<'_> {
+    fn drop(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            self.space.borrow_mut().untake(taken);
         }
     }
 }

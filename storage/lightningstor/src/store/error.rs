@@ -1,5 +1,7 @@
 //! Why the store refuses or fails. One type for all operations; free to cross shards.
 
+use std::io;
+
 use s3_wire::Etag;
 use segment_log::LogError;
 
@@ -82,12 +84,29 @@ pub(crate) const DATA_FILE: u32 = u32::MAX;
 pub(crate) const INDEX_RUN: u32 = u32::MAX - 1;
 
 impl StoreError {
-    pub(crate) fn internal(what: &str, error: &std::io::Error) -> StoreError {
-        if error.kind() == std::io::ErrorKind::StorageFull {
+    pub(crate) fn internal(what: &str, error: &io::Error) -> StoreError {
+        if is_full(error) {
             return StoreError::Full;
         }
         StoreError::Internal(format!("{what}: {error}"))
     }
+
+    /// As [`StoreError::internal`], of a file that is being written: a write that ends early has met
+    /// the end of the space.
+    pub(crate) fn of_new_file(what: &str, error: &io::Error) -> StoreError {
+        if error.kind() == io::ErrorKind::WriteZero {
+            return StoreError::Full;
+        }
+        StoreError::internal(what, error)
+    }
+}
+
+/// Whether space has ended: the disk's, a quota's, or what a file may have.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
 }
 
 impl From<engine::NoMem> for StoreError {

@@ -198,7 +198,6 @@ impl ExtentAllocator {
     }
 
     /// The free ranges, in order.
-    #[cfg(test)]
     pub(super) fn free_ranges(&self) -> impl Iterator<Item = Extent> + '_ {
         self.free.iter().map(|(start, blocks)| Extent {
             start: *start,

@@ -85,6 +85,10 @@ pub struct StoreMetrics {
     pub scrub_left: u64,
     /// Partitions that take no more writes.
     pub poisoned: u64,
+    /// Partitions that have refused something for want of space, and have none since.
+    pub full: u64,
+    /// Bytes that are held for the way out of a full disk.
+    pub ballast_bytes: u64,
 }
 
 impl StoreMetrics {
@@ -119,12 +123,14 @@ impl StoreMetrics {
         self.scrub_damaged += other.scrub_damaged;
         self.scrub_left += other.scrub_left;
         self.poisoned += other.poisoned;
+        self.full += other.full;
+        self.ballast_bytes += other.ballast_bytes;
     }
 }
 
 type Field = fn(&StoreMetrics) -> u64;
 
-const FIELDS: [(&str, &str, &str, Field); 30] = [
+const FIELDS: [(&str, &str, &str, Field); 32] = [
     ("objects", "gauge", "Objects.", |m| m.objects),
     (
         "live_bytes",
@@ -282,6 +288,18 @@ const FIELDS: [(&str, &str, &str, Field); 30] = [
         "gauge",
         "Partitions that take no more writes.",
         |m| m.poisoned,
+    ),
+    (
+        "full",
+        "gauge",
+        "Partitions that have refused something for want of space and have none since.",
+        |m| m.full,
+    ),
+    (
+        "ballast_bytes",
+        "gauge",
+        "Bytes held for the way out of a full disk.",
+        |m| m.ballast_bytes,
     ),
 ];
 

@@ -10,6 +10,7 @@
 //! (state, sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `multipart`
 //! (operations), `buckets` (across shards), `upkeep` with `compact` and `scrub` (background work).
 
+mod ballast;
 mod buckets;
 mod bytes;
 mod cache;
@@ -138,9 +139,23 @@ impl StoreShard {
         }
         sum
     }
+
+    /// Partitions that take no more writes, and why.
+    pub fn poisoned(&self) -> Vec<(PartitionId, String)> {
+        let partitions = self.partitions.iter();
+        partitions
+            .filter_map(|(id, partition)| Some((*id, partition.poisoned()?)))
+            .collect()
+    }
 }
 
 impl Partition {
+    /// Why this partition takes no more writes.
+    pub fn poisoned(&self) -> Option<String> {
+        let log = || self.inner.log.poisoned();
+        self.inner.poison.cause().or_else(log)
+    }
+
     /// Counters of this partition.
     pub fn metrics(&self) -> StoreMetrics {
         let inner = &self.inner;
@@ -180,7 +195,9 @@ impl Partition {
             scrub_bytes: inner.counters.scrub_bytes.get(),
             scrub_damaged: inner.counters.scrub_damaged.get(),
             scrub_left: inner.counters.scrub_left.get(),
-            poisoned: u64::from(inner.poison.is_set()),
+            poisoned: u64::from(self.poisoned().is_some()),
+            full: u64::from(inner.data.pressed.get()),
+            ballast_bytes: inner.data.ballast.bytes(),
         }
     }
 }

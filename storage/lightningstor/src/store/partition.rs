@@ -79,8 +79,6 @@ pub(super) struct Checkpoints {
     pub(super) log_bytes: Cell<u64>,
     /// What the newest one of this life wrote, its run included.
     pub(super) file_bytes: Cell<u64>,
-    /// Whether space is kept for one on a full disk.
-    pub(super) reserve_held: Cell<bool>,
     /// Whether runs are being merged.
     pub(super) merging: Cell<bool>,
 }
@@ -257,7 +255,13 @@ impl Partition {
             return inner.poison.check();
         }
         if inner.checkpoints.log_bytes.get() > 0 {
-            inner.checkpoint().await?;
+            match inner.checkpoint().await {
+                // The log holds everything; the next start replays more of it.
+                Err(StoreError::Full) => {
+                    tracing::warn!(partition = inner.id.0, "no space for a last checkpoint");
+                }
+                done => done?,
+            }
         }
         Ok(inner.log.close().await?)
     }
@@ -330,8 +334,10 @@ impl Inner {
         let head = record.encode_head();
         let kind = record.change.kind();
         let claim = if record.change.gives_back() {
+            self.check_way_out()?;
             Claim::Reserved
         } else {
+            self.data.check_ballast()?;
             Claim::Ordinary
         };
         self.upkeep.appends.set(self.upkeep.appends.get() + 1);
@@ -415,6 +421,8 @@ impl Inner {
             match inner.checkpoint().await {
                 Ok(()) => inner.merge_due().await,
                 Err(error) => {
+                    let full = error == StoreError::Full;
+                    inner.data.pressed.set(inner.data.pressed.get() || full);
                     tracing::warn!(partition = inner.id.0, %error, "the checkpoint was given up");
                 }
             }

@@ -130,9 +130,7 @@ impl Partition {
             next_checkpoint: found.next,
             log_bytes: replay.bytes,
         };
-        let partition = Partition::new(parts, config, buckets);
-        partition.inner.fill_reserve().await;
-        Ok(partition)
+        Ok(Partition::new(parts, config, buckets))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Who may use which blocks of the data file, and which log segments are being read. Sans-IO.
 //!
 //! Invariant: a freed extent is not given out while a reader has the body pinned that it belonged
-//! to; holes are disjoint and free. What is freed meanwhile is parked, and free when the last reader of that body ends.
+//! to; holes are free, and no block is given out that is a hole. What is freed meanwhile is parked,
+//! and free when the last reader of that body ends.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,10 +23,62 @@ pub(super) struct Space {
     /// By the first block of a body.
     bodies: BTreeMap<u32, PinnedBody>,
     segments: BTreeMap<u32, u32>,
-    /// Free ranges without space of their own, by their first block.
-    holes: BTreeMap<u32, u32>,
+    /// Free blocks whose space this life has given back.
+    holes: Ranges,
+    /// Free blocks that may have no space of their own: holes, and what was free at the start.
+    unbacked: Ranges,
     /// Being made a hole.
     discarding: Option<Extent>,
+}
+
+/// Disjoint runs of blocks: start to length.
+#[derive(Debug, Default)]
+struct Ranges(BTreeMap<u32, u32>);
+
+impl Ranges {
+    /// Adds a range that shares no block with the others.
+    fn insert(&mut self, range: Extent) {
+        self.0.insert(range.start, range.blocks);
+    }
+
+    /// Takes a range's blocks out, and returns those that were in.
+    fn remove(&mut self, range: Extent) -> Vec<Extent> {
+        let before = self.0.range(..range.end()).rev();
+        let hit: Vec<Extent> = before
+            .map(|(start, blocks)| Extent {
+                start: *start,
+                blocks: *blocks,
+            })
+            .take_while(|found| found.end() > range.start)
+            .collect();
+        let mut removed = Vec::with_capacity(hit.len());
+        for found in hit {
+            self.0.remove(&found.start);
+            let (start, end) = (found.start.max(range.start), found.end().min(range.end()));
+            if found.start < start {
+                self.0.insert(found.start, start - found.start);
+            }
+            if end < found.end() {
+                self.0.insert(end, found.end() - end);
+            }
+            removed.push(Extent {
+                start,
+                blocks: end - start,
+            });
+        }
+        removed
+    }
+
+    fn blocks(&self) -> u64 {
+        self.0.values().map(|blocks| u64::from(*blocks)).sum()
+    }
+}
+
+/// Blocks that were taken, and which of them have no space yet.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) extents: Vec<Extent>,
+    pub(super) unbacked: Vec<Extent>,
 }
 
 /// Keeps a body's extents and records from being reused; ends when dropped.
@@ -38,14 +91,24 @@ pub(super) struct Pin {
 
 impl Space {
     pub(super) fn new(allocator: ExtentAllocator) -> Rc<RefCell<Space>> {
-        let space = Space {
-            allocator,
+        let mut space = Space {
+            allocator: ExtentAllocator::default(),
             bodies: BTreeMap::new(),
             segments: BTreeMap::new(),
-            holes: BTreeMap::new(),
+            holes: Ranges::default(),
+            unbacked: Ranges::default(),
             discarding: None,
         };
+        space.start_from(allocator);
         Rc::new(RefCell::new(space))
+    }
+
+    /// Begins with what an allocator has; which of the free blocks are holes is not known.
+    pub(super) fn start_from(&mut self, allocator: ExtentAllocator) {
+        for free in allocator.free_ranges() {
+            self.unbacked.insert(free);
+        }
+        self.allocator = allocator;
     }
 
     /// Frees extents that no durable state refers to any more: those of one object, and of parts
@@ -64,37 +127,31 @@ impl Space {
         }
     }
 
-    /// Takes blocks; they are no holes once they are written.
-    pub(super) fn take(&mut self, blocks: u32, extents_max: usize) -> Option<Vec<Extent>> {
-        let taken = self.allocator.take(blocks, extents_max)?;
-        for extent in &taken {
-            self.fill(*extent);
+    /// Takes blocks. The caller gives the unbacked ones space before it uses them, or says that it
+    /// could not with [`Space::untake`].
+    pub(super) fn take(&mut self, blocks: u32, extents_max: usize) -> Option<Taken> {
+        let extents = self.allocator.take(blocks, extents_max)?;
+        let mut unbacked = Vec::new();
+        for extent in &extents {
+            self.holes.remove(*extent);
+            unbacked.extend(self.unbacked.remove(*extent));
         }
-        Some(taken)
+        Some(Taken { extents, unbacked })
     }
 
-    fn fill(&mut self, extent: Extent) {
-        let before = self.holes.range(..extent.end());
-        let hit: Vec<(u32, u32)> = before
-            .rev()
-            .map(|(start, blocks)| (*start, *blocks))
-            .take_while(|(start, blocks)| start + blocks > extent.start)
-            .collect();
-        for (start, blocks) in hit {
-            self.holes.remove(&start);
-            if start < extent.start {
-                self.holes.insert(start, extent.start - start);
-            }
-            let end = start + blocks;
-            if end > extent.end() {
-                self.holes.insert(extent.end(), end - extent.end());
-            }
+    /// Frees blocks that were taken and not used; the unbacked ones still may have no space.
+    pub(super) fn untake(&mut self, taken: Taken) {
+        for extent in taken.extents {
+            self.allocator.give(extent);
+        }
+        for range in taken.unbacked {
+            self.unbacked.insert(range);
         }
     }
 
     /// Blocks of holes.
     pub(super) fn hole_blocks(&self) -> u64 {
-        self.holes.values().map(|blocks| u64::from(*blocks)).sum()
+        self.holes.blocks()
     }
 
     /// The longest free range with space of its own, of `min` to `max` blocks, if more than `slack`
@@ -122,7 +179,7 @@ impl Space {
     fn solid(&self, free: Extent) -> Vec<Extent> {
         let mut found = Vec::new();
         let mut next = free.start;
-        for (start, blocks) in self.holes.range(free.start..free.end()) {
+        for (start, blocks) in self.holes.0.range(free.start..free.end()) {
             if *start > next {
                 found.push(Extent {
                     start: next,
@@ -144,8 +201,11 @@ impl Space {
     pub(super) fn end_discard(&mut self, range: Extent, done: bool) {
         self.discarding = None;
         self.allocator.give(range);
+        // One that was given up may still happen.
+        self.unbacked.remove(range);
+        self.unbacked.insert(range);
         if done {
-            self.holes.insert(range.start, range.blocks);
+            self.holes.insert(range);
         }
     }
 
@@ -251,5 +311,33 @@ mod tests {
         drop(second);
         assert_eq!(space.borrow().allocator.free_blocks(), 10);
         assert!(!space.borrow().is_segment_pinned(4));
+    }
+
+    #[test]
+    fn blocks_without_space_are_told_when_they_are_taken_and_only_then() {
+        let extent = |start, blocks| Extent { start, blocks };
+        // A file of ten blocks with a body in the middle: what is free may be holes.
+        let space = Space::new(ExtentAllocator::rebuild(10, vec![extent(4, 2)]).unwrap());
+        let mut space = space.borrow_mut();
+        let taken = space.take(3, 1).unwrap();
+        assert_eq!(taken.unbacked, taken.extents);
+        let first = taken.extents[0];
+        space.untake(taken);
+        let taken = space.take(3, 1).unwrap();
+        assert_eq!(
+            (&taken.extents, &taken.unbacked),
+            (&vec![first], &vec![first])
+        );
+        // It was given space and is free again: nothing is missing now.
+        space.allocator.give(first);
+        assert_eq!(space.take(3, 1).unwrap().unbacked, []);
+        space.allocator.give(first);
+        let hole = space.begin_discard(4, 0, 4).unwrap();
+        space.end_discard(hole, true);
+        assert_eq!(space.hole_blocks(), 4);
+        let taken = space.take(8, 2).unwrap();
+        let missing: u32 = taken.unbacked.iter().map(|range| range.blocks).sum();
+        assert!(taken.unbacked.contains(&hole) && missing >= 5, "{taken:?}");
+        assert_eq!(space.hole_blocks(), 0);
     }
 }

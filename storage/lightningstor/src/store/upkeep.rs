@@ -3,12 +3,16 @@
 //!
 //! Compaction runs in the background group and rests as long as a step took while others write;
 //! discards run in the maintenance group. What a quiet partition takes beyond its live bytes is
-//! bounded by a constant: the tail, the spares and the reserve of the log, `data_grow_bytes`, and
-//! dead segments of together less than a checkpoint's length.
+//! bounded by a constant: the tail, the spares and the reserve of the log, `data_grow_bytes`, dead
+//! segments of together less than a checkpoint's length, and the ballast.
 //!
-//! On a full disk (something was refused) the thresholds fall. Deletes and moves may use the log's
-//! reserve, and each compacted segment is released before the next is begun, so the reserve fills
-//! again.
+//! On a full disk (something was refused, and there is no room yet for a step of the log and of the
+//! data file) the thresholds fall. Deletes and moves may use the log's reserve, and each compacted
+//! segment is released before the next is begun, so the reserve fills again. The way out is always
+//! open: a compaction is begun only when what is ready of the log holds all that it moves, and deletes
+//! are held off while it does not hold both. So the reserve is whole, or holds nothing but deletes,
+//! which are dead, or what a compaction moves that will release its segment. Checkpoints on the way
+//! live on the ballast.
 //!
 //! It never holds up a write for more than its key's turn, and ends when the partition closes.
 
@@ -18,14 +22,23 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use engine::sync::Notify;
-use engine::{BLOCK, Nanos, SchedGroup};
+use engine::{BLOCK, Nanos, SchedGroup, fs};
 
+use super::checkpoint::file::{KEPT, path_of};
 use super::error::StoreError;
 use super::partition::Inner;
 use super::types::INLINE_MAX;
 
 /// While others write, dead segments wait until they are this often worth a checkpoint.
 const DEAD_FACTOR_BUSY: u64 = 4;
+
+/// Of `checkpoint_log_bytes`, what the ballast holds beside the newest checkpoint's length.
+const BALLAST_LOG_SHARE: u64 = 8;
+
+/// What a moved segment may take beside its live bytes: this part of them, for batches that are not
+/// full, and this part of a segment, for manifests.
+const MOVE_PADDING_SHARE: u64 = 8;
+const MOVE_MARGIN_SHARE: u64 = 16;
 
 /// What the background work remembers.
 #[derive(Default)]
@@ -38,6 +51,8 @@ pub(super) struct Upkeep {
     quiet_below: Cell<Option<u32>>,
     /// Segments that damage keeps from being compacted.
     damaged: RefCell<BTreeSet<u32>>,
+    /// Being compacted because the disk is full.
+    moving: Cell<Option<u32>>,
     running: Cell<u32>,
     end: Notify,
 }
@@ -173,14 +188,18 @@ impl Inner {
     async fn compact_due(self: &Rc<Inner>) -> Result<(), StoreError> {
         let tail = self.log.segments().last().map_or(0, |last| last.number);
         self.upkeep.look(tail, self.config.upkeep.quiet_after);
-        let pressed = self.data.pressed.replace(false);
+        self.report("filling the ballast", self.fill_ballast().await);
+        let pressed = self.data.pressed.get();
         self.release_segments().await?;
         self.release_dead(pressed).await?;
         self.merge_due().await;
         let mut tried = BTreeSet::new();
         while let Some(segment) = self.worst(pressed, &tried) {
             tried.insert(segment);
-            match self.compact(segment).await {
+            self.upkeep.moving.set(pressed.then_some(segment));
+            let compacted = self.compact(segment).await;
+            self.upkeep.moving.set(None);
+            match compacted {
                 Err(damage @ StoreError::Corrupt { .. }) => {
                     tracing::error!(
                         partition = self.id.0, segment, %damage,
@@ -193,7 +212,82 @@ impl Inner {
             }
             self.release_dead(pressed).await?;
         }
+        if pressed {
+            self.look_for_room().await?;
+        }
         Ok(())
+    }
+
+    /// Ends the pressure when there is room for a step of the log and of the data file.
+    async fn look_for_room(&self) -> Result<(), StoreError> {
+        self.fill_ballast().await?;
+        if self.data.ballast.is_spent() {
+            return Ok(());
+        }
+        let space = fs::space(&self.dir).await;
+        let space = space.map_err(|e| StoreError::internal("cannot tell the free space", &e))?;
+        let step = self.config.data_grow_bytes + self.config.log.segment_bytes;
+        if space.available >= step {
+            self.data.pressed.set(false);
+        }
+        Ok(())
+    }
+
+    /// What the next checkpoint may take: the newest one's length, and what came since in a run.
+    async fn ballast_share(&self) -> u64 {
+        let mut newest = self.checkpoints.file_bytes.get();
+        let kept = self
+            .checkpoints
+            .kept
+            .borrow()
+            .last()
+            .map(|kept| kept.number);
+        if let (0, Some(number)) = (newest, kept) {
+            let found = fs::metadata(path_of(&self.dir, number)).await;
+            newest = found.map_or(0, |found| found.len);
+            self.checkpoints.file_bytes.set(newest);
+        }
+        // In coarse steps, so that the file seldom changes while a memtable grows.
+        let run = self.index.borrow().memtables().0.run_bytes();
+        let run = run.next_power_of_two() as u64;
+        let share = newest.max(run) + self.config.checkpoint_log_bytes / BALLAST_LOG_SHARE;
+        share.next_multiple_of(BLOCK as u64)
+    }
+
+    /// Makes the ballast hold the next checkpoint, and those that are missing of two.
+    async fn fill_ballast(&self) -> Result<(), StoreError> {
+        let missing = KEPT.saturating_sub(self.checkpoints.kept.borrow().len()) as u64;
+        let wanted = self.ballast_share().await * (1 + missing);
+        let filled = self.data.ballast.fill(wanted).await;
+        filled.map_err(|e| StoreError::internal("cannot make the ballast", &e))
+    }
+
+    /// The disk is full: throws off what one checkpoint needs; false when there is nothing.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub(super) async fn spend_ballast(&self) -> Result<bool, StoreError> {
+        self.data.pressed.set(true);
+        let spent = self.data.ballast.spend(self.ballast_share().await).await;
+        spent.map_err(|e| StoreError::internal("cannot spend the ballast", &e))
+    }
+
+    /// What moving a segment's live records may take of the log.
+    fn move_bytes(&self, segment: u32) -> u64 {
+        let live = self.index.borrow().live_bytes(segment);
+        let margin = self.config.log.segment_bytes / MOVE_MARGIN_SHARE;
+        live + live / MOVE_PADDING_SHARE + margin
+    }
+
+    /// Holds off what gives space back while it could take the room of a compaction that does.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub(super) fn check_way_out(&self) -> Result<(), StoreError> {
+        match self.upkeep.moving.get() {
+            Some(segment) if self.log.room() <= self.move_bytes(segment) => Err(StoreError::Busy),
+            _ => Ok(()),
+        }
     }
 
     /// The sealed segment with the least live share, if that is below its threshold.
@@ -213,7 +307,9 @@ impl Inner {
                 limits.live_percent
             };
             let live = index.live_bytes(number);
+            let room = !pressed || self.move_bytes(number) < self.log.room();
             let due = segment.sealed
+                && room
                 && live > 0
                 && live * 100 < segment.bytes * threshold
                 && !tried.contains(&number)
@@ -228,7 +324,7 @@ impl Inner {
         let quiet = pressed || self.upkeep.quiet_below.get().is_some();
         let factor = if quiet { 1 } else { DEAD_FACTOR_BUSY };
         let segment_bytes = self.config.log.segment_bytes;
-        for _ in 0..super::checkpoint::file::KEPT {
+        for _ in 0..KEPT {
             let worth = segment_bytes.max(self.checkpoints.file_bytes.get()) * factor;
             let dead = self.dead_segments() * segment_bytes + self.runs.retired_bytes();
             let due = dead >= worth || (pressed && dead > 0);

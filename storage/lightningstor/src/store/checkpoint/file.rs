@@ -1,8 +1,8 @@
 //! Checkpoint files of a partition: written in the background while the index changes, found and
 //! read at the start.
 //!
-//! What changed since the newest run is written as a run first, then a file that names all runs and
-//! holds the rest of the index. It is written under a temporary name, flushed, renamed, and its
+//! What changed since the newest run is written as a run first, unless it is little, then a file that
+//! names all runs and holds the rest of the index. It is written under a temporary name, flushed, renamed, and its
 //! directory flushed; only then is an older one removed, with the runs that nobody names any more.
 //! Two are kept: log segments are released behind the older, so that damage to the newer costs a
 //! longer replay and no data.
@@ -194,7 +194,7 @@ impl Inner {
         self.poison.check()?;
         let bytes = self.checkpoints.log_bytes.replace(0);
         let mut written = self.write_whole().await;
-        if matches!(written, Err(StoreError::Full)) && self.spend_reserve().await {
+        if matches!(written, Err(StoreError::Full)) && self.spend_ballast().await? {
             written = self.write_whole().await;
         }
         if matches!(written, Err(StoreError::Full)) && self.drop_fallback().await? {
@@ -209,9 +209,7 @@ impl Inner {
             .checkpoints
             .set(self.counters.checkpoints.get() + 1);
         self.drop_old_checkpoints().await?;
-        self.release_segments().await?;
-        self.fill_reserve().await;
-        Ok(())
+        self.release_segments().await
     }
 
     /// Writes what changed as a run, and a checkpoint that names it. When it fails everything is as
@@ -219,9 +217,15 @@ impl Inner {
     async fn write_whole(&self) -> Result<Kept, StoreError> {
         let number = self.checkpoints.next.get();
         self.checkpoints.next.set(number + 1);
-        // What is set aside holds every record up to here, and the next memtable none of them.
+        // What is set aside holds every record up to here, and the next memtable none of them. A
+        // memtable that stays may change while it is written, as buckets and uploads may.
         let start_lsn = self.applied.through();
-        let frozen = self.index.borrow_mut().freeze();
+        let little = self.index.borrow().memtable_bytes() < self.config.run_memtable_bytes_min;
+        let frozen = if little {
+            None
+        } else {
+            self.index.borrow_mut().freeze()
+        };
         let written = async {
             let run = match &frozen {
                 Some(frozen) => self.write_run(frozen).await?,
@@ -264,7 +268,7 @@ impl Inner {
         if let Err(error) = written.await {
             // What is left of it, or of its run, is removed by the next one or at the next start.
             let _ = fs::remove_file(&temporary).await;
-            return Err(StoreError::internal("cannot write a checkpoint", &error));
+            return Err(StoreError::of_new_file("cannot write a checkpoint", &error));
         }
         Ok(Kept::new(number, start_lsn, &runs))
     }

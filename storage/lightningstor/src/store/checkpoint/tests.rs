@@ -15,12 +15,15 @@ fn load(frames: &[Vec<u8>]) -> Option<Loaded> {
     loader.finish()
 }
 
-/// Walks the history's index in small steps, applying `during` in between.
-fn write(history: &mut History, during: &[Step]) -> Vec<Vec<u8>> {
+/// Walks the history's index in small steps, applying `during` in between. With `as_run` the objects
+/// there are go into a run, and the checkpoint has none of them.
+fn write(history: &mut History, during: &[Step], as_run: bool) -> Vec<Vec<u8>> {
     // No number is the same as number 1: the first that is given out.
     history.index.set_next_bucket(1);
     let start_lsn = history.log.len() as u64;
-    history.index.freeze();
+    if as_run {
+        history.index.freeze();
+    }
     let next_bucket = history.index.next_bucket().0;
     let head = Head {
         partition: 5,
@@ -52,12 +55,16 @@ fn write(history: &mut History, during: &[Step]) -> Vec<Vec<u8>> {
 
 proptest! {
     #[test]
-    fn a_fuzzy_checkpoint_and_the_log_behind_it_are_the_index(before in steps(), during in steps()) {
+    fn a_fuzzy_checkpoint_and_the_log_behind_it_are_the_index(
+        before in steps(),
+        during in steps(),
+        as_run in any::<bool>(),
+    ) {
         let mut history = History::new();
         for step in &before {
             history.take(step);
         }
-        let frames = write(&mut history, &during);
+        let frames = write(&mut history, &during, as_run);
         let Loaded { head, mut index, .. } = load(&frames).unwrap();
         for (place, record) in &history.log[head.start_lsn as usize..] {
             index.apply(*place, record.clone(), None);
@@ -78,7 +85,7 @@ proptest! {
         for step in &before {
             history.take(step);
         }
-        let frames = write(&mut history, &[]);
+        let frames = write(&mut history, &[], false);
         let which = at.index(frames.len());
         let mut flipped = frames.clone();
         let byte = at.index(flipped[which].len());

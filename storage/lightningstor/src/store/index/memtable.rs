@@ -15,6 +15,8 @@ pub(crate) type Slot = Option<ObjectEntry>;
 
 /// Memory of a slot beside its key and what its entry holds, about.
 const SLOT_BYTES: usize = 200;
+/// The same on the disk, with its share of a filter and of a table.
+const SLOT_DISK_BYTES: usize = 80;
 
 /// Slots in order of (bucket, key, newest version first).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,6 +87,11 @@ impl Memtable {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Bytes of disk that a run of it takes, with its copy, at most about.
+    pub(crate) fn run_bytes(&self) -> usize {
+        2 * (self.bytes - self.len * (SLOT_BYTES - SLOT_DISK_BYTES))
     }
 
     /// Memory that it takes, about.

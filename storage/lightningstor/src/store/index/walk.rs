@@ -7,12 +7,15 @@
 //! Item forms (after a u8 tag): 1 bucket {u64 id, name, owner, u64 created_ms}; 2 upload {u64
 //! bucket, key, u128 upload, place, u64 initiated_ms, upload checksum}; 3 part {u64 bucket, key, u128
 //! upload, u16 number, place, u64 size, etag, u64 modified_ms, optional checksum, extents}; 4 object
-//! {u64 bucket, key, u64 version, entry}, which only the first format has; 5 run {u64 number, u8
-//! level}.
+//! {u64 bucket, key, u64 version, entry}; 5 run {u64 number, u8 level}; 6 nothing, which hides older
+//! runs {u64 bucket, key, u64 version}.
+//!
+//! Of objects a walk shows those in the memtable.
 
+use std::cmp::Reverse;
 use std::ops::Bound;
 
-use super::name::ObjectName;
+use super::name::{NamePosition, ObjectName};
 use super::{BucketRow, Index, ObjectEntry, PartEntry, Upload, UploadKey};
 use crate::store::bytes::{Decode, Reader, Writer};
 use crate::store::meta;
@@ -43,6 +46,11 @@ pub(crate) enum Item {
         entry: ObjectEntry,
     },
     Run(RunRef),
+    Gone {
+        bucket: BucketId,
+        key: Box<str>,
+        version: Version,
+    },
 }
 
 /// Where a walk goes on.
@@ -52,6 +60,7 @@ pub(crate) enum WalkCursor {
     Start,
     Buckets(Box<str>),
     Uploads(UploadKey, u16),
+    Objects(NamePosition),
     End,
 }
 
@@ -67,6 +76,7 @@ impl Index {
                 WalkCursor::Start => self.walk_buckets(None, &mut writer),
                 WalkCursor::Buckets(after) => self.walk_buckets(Some(after), &mut writer),
                 WalkCursor::Uploads(key, part) => self.walk_uploads(key, *part, &mut writer),
+                WalkCursor::Objects(at) => self.walk_objects(at, &mut writer),
                 WalkCursor::End => break,
             };
             let (wrote, next) = next;
@@ -93,7 +103,7 @@ impl Index {
     /// The first upload from a key on.
     fn first_upload(&self, from: UploadKey, out: &mut Writer) -> (bool, WalkCursor) {
         let Some((key, upload)) = self.uploads.range(from..).next() else {
-            return (false, WalkCursor::End);
+            return (false, WalkCursor::Objects(NamePosition::start()));
         };
         out.u8(2);
         put_upload_key(out, key);
@@ -126,6 +136,24 @@ impl Index {
         (true, WalkCursor::Uploads(key.clone(), *number))
     }
 
+    fn walk_objects(&self, at: &NamePosition, out: &mut Writer) -> (bool, WalkCursor) {
+        let Some((rank, slot)) = self.objects.from(at).next() else {
+            return (false, WalkCursor::End);
+        };
+        let (bucket, key, Reverse(version)) = rank;
+        out.u8(if slot.is_some() { 4 } else { 6 });
+        out.u64(bucket.0);
+        out.u32(key.len() as u32);
+        out.raw(key);
+        out.u64(version);
+        if let Some(entry) = slot {
+            entry.encode(out);
+        }
+        let mut behind = at.clone();
+        behind.pass(rank);
+        (true, WalkCursor::Objects(behind))
+    }
+
     /// Takes an item of a walk over another index; runs are the caller's.
     pub(crate) fn load(&mut self, item: Item) {
         match item {
@@ -142,6 +170,11 @@ impl Index {
                 let name = ObjectName { key, version };
                 self.set_slot(bucket, name, Some(entry), None);
             }
+            Item::Gone {
+                bucket,
+                key,
+                version,
+            } => self.set_slot(bucket, ObjectName { key, version }, None, None),
         }
     }
 }
@@ -212,6 +245,11 @@ impl Item {
                 number: from.u64("run number")?,
                 level: from.u8("run level")?,
             })),
+            6 => Ok(Item::Gone {
+                bucket: BucketId(from.u64("bucket")?),
+                key: from.text("key")?.into(),
+                version: Version(from.u64("version")?),
+            }),
             _ => Err(bad),
         }
     }

@@ -68,7 +68,7 @@ async fn patient_buf(len: usize) -> Result<DmaBuf, StoreError> {
 }
 
 fn failed(what: &str, error: &std::io::Error) -> StoreError {
-    StoreError::internal(what, error)
+    StoreError::of_new_file(what, error)
 }
 
 /// Reads whole blocks of 4 KiB; `None` when the file ends before.

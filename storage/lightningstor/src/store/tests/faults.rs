@@ -1,6 +1,11 @@
 //! Disks that fail, fill up and rot: nothing false is acknowledged or served.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
+
+use segment_log::FlushMode;
 
 use super::super::checkpoint::file::path_of;
 use super::*;
@@ -72,6 +77,113 @@ fn a_failed_flush_of_bodies_ends_writing_and_not_reading() {
         assert_eq!(store.metrics().poisoned, 1);
         assert!(store.close().await.is_err());
     });
+}
+
+/// What writers know of their objects: acknowledged ones by name, and those that were refused.
+#[derive(Default)]
+struct Told {
+    acked: BTreeMap<String, (u64, usize)>,
+    refused: Vec<(String, u64, usize)>,
+}
+
+/// Objects of one writer, until one is refused for good.
+async fn write_until_refused(store: Partition, writer: u64, told: Rc<RefCell<Told>>) {
+    for n in 0..400_u64 {
+        let (name, number) = (format!("w{writer}-{n}"), writer << 32 | n);
+        let len = if (n + writer).is_multiple_of(3) {
+            70_000 + n as usize * 500
+        } else {
+            1_000
+        };
+        match put(&store, &name, &bytes(number, len)).await {
+            Ok(_) => drop(told.borrow_mut().acked.insert(name, (number, len))),
+            Err(error) => {
+                assert!(matches!(error, StoreError::Poisoned(_)), "{name}: {error}");
+                told.borrow_mut().refused.push((name, number, len));
+                return;
+            }
+        }
+    }
+    panic!("writer {writer} was never refused");
+}
+
+/// Fails flushes under four writers; returns why the partition took no more writes.
+fn a_failed_flush(seed: u64) -> String {
+    let (sim, node) = world(seed);
+    let disk = sim.disk(node);
+    let mut config = config();
+    config.log.flush =
+        [FlushMode::Adaptive, FlushMode::Linked, FlushMode::Dsync][seed as usize % 3];
+    // Its checkpoints and segments would take some of the failures.
+    config.checkpoint_log_bytes = 1 << 30;
+    config.log.segment_bytes = 4 << 20;
+    let told: Rc<RefCell<Told>> = Rc::default();
+    let seen = Rc::clone(&told);
+    let cause = sim.run(node, 0, async move {
+        let store = open_with(&config).await.unwrap();
+        engine::sleep(Duration::from_secs(1)).await;
+        let writers: Vec<_> = (0..4)
+            .map(|writer| {
+                let writes = write_until_refused(store.clone(), writer, Rc::clone(&told));
+                engine::spawn_local(engine::SchedGroup::FOREGROUND, writes)
+            })
+            .collect();
+        engine::sleep(Duration::from_millis(5 + seed)).await;
+        disk.fail_next_sync();
+        for writer in writers {
+            writer.await;
+        }
+        let refused = store.delete(BUCKET, key("w0-0"), Condition::None).await;
+        assert!(
+            matches!(refused, Err(StoreError::Poisoned(_))),
+            "{refused:?}"
+        );
+        for (name, (number, len)) in &told.borrow().acked {
+            let found = get(&store, name).await.unwrap();
+            assert!(found == bytes(*number, *len), "seed {seed}: {name}");
+        }
+        assert_eq!(store.metrics().poisoned, 1);
+        assert!(store.close().await.is_err());
+        store.poisoned().unwrap()
+    });
+    sim.crash(node);
+    sim.start(node, engine_config(1)).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        assert_eq!(store.poisoned(), None);
+        let Told { acked, refused } = &*seen.borrow();
+        assert!(acked.len() > 4, "seed {seed}: {}", acked.len());
+        for (name, (number, len)) in acked {
+            let found = get(&store, name).await;
+            let found = found.unwrap_or_else(|error| panic!("seed {seed}: {name}: {error}"));
+            assert!(found == bytes(*number, *len), "seed {seed}: {name}");
+        }
+        for (name, number, len) in refused {
+            match get(&store, name).await {
+                Err(StoreError::NoSuchKey) => {}
+                Ok(found) => assert!(found == bytes(*number, *len), "seed {seed}: {name}"),
+                Err(error) => panic!("seed {seed}: {name}: {error}"),
+            }
+        }
+        put(&store, "after", &bytes(9, 100_000)).await.unwrap();
+        audit(&store).await;
+        store.close().await.unwrap();
+    });
+    cause
+}
+
+#[test]
+fn after_a_failed_flush_nothing_is_acknowledged_and_a_restart_finds_what_was() {
+    let causes: Vec<String> = (0..48).map(a_failed_flush).collect();
+    let of = |file: &str| causes.iter().filter(|cause| cause.contains(file)).count();
+    assert!(of("/data/p000/data") > 4, "{causes:?}");
+    assert!(of(".seg") > 4, "{causes:?}");
+    for cause in &causes {
+        assert!(
+            cause.contains("/data/p000/") && cause.contains("error"),
+            "{cause}"
+        );
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::*;
 fn many_runs() -> StoreConfig {
     StoreConfig {
         checkpoint_log_bytes: 6 << 10,
+        run_memtable_bytes_min: 0,
         ..config()
     }
 }

@@ -50,7 +50,7 @@ fn config() -> StoreConfig {
         log,
         data_grow_bytes: 1 << 20,
         checkpoint_log_bytes: 300 << 10,
-        checkpoint_reserve_bytes: 256 << 10,
+        run_memtable_bytes_min: 4 << 10,
         runs_per_level: 2,
         crcs_inline_max: 3,
         part_bytes_min: 1000,

@@ -138,9 +138,10 @@ fn a_failed_flush(seed: u64) -> String {
             matches!(refused, Err(StoreError::Poisoned(_))),
             "{refused:?}"
         );
-        for (name, (number, len)) in &told.borrow().acked {
-            let found = get(&store, name).await.unwrap();
-            assert!(found == bytes(*number, *len), "seed {seed}: {name}");
+        let acked = told.borrow().acked.clone();
+        for (name, (number, len)) in acked {
+            let found = get(&store, &name).await.unwrap();
+            assert!(found == bytes(number, len), "seed {seed}: {name}");
         }
         assert_eq!(store.metrics().poisoned, 1);
         assert!(store.close().await.is_err());
@@ -151,17 +152,17 @@ fn a_failed_flush(seed: u64) -> String {
     sim.run(node, 0, async move {
         let store = open().await;
         assert_eq!(store.poisoned(), None);
-        let Told { acked, refused } = &*seen.borrow();
+        let Told { acked, refused } = seen.take();
         assert!(acked.len() > 4, "seed {seed}: {}", acked.len());
         for (name, (number, len)) in acked {
-            let found = get(&store, name).await;
+            let found = get(&store, &name).await;
             let found = found.unwrap_or_else(|error| panic!("seed {seed}: {name}: {error}"));
-            assert!(found == bytes(*number, *len), "seed {seed}: {name}");
+            assert!(found == bytes(number, len), "seed {seed}: {name}");
         }
         for (name, number, len) in refused {
-            match get(&store, name).await {
+            match get(&store, &name).await {
                 Err(StoreError::NoSuchKey) => {}
-                Ok(found) => assert!(found == bytes(*number, *len), "seed {seed}: {name}"),
+                Ok(found) => assert!(found == bytes(number, len), "seed {seed}: {name}"),
                 Err(error) => panic!("seed {seed}: {name}: {error}"),
             }
         }

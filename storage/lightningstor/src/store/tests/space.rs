@@ -30,7 +30,7 @@ async fn remove_surely(store: &Partition, name: &str, what: &str) {
         match store.delete(BUCKET, key(name), Condition::None).await {
             Ok(existed) => return assert!(existed, "{what}: {name}"),
             Err(StoreError::Busy | StoreError::Full) => {
-                engine::sleep(Duration::from_millis(1)).await
+                engine::sleep(Duration::from_millis(1)).await;
             }
             Err(error) => panic!("{what}: {name}: {error}"),
         }

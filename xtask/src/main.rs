@@ -42,6 +42,9 @@ enum Command {
     Quickstart(quickstart::Options),
     /// Run every test of the workspace
     Test {
+        /// Histories that the model test of LightningStor plays; as many as wanted, past its 200
+        #[arg(long)]
+        seeds: Option<u64>,
         /// Passed to cargo nextest run
         #[arg(last = true)]
         nextest: Vec<String>,
@@ -74,7 +77,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             setup::run(&workspace, scope)?;
         }
         Command::Quickstart(options) => quickstart::run(&workspace, &options)?,
-        Command::Test { nextest } => test::run(&workspace, &nextest)?,
+        Command::Test { seeds, nextest } => test::run(&workspace, seeds, &nextest)?,
         Command::Tidy => return tidy::run(&workspace),
         Command::Bench(options) => bench::run(&workspace, &options)?,
     }

@@ -10,7 +10,8 @@ use crate::setup::{self, Scope};
 use crate::workspace::{Profile, Workspace};
 
 /// Sets up, builds the server, model-checks the engine, runs nextest with `nextest` appended.
-pub fn run(workspace: &Workspace, nextest: &[String]) -> Result<()> {
+/// More `seeds` than the model test plays by itself take longer than a test may otherwise.
+pub fn run(workspace: &Workspace, seeds: Option<u64>, nextest: &[String]) -> Result<()> {
     let clients = setup::run(workspace, Scope::Clients)?;
     let server = workspace.build_server(Profile::Dev)?;
     check_interleavings(workspace)?;
@@ -20,6 +21,11 @@ pub fn run(workspace: &Workspace, nextest: &[String]) -> Result<()> {
         .args(nextest)
         .env("ULTRACLOUD_BIN", server)
         .env("ULTRACLOUD_CLIENTS", clients.bin());
+    if let Some(seeds) = seeds {
+        command
+            .args(["--profile", "patient"])
+            .env("UC_SEEDS", seeds.to_string());
+    }
     process::run(&mut command)
 }
 

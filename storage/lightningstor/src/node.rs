@@ -1,8 +1,8 @@
 //! LightningStor on all shards of an engine: format, recovery, serving, drain.
 //!
 //! The number of partitions is written down once, when the data directory is first used; later
-//! starts place them on however many shards there are. All partitions recover before one connection
-//! is accepted. A drain first lets every request on every shard end, and only then closes the stores:
+//! starts place them on however many shards there are. All partitions recover, and all shards know the
+//! buckets, before one connection is accepted. A drain first lets every request on every shard end, and only then closes the stores:
 //! a request on one shard may be at work in the store of another.
 
 mod format;
@@ -143,6 +143,15 @@ impl LightningStorNode {
         let bound = Arc::clone(&plan.bound);
         let lifecycle =
             Lifecycle::start_all(engine, move |shard| NodeShard::new(shard, plan.clone())).await?;
+        // Only now: a request on one shard works in the store of another, which must know the
+        // buckets by then.
+        for shard in engine.shard_ids() {
+            let values = lifecycle.values().clone();
+            let accepting = engine.call(shard, move |_| {
+                Box::pin(async move { values.local().accept() })
+            });
+            accepting.await?;
+        }
         let bound = *bound
             .get()
             .expect("a node that serves has bound its address");
@@ -239,7 +248,7 @@ struct Plan {
 struct NodeShard {
     shard: ShardId,
     plan: Plan,
-    /// The first shard's listener, bound early: it settles the port for all.
+    /// Until connections are accepted. The first shard's is bound early: it settles the port for all.
     listener: RefCell<Option<Listener>>,
     store: OnceCell<Rc<StoreShard>>,
     server: OnceCell<Rc<Server>>,
@@ -270,6 +279,15 @@ impl NodeShard {
                 Err(failed(std::io::Error::other(what)))
             }
         }
+    }
+
+    /// Begins to accept connections; they wait at the listener until then.
+    fn accept(&self) {
+        let listener = self.listener.borrow_mut().take();
+        self.server
+            .get()
+            .expect("a shard recovers before it serves")
+            .accept_from(listener.expect("a shard that serves has its listener"));
     }
 
     fn root(&self) -> &Path {
@@ -318,17 +336,10 @@ impl Service for NodeShard {
         store
             .load_buckets(&self.plan.router, self.plan.groups)
             .await?;
-        let early = self.listener.borrow_mut().take();
-        let listener = if let Some(listener) = early {
-            listener
-        } else {
+        if self.listener.borrow().is_none() {
             let at = *self.plan.bound.get().expect("the first shard has started");
-            Self::bind(at)?.0
-        };
-        self.server
-            .get()
-            .expect("a shard recovers before it serves")
-            .accept_from(listener);
+            *self.listener.borrow_mut() = Some(Self::bind(at)?.0);
+        }
         Ok(())
     }
 

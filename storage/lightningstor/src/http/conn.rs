@@ -229,6 +229,12 @@ async fn send_reply(
                 .await
                 .map(|(sent, _)| sent),
         ),
+        // An object made of empty parts has no piece that the head could go with.
+        Reply::Stream { head, range, .. } if range.is_empty() => sent(
+            engine::timeout(progress, stream.send(head))
+                .await
+                .map(|(sent, _)| sent),
+        ),
         Reply::Inline { head, buf, range } => {
             server.metrics.sent(range.len() as u64);
             send_inline(stream, progress, head, buf, range).await

@@ -320,6 +320,8 @@ pub(crate) struct Upload {
     partition: PartitionId,
     tenant: TenantId,
     id: Option<WriteId>,
+    /// Bytes that were sent on their way.
+    sent: u64,
     in_flight: VecDeque<Task<Result<(), StoreError>>>,
 }
 
@@ -337,6 +339,7 @@ impl Upload {
             partition: intake.partition,
             tenant: intake.tenant,
             id: Some(id),
+            sent: 0,
             in_flight: VecDeque::with_capacity(IN_FLIGHT_MAX),
         })
     }
@@ -357,12 +360,13 @@ impl Upload {
         while self.in_flight.len() >= IN_FLIGHT_MAX {
             self.land().await?;
         }
-        // The turn is taken here and not in the task: chunks have to reach the store in order.
+        let offset = self.sent;
+        self.sent += chunk.len() as u64;
         let turn = self.server.turn(self.tenant, CHUNK_COST).await?;
         let (server, partition, id) = (Rc::clone(&self.server), self.partition, self.id());
         let write = async move {
             let write = server.on(partition, move |p| async move {
-                p.write_chunk(id, chunk, crcs).await
+                p.write_chunk(id, offset, chunk, crcs).await
             });
             let written = write.await;
             drop(turn);

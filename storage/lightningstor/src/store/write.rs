@@ -33,7 +33,10 @@ pub(super) struct WriteState {
     space: Rc<RefCell<Space>>,
     extents: RefCell<Vec<Extent>>,
     crcs: RefCell<Vec<u64>>,
+    /// Where the furthest chunk ends.
     len: Cell<u64>,
+    /// Bytes of all chunks: with `len`, whether there is a hole.
+    taken: Cell<u64>,
     in_flight: Cell<usize>,
     chunk_ended: Notify,
     failed: RefCell<Option<StoreError>>,
@@ -68,6 +71,17 @@ impl WriteState {
         while self.in_flight.get() > 0 {
             self.chunk_ended.notified().await;
         }
+    }
+
+    /// Notes a chunk that is about to be written.
+    fn take(&self, offset: u64, len: usize, crcs: &[u64]) {
+        self.len.set(self.len.get().max(offset + len as u64));
+        self.taken.set(self.taken.get() + len as u64);
+        let first = (offset / CRC_BLOCK as u64) as usize;
+        let mut all = self.crcs.borrow_mut();
+        let needed = all.len().max(first + crcs.len());
+        all.resize(needed, 0);
+        all[first..first + crcs.len()].copy_from_slice(crcs);
     }
 
     fn capacity(&self) -> u64 {
@@ -172,6 +186,7 @@ impl Partition {
             extents: RefCell::new(extents),
             crcs: RefCell::default(),
             len: Cell::new(0),
+            taken: Cell::new(0),
             in_flight: Cell::new(0),
             chunk_ended: Notify::default(),
             failed: RefCell::default(),
@@ -180,9 +195,9 @@ impl Partition {
         Ok(write)
     }
 
-    /// Writes the next chunk, each 256 KiB but the last, with the CRC-64/NVME of each 64 KiB. The
-    /// chunk's place is taken by the call, not by the first poll, so several may be in flight. Not
-    /// durable before the commit.
+    /// Writes the chunk at an offset, each 256 KiB but the last, with the CRC-64/NVME of each 64 KiB.
+    /// Several may be in flight, and arrive in any order: tasks and calls of one shard keep none.
+    /// Not durable before the commit.
     ///
     /// # Errors
     /// `Gone` for an unknown write, `Busy`, `Full`, `Poisoned`; `Internal` for a chunk that does not
@@ -190,16 +205,18 @@ impl Partition {
     pub fn write_chunk(
         &self,
         write: WriteId,
+        offset: u64,
         chunk: DmaBuf,
         crcs: Vec<u64>,
     ) -> impl Future<Output = Result<(), StoreError>> + use<> {
-        let started = self.start_chunk(write, chunk, crcs);
+        let started = self.start_chunk(write, offset, chunk, crcs);
         async move { started?.await.map_err(|_| StoreError::Gone)? }
     }
 
     fn start_chunk(
         &self,
         write: WriteId,
+        offset: u64,
         chunk: DmaBuf,
         crcs: Vec<u64>,
     ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
@@ -210,8 +227,7 @@ impl Partition {
             .get(&write)
             .cloned()
             .ok_or(StoreError::Gone)?;
-        let offset = state.len.get();
-        let end = offset + chunk.len() as u64;
+        let end = offset.saturating_add(chunk.len() as u64);
         let whole = offset.is_multiple_of(CRC_BLOCK as u64);
         if chunk.is_empty() || chunk.len() > CHUNK || !whole || end > WRITE_BYTES_MAX {
             let wrong = format!("a chunk of {} bytes at {offset}", chunk.len());
@@ -221,8 +237,7 @@ impl Partition {
             let wrong = format!("{} CRCs for a chunk of {} bytes", crcs.len(), chunk.len());
             return Err(state.fail(StoreError::Internal(wrong)));
         }
-        state.len.set(end);
-        state.crcs.borrow_mut().extend(crcs);
+        state.take(offset, chunk.len(), &crcs);
         state.in_flight.set(state.in_flight.get() + 1);
         let ending = ChunkEnd(Rc::clone(&state));
         let inner = Rc::clone(&self.inner);
@@ -355,9 +370,10 @@ impl Inner {
         if let Some(error) = &*state.failed.borrow() {
             return Err(error.clone());
         }
-        if state.len.get() != size {
+        if state.len.get() != size || state.taken.get() != size {
             let wrong = format!(
-                "{} bytes were written for a body of {size}",
+                "{} bytes up to {} were written for a body of {size}",
+                state.taken.get(),
                 state.len.get()
             );
             return Err(StoreError::Internal(wrong));
@@ -398,6 +414,7 @@ impl Inner {
             extents: RefCell::new(self.data.reserve(bytes).await?),
             crcs: RefCell::default(),
             len: Cell::new(bytes),
+            taken: Cell::new(bytes),
             in_flight: Cell::new(0),
             chunk_ended: Notify::default(),
             failed: RefCell::default(),

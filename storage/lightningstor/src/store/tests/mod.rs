@@ -152,9 +152,9 @@ async fn stream(store: &Partition, body: &[u8], expected: bool) -> Result<WriteI
     let write = store
         .write_begin(expected.then_some(body.len() as u64))
         .await?;
-    for chunk in body.chunks(CHUNK) {
+    for (offset, chunk) in (0..).step_by(CHUNK).zip(body.chunks(CHUNK)) {
         let crcs = chunk.chunks(CRC_BLOCK).map(crc_fast::crc64_nvme).collect();
-        if let Err(error) = store.write_chunk(write, buf(chunk)?, crcs).await {
+        if let Err(error) = store.write_chunk(write, offset, buf(chunk)?, crcs).await {
             store.write_abort(write).await;
             return Err(error);
         }

@@ -21,7 +21,7 @@ use shards::service::{LifecycleError, Readiness};
 use shards::{Lifecycle, PlacementMap, Router, Service};
 
 use crate::http::{self, HttpConfig, HttpMetrics, Server};
-use crate::store::{Groups, StoreConfig, StoreError, StoreMetrics, StoreShard};
+use crate::store::{Groups, Images, StoreConfig, StoreError, StoreMetrics, StoreShard};
 pub use format::FormatError;
 
 /// Calls of one shard to others that may be in flight.
@@ -81,6 +81,7 @@ pub enum ShardError {
 pub struct LightningStorNode {
     engine: EngineHandle,
     lifecycle: Lifecycle<NodeShard>,
+    images: Images,
     bound: SocketAddr,
     partitions: u16,
 }
@@ -138,6 +139,7 @@ impl LightningStorNode {
             bound: Arc::default(),
         };
         let bound = Arc::clone(&plan.bound);
+        let images = Images::new(plan.router.clone(), groups);
         let lifecycle =
             Lifecycle::start_all(engine, move |shard| NodeShard::new(shard, plan.clone())).await?;
         let bound = *bound
@@ -146,6 +148,7 @@ impl LightningStorNode {
         Ok(LightningStorNode {
             engine: engine.clone(),
             lifecycle,
+            images,
             bound,
             partitions,
         })
@@ -159,6 +162,11 @@ impl LightningStorNode {
     /// Partitions of the data directory.
     pub fn partitions(&self) -> u16 {
         self.partitions
+    }
+
+    /// Objects as images, on any shard of the node.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Whether all shards serve.

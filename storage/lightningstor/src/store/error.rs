@@ -59,7 +59,7 @@ pub enum StoreError {
     #[error("the partition takes no writes since a write or flush failed: {0}")]
     Poisoned(String),
     /// What was read is not what was written.
-    #[error("{what} at {segment}:{offset} is damaged")]
+    #[error("{what} is damaged, at byte {offset} of {}", file_of(*.segment))]
     Corrupt {
         /// What is damaged.
         what: String,
@@ -79,7 +79,32 @@ pub enum StoreError {
 /// `segment` of [`StoreError::Corrupt`] for the data file.
 pub(crate) const DATA_FILE: u32 = u32::MAX;
 
+/// The file of a partition that [`StoreError::Corrupt`] means by a segment.
+pub(crate) fn file_of(segment: u32) -> String {
+    if segment == DATA_FILE {
+        "the data file".to_owned()
+    } else {
+        format!("log segment {segment}")
+    }
+}
+
 impl StoreError {
+    /// Damage, with the object that it is in; other errors stay as they are.
+    pub(crate) fn in_object(self, bucket: &str, key: &str) -> StoreError {
+        match self {
+            StoreError::Corrupt {
+                what,
+                segment,
+                offset,
+            } => StoreError::Corrupt {
+                what: format!("{what} of the object {bucket}/{key}"),
+                segment,
+                offset,
+            },
+            other => other,
+        }
+    }
+
     pub(crate) fn internal(what: &str, error: &std::io::Error) -> StoreError {
         if error.kind() == std::io::ErrorKind::StorageFull {
             return StoreError::Full;

@@ -63,6 +63,16 @@ impl WriteState {
         self.failed.borrow_mut().get_or_insert(error).clone()
     }
 
+    /// Keeps the CRCs of a chunk that begins with the block of this number.
+    fn keep_crcs(&self, first: usize, crcs: &[u64]) {
+        let mut all = self.crcs.borrow_mut();
+        let end = first + crcs.len();
+        if all.len() < end {
+            all.resize(end, 0);
+        }
+        all[first..end].copy_from_slice(crcs);
+    }
+
     /// Waits until no chunk is in flight.
     async fn quiet(&self) {
         while self.in_flight.get() > 0 {
@@ -193,13 +203,32 @@ impl Partition {
         chunk: DmaBuf,
         crcs: Vec<u64>,
     ) -> impl Future<Output = Result<(), StoreError>> + use<> {
-        let started = self.start_chunk(write, chunk, crcs);
+        let held = self.inner.writes.borrow().get(&write).cloned();
+        let next = held.map_or(0, |state| state.len.get());
+        self.write_chunk_at(write, next, chunk, crcs)
+    }
+
+    /// As [`Partition::write_chunk`], at a place that the caller tells: calls from another shard may
+    /// begin in another order than they were made in. For bodies whose length was told at the begin;
+    /// every chunk comes once.
+    ///
+    /// # Errors
+    /// As [`Partition::write_chunk`].
+    pub fn write_chunk_at(
+        &self,
+        write: WriteId,
+        offset: u64,
+        chunk: DmaBuf,
+        crcs: Vec<u64>,
+    ) -> impl Future<Output = Result<(), StoreError>> + use<> {
+        let started = self.start_chunk(write, offset, chunk, crcs);
         async move { started?.await.map_err(|_| StoreError::Gone)? }
     }
 
     fn start_chunk(
         &self,
         write: WriteId,
+        offset: u64,
         chunk: DmaBuf,
         crcs: Vec<u64>,
     ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
@@ -210,7 +239,6 @@ impl Partition {
             .get(&write)
             .cloned()
             .ok_or(StoreError::Gone)?;
-        let offset = state.len.get();
         let end = offset + chunk.len() as u64;
         let whole = offset.is_multiple_of(CRC_BLOCK as u64);
         if chunk.is_empty() || chunk.len() > CHUNK || !whole || end > WRITE_BYTES_MAX {
@@ -221,8 +249,8 @@ impl Partition {
             let wrong = format!("{} CRCs for a chunk of {} bytes", crcs.len(), chunk.len());
             return Err(state.fail(StoreError::Internal(wrong)));
         }
-        state.len.set(end);
-        state.crcs.borrow_mut().extend(crcs);
+        state.len.set(state.len.get() + chunk.len() as u64);
+        state.keep_crcs((offset / CRC_BLOCK as u64) as usize, &crcs);
         state.in_flight.set(state.in_flight.get() + 1);
         let ending = ChunkEnd(Rc::clone(&state));
         let inner = Rc::clone(&self.inner);

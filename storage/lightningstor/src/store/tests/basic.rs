@@ -267,3 +267,24 @@ fn chunks_in_flight_together_land_in_the_order_of_the_calls() {
         audit(&store);
     });
 }
+
+#[test]
+fn chunks_of_a_body_may_come_in_any_order() {
+    let (sim, node) = world(41);
+    sim.run(node, 0, async {
+        let store = open().await;
+        let body = bytes(3, 3 * CHUNK + 5_000);
+        let write = store.write_begin(Some(body.len() as u64)).await.unwrap();
+        for number in [2, 0, 3, 1] {
+            let chunk = body.chunks(CHUNK).nth(number).unwrap();
+            let crcs = chunk.chunks(CRC_BLOCK).map(crc_fast::crc64_nvme).collect();
+            let at = (number * CHUNK) as u64;
+            let written = store.write_chunk_at(write, at, buf(chunk).unwrap(), crcs);
+            written.await.unwrap();
+        }
+        let done = store.put_commit(write, BUCKET, key("a"), meta(&body), Condition::None);
+        done.await.unwrap();
+        assert!(get(&store, "a").await.unwrap() == body);
+        audit(&store);
+    });
+}

@@ -152,11 +152,11 @@ pub(crate) fn read_head(
 }
 
 /// `parts` of the object, when the checksum may be one over those of its parts.
-fn checksum_fields<'o>(
-    fields: ResponseHead<'o>,
+fn checksum_fields(
+    fields: ResponseHead<'_>,
     checksum: Option<ObjectChecksum>,
     parts: Option<u32>,
-) -> ResponseHead<'o> {
+) -> ResponseHead<'_> {
     let Some(checksum) = checksum else {
         return fields;
     };

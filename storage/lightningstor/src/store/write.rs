@@ -64,13 +64,17 @@ impl WriteState {
     }
 
     /// Keeps the CRCs of a chunk that begins with the block of this number.
-    fn keep_crcs(&self, first: usize, crcs: &[u64]) {
+    fn keep_crcs(&self, first: usize, crcs: Vec<u64>) {
         let mut all = self.crcs.borrow_mut();
+        if first == all.len() {
+            all.extend(crcs);
+            return;
+        }
         let end = first + crcs.len();
         if all.len() < end {
             all.resize(end, 0);
         }
-        all[first..end].copy_from_slice(crcs);
+        all[first..end].copy_from_slice(&crcs);
     }
 
     /// Waits until no chunk is in flight.
@@ -250,7 +254,7 @@ impl Partition {
             return Err(state.fail(StoreError::Internal(wrong)));
         }
         state.len.set(state.len.get() + chunk.len() as u64);
-        state.keep_crcs((offset / CRC_BLOCK as u64) as usize, &crcs);
+        state.keep_crcs((offset / CRC_BLOCK as u64) as usize, crcs);
         state.in_flight.set(state.in_flight.get() + 1);
         let ending = ChunkEnd(Rc::clone(&state));
         let inner = Rc::clone(&self.inner);

@@ -44,7 +44,8 @@ fn put_parts(world: &World, path: &str, sizes: &[usize]) {
         let part = ask("PUT", &format!("{path}?partNumber={number}&uploadId={id}"));
         let done = world.ask(part.body(noise(number, *size))).expect(200);
         let etag = done.header("etag").unwrap();
-        listed += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        let part = format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        listed.push_str(&part);
     }
     let list = format!("<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>");
     let complete = ask("POST", &format!("{path}?uploadId={id}")).body(list);

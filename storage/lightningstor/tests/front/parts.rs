@@ -36,7 +36,8 @@ fn upload(world: &World, path: &str, checksum: Option<(Algorithm, &str)>) -> Ans
         }
         let etag = world.ask(put.body(body)).expect(200);
         let etag = etag.header("etag").unwrap();
-        listed += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        let part = format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        listed.push_str(&part);
     }
     let list = format!("<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>");
     let complete = ask("POST", &format!("{path}?uploadId={id}")).body(list);

@@ -12,7 +12,7 @@
 //! | `lightningstor.base_domain` | none | the domain whose subdomains are buckets |
 //! | `lightningstor.connections_max` | 4096 | 1 to 60000 a shard |
 //! | `lightningstor.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
-//! | `[[lightningstor.user]]` | none | `name`, `access_key`, `secret_key` |
+//! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`; one for each access key |
 //!
 //! Unknown keys are errors. The command line wins over the file.
 
@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lightningstor::http::{HttpConfig, Limits, User, Users};
+use lightningstor::http::{HttpConfig, Limits, ROOT_ID, User, Users};
 use lightningstor::node::NodeConfig;
 use lightningstor::store::StoreConfig;
 use s3_wire::request::HostConfig;
@@ -32,8 +32,6 @@ use toml::Spanned;
 use crate::NodeArgs;
 use crate::credentials::{RootCredentials, check_access_key};
 
-/// Name of the user who owns the root credentials.
-pub const ROOT: &str = "root";
 const S3_LISTEN: &str = "127.0.0.1:9000";
 const ADMIN_LISTEN: &str = "127.0.0.1:9001";
 const REGION: &str = "us-east-1";
@@ -78,6 +76,7 @@ struct RawLightningStor {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawUser {
+    id: Option<Spanned<String>>,
     name: Spanned<String>,
     access_key: Spanned<String>,
     secret_key: Spanned<String>,
@@ -125,7 +124,8 @@ impl Config {
     /// When a user of the file has the root user's access key.
     pub fn lightningstor(&self, root: &RootCredentials) -> Result<NodeConfig> {
         let mut users = vec![User {
-            name: ROOT.into(),
+            id: ROOT_ID.into(),
+            name: ROOT_ID.into(),
             access_key: root.access_key.as_str().into(),
             secret_key: root.secret_key.as_str().into(),
         }];
@@ -300,36 +300,57 @@ fn base_domain(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Opti
 
 fn users(raw: Vec<RawUser>, source: &Source<'_>) -> Result<Vec<User>> {
     let mut users: Vec<User> = Vec::with_capacity(raw.len());
-    for user in raw {
-        let name = user.name.get_ref();
-        let plain = name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b));
-        if !plain || !(1..=64).contains(&name.len()) {
-            let what = "a user's name has 1 to 64 letters, digits and -_.@";
-            return source.refuse(&user.name.span(), what);
-        }
-        if let Err(error) = check_access_key(user.access_key.get_ref()) {
-            return source.refuse(&user.access_key.span(), &error.to_string());
+    for raw in raw {
+        let key = raw.access_key.span();
+        let shown = raw.id.as_ref().unwrap_or(&raw.name).span();
+        let user = user(raw, source)?;
+        if users
+            .iter()
+            .any(|other| other.access_key == user.access_key)
+        {
+            let what = "this access_key is listed already; each entry needs its own";
+            return source.refuse(&key, what);
         }
         if users
             .iter()
-            .any(|other| *other.access_key == **user.access_key.get_ref())
+            .any(|other| other.id == user.id && other.name != user.name)
         {
-            let what = "this access_key belongs to another user already";
-            return source.refuse(&user.access_key.span(), what);
+            let what = "this id has another name above; the entries of a user share id and name";
+            return source.refuse(&shown, what);
         }
-        if user.secret_key.get_ref().len() < 8 {
-            let what = "a secret_key has at least 8 characters";
-            return source.refuse(&user.secret_key.span(), what);
-        }
-        users.push(User {
-            name: name.as_str().into(),
-            access_key: user.access_key.into_inner().into(),
-            secret_key: user.secret_key.into_inner().into(),
-        });
+        users.push(user);
     }
     Ok(users)
+}
+
+/// Without an id the name is the identity, as it was before there were ids.
+fn user(raw: RawUser, source: &Source<'_>) -> Result<User> {
+    let id = raw.id.unwrap_or_else(|| raw.name.clone());
+    for (what, text) in [("name", &raw.name), ("id", &id)] {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.@".contains(&b);
+        let value = text.get_ref();
+        if !value.bytes().all(plain) || !(1..=64).contains(&value.len()) {
+            let what = format!("a user's {what} has 1 to 64 letters, digits and -_.@");
+            return source.refuse(&text.span(), &what);
+        }
+    }
+    if *id.get_ref() == ROOT_ID {
+        let what = "the id root is the node's own user; give this one another id";
+        return source.refuse(&id.span(), what);
+    }
+    if let Err(error) = check_access_key(raw.access_key.get_ref()) {
+        return source.refuse(&raw.access_key.span(), &error.to_string());
+    }
+    if raw.secret_key.get_ref().len() < 8 {
+        let what = "a secret_key has at least 8 characters";
+        return source.refuse(&raw.secret_key.span(), what);
+    }
+    Ok(User {
+        id: id.into_inner().into(),
+        name: raw.name.into_inner().into(),
+        access_key: raw.access_key.into_inner().into(),
+        secret_key: raw.secret_key.into_inner().into(),
+    })
 }
 
 #[cfg(test)]
@@ -431,6 +452,14 @@ mod tests {
                 "[[lightningstor.user]]\nname = \"a\"\naccess_key = \"abc\"\nsecret_key = \"short\"\n",
                 &["line 4", "secret_key"],
             ),
+            (
+                "[[lightningstor.user]]\nid = \"root\"\nname = \"a\"\naccess_key = \"abc\"\nsecret_key = \"12345678\"\n",
+                &["line 2, column 6", "id root"],
+            ),
+            (
+                "[[lightningstor.user]]\nname = \"root\"\naccess_key = \"abc\"\nsecret_key = \"12345678\"\n",
+                &["line 2, column 8", "id root"],
+            ),
             ("nonsense", &["line 1"]),
         ] {
             let error = format!("{:#}", load(text).unwrap_err());
@@ -449,6 +478,28 @@ mod tests {
         assert!(load(user).unwrap().lightningstor(&root()).is_err());
         let error = load(&user.repeat(2)).unwrap_err().to_string();
         assert!(error.contains("line 7"), "{error}");
+    }
+
+    #[test]
+    fn a_user_has_one_identity_and_may_have_several_keys() {
+        let user = |id: &str, name: &str, key: &str| {
+            format!(
+                "[[lightningstor.user]]\n{id}\nname = \"{name}\"\naccess_key = \"{key}\"\nsecret_key = \"12345678\"\n"
+            )
+        };
+        let first = user("id = \"u-17\"", "backup", "KEY1");
+        let second = user("id = \"u-17\"", "backup", "KEY2");
+        let without = user("", "plain", "KEY3");
+        let config = load(&(first.clone() + &second + &without)).unwrap();
+        let ids: Vec<&str> = config.users.iter().map(|user| &*user.id).collect();
+        assert_eq!(ids, ["u-17", "u-17", "plain"]);
+        config.lightningstor(&root()).unwrap();
+        let renamed = user("id = \"u-17\"", "other", "KEY2");
+        let error = load(&(first + &renamed)).unwrap_err().to_string();
+        assert!(
+            error.contains("line 7") && error.contains("another name"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{Engine, EngineConfig, EngineHandle, ShardId};
+use lightningstor::http::ROOT_ID;
 use lightningstor::node::LightningStorNode;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::NodeArgs;
 use crate::admin;
-use crate::config::{Config, ROOT};
+use crate::config::Config;
 use crate::credentials::{self, Origin, RootCredentials};
 use crate::lock::DataLock;
 use crate::state::{NodePhase, NodeState, Running};
@@ -212,7 +213,7 @@ fn announce(node: &LightningStorNode, admin: std::net::SocketAddr, config: &Conf
     writeln!(out, "listening s3={s3} admin={admin}")?;
     out.flush()?;
     let (shards, partitions) = (config.shards, node.partitions());
-    tracing::info!(%s3, %admin, shards, partitions, user = ROOT, "serving");
+    tracing::info!(%s3, %admin, shards, partitions, user = ROOT_ID, "serving");
     Ok(())
 }
 

@@ -60,6 +60,7 @@ codes! {
     InvalidBucketName "InvalidBucketName" 400 "The bucket name breaks the naming rules: 3 to 63 lower-case letters, digits, dots and hyphens.";
     InvalidDigest "InvalidDigest" 400 "The Content-MD5 header is not the base64 form of 16 bytes.";
     InvalidPart "InvalidPart" 400 "A listed part was not uploaded, or its ETag does not match.";
+    InvalidPartNumber "InvalidPartNumber" 416 "The object has no part of this number.";
     InvalidPartOrder "InvalidPartOrder" 400 "The parts are not listed in ascending order.";
     InvalidRange "InvalidRange" 416 "The range lies outside the object.";
     InvalidRequest "InvalidRequest" 400 "The request is not valid.";

@@ -5,6 +5,7 @@
 //! of `?acl` must not overwrite the object, and a PUT that asks for encryption must not store plain
 //! bytes. Parameters that are not S3's are ignored, as S3 does.
 
+mod attributes;
 mod params;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::metadata::{amz_field, header_value};
 use crate::names::{BucketName, ObjectKey};
 use crate::range::{ByteRange, parse_copy_range};
 use crate::uri::decode_path;
+pub use attributes::AttributesParams;
 use params::{Name, Query};
 
 /// How hosts name buckets.
@@ -44,6 +46,8 @@ pub enum S3Op {
     DeleteBucket(BucketName),
     /// GET bucket?location
     GetBucketLocation(BucketName),
+    /// GET bucket?versioning
+    GetBucketVersioning(BucketName),
     /// GET bucket, with `marker`
     ListObjectsV1(BucketName, ListParams),
     /// GET bucket?list-type=2
@@ -58,6 +62,8 @@ pub enum S3Op {
     GetObject(ObjectPath, ReadParams),
     /// HEAD object
     HeadObject(ObjectPath, ReadParams),
+    /// GET object?attributes
+    GetObjectAttributes(ObjectPath, AttributesParams),
     /// DELETE object
     DeleteObject(ObjectPath),
     /// PUT object with x-amz-copy-source
@@ -234,6 +240,7 @@ impl S3Op {
             | Self::HeadBucket(bucket)
             | Self::DeleteBucket(bucket)
             | Self::GetBucketLocation(bucket)
+            | Self::GetBucketVersioning(bucket)
             | Self::ListObjectsV1(bucket, _)
             | Self::ListObjectsV2(bucket, _)
             | Self::ListMultipartUploads(bucket, _)
@@ -248,6 +255,7 @@ impl S3Op {
             Self::PutObject(path)
             | Self::GetObject(path, _)
             | Self::HeadObject(path, _)
+            | Self::GetObjectAttributes(path, _)
             | Self::DeleteObject(path)
             | Self::CopyObject(path, _)
             | Self::CreateMultipartUpload(path)
@@ -327,6 +335,9 @@ fn on_bucket(method: Method, bucket: BucketName, query: &Query<'_>) -> Result<S3
             ))
         }
         (_, S::LIST_TYPE) => Err(S3Error::argument("list-type must be 2, and only for GET.")),
+        (Method::Get, S::VERSIONING) => Ok(S3Op::GetBucketVersioning(bucket)),
+        (_, S::VERSIONING) => Ok(S3Op::NotImplemented("versioning")),
+        (_, S::ATTRIBUTES) => Ok(S3Op::NotImplemented("attributes of a bucket")),
         (Method::Get, S::LOCATION) => Ok(S3Op::GetBucketLocation(bucket)),
         (Method::Get, S::UPLOADS) => Ok(S3Op::ListMultipartUploads(
             bucket,
@@ -350,6 +361,12 @@ fn on_object(head: &RequestHead, path: ObjectPath, query: &Query<'_>) -> Result<
         (Method::Head, S::NONE | S::PART_NUMBER) => {
             Ok(S3Op::HeadObject(path, read_params(head, query)?))
         }
+        (Method::Get, S::ATTRIBUTES) => {
+            let params = attributes::params(head)?;
+            Ok(S3Op::GetObjectAttributes(path, params))
+        }
+        (_, S::ATTRIBUTES) => Ok(S3Op::NotImplemented("attributes but by GET")),
+        (_, S::VERSIONING) => Ok(S3Op::NotImplemented("versioning")),
         (Method::Get, S::UPLOAD_ID) => Ok(S3Op::ListParts(path, list_parts_params(query)?)),
         (Method::Put, S::NONE) => match copy_source(head)? {
             None => Ok(S3Op::PutObject(path)),

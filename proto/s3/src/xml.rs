@@ -5,6 +5,7 @@
 //! than the five of XML and character references.
 
 mod answers;
+mod attributes;
 mod listings;
 mod parse;
 #[cfg(test)]
@@ -15,8 +16,9 @@ use crate::uri;
 pub use answers::{
     CompletedUpload, CopyResult, DeleteOutcome, DeleteResultWriter, ErrorContext, error_document,
     write_complete_multipart_upload, write_copy_object, write_copy_part,
-    write_initiate_multipart_upload, write_location,
+    write_initiate_multipart_upload, write_location, write_never_versioned,
 };
+pub use attributes::{AttributePart, ObjectAttributes, PartsPage, write_object_attributes};
 pub use listings::{
     BucketEntry, ListV1, ListV2, ListedPart, ListedUpload, ListingFrame, ObjectEntry, Owner,
     PartsFrame, UploadsFrame, write_buckets, write_list_v1, write_list_v2, write_parts,

@@ -22,7 +22,7 @@ use shards::service::{LifecycleError, Readiness};
 use shards::{Lifecycle, PlacementMap, Router, Service};
 
 use crate::http::{self, HttpConfig, HttpMetrics, Server};
-use crate::store::{Groups, StoreConfig, StoreError, StoreMetrics, StoreShard};
+use crate::store::{Groups, Images, StoreConfig, StoreError, StoreMetrics, StoreShard};
 pub use format::FormatError;
 
 /// Calls of one shard to others that may be in flight.
@@ -82,6 +82,7 @@ pub enum ShardError {
 pub struct LightningStorNode {
     engine: EngineHandle,
     lifecycle: Lifecycle<NodeShard>,
+    images: Images,
     bound: SocketAddr,
     partitions: u16,
 }
@@ -141,6 +142,7 @@ impl LightningStorNode {
             bound: Arc::default(),
         };
         let bound = Arc::clone(&plan.bound);
+        let images = Images::new(plan.router.clone(), groups);
         let lifecycle =
             Lifecycle::start_all(engine, move |shard| NodeShard::new(shard, plan.clone())).await?;
         // Only now: a request on one shard works in the store of another, which must know the
@@ -158,6 +160,7 @@ impl LightningStorNode {
         Ok(LightningStorNode {
             engine: engine.clone(),
             lifecycle,
+            images,
             bound,
             partitions,
         })
@@ -171,6 +174,11 @@ impl LightningStorNode {
     /// Partitions of the data directory.
     pub fn partitions(&self) -> u16 {
         self.partitions
+    }
+
+    /// Objects as images, on any shard of the node.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Whether all shards serve.

@@ -63,6 +63,7 @@ impl World {
         let groups = LightningStorNode::declare(&mut config);
         let handle = self.sim.start(self.server, config).unwrap();
         let user = User {
+            id: "root".into(),
             name: "root".into(),
             access_key: "KEY".into(),
             secret_key: "secret".into(),

@@ -8,6 +8,7 @@
 
 mod clients;
 mod crash;
+mod damage;
 mod objects;
 mod process;
 mod support;

@@ -110,7 +110,7 @@ fn ranges_give_their_bytes_and_say_so() {
             .expect(206);
         assert_eq!(part.body.len(), size);
         let none = client.send(&request("GET", &path).query("partNumber=2"));
-        none.refused(416, "InvalidRange");
+        none.refused(416, "InvalidPartNumber");
     }
 }
 
@@ -449,5 +449,5 @@ fn a_user_of_the_config_cannot_reach_buckets_of_another() {
     assert_eq!(guest.get("/").expect(200).all("Name"), ["guests"]);
     let steal = request("PUT", "/guests/a").header("x-amz-copy-source", "/private/a");
     guest.send(&steal).refused(403, "AccessDenied");
-    root.get("/guests").refused(403, "AccessDenied");
+    root.get("/guests").expect(200);
 }

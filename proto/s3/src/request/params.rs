@@ -29,6 +29,8 @@ names! {
     Location "location"
     Delete "delete"
     Uploads "uploads"
+    Attributes "attributes"
+    Versioning "versioning"
     UploadId "uploadId"
     PartNumber "partNumber"
     ListType "list-type"
@@ -85,10 +87,14 @@ impl Selectors {
     pub(super) const UPLOAD_ID: Self = Self(8);
     pub(super) const PART_NUMBER: Self = Self(16);
     pub(super) const LIST_TYPE: Self = Self(32);
+    pub(super) const ATTRIBUTES: Self = Self(64);
+    pub(super) const VERSIONING: Self = Self(128);
     /// A part of an upload: both names.
     pub(super) const PART: Self = Self(8 | 16);
 
-    pub(super) const OF_NAMES: [(Name, Self); 6] = [
+    pub(super) const OF_NAMES: [(Name, Self); 8] = [
+        (Name::Attributes, Self::ATTRIBUTES),
+        (Name::Versioning, Self::VERSIONING),
         (Name::Location, Self::LOCATION),
         (Name::Delete, Self::DELETE),
         (Name::Uploads, Self::UPLOADS),

@@ -48,6 +48,11 @@ fn bucket_operations() {
         ("HEAD", "/bkt", S3Op::HeadBucket(bucket())),
         ("DELETE", "/bkt", S3Op::DeleteBucket(bucket())),
         ("GET", "/bkt?location", S3Op::GetBucketLocation(bucket())),
+        (
+            "GET",
+            "/bkt?versioning",
+            S3Op::GetBucketVersioning(bucket()),
+        ),
         ("POST", "/bkt?delete=", S3Op::DeleteObjects(bucket())),
     ] {
         assert_eq!(
@@ -172,7 +177,6 @@ fn sub_resources_never_pass_for_the_plain_operation() {
         "acl",
         "policy",
         "tagging",
-        "versioning",
         "versions",
         "lifecycle",
         "cors",
@@ -185,7 +189,6 @@ fn sub_resources_never_pass_for_the_plain_operation() {
         "replication",
         "select",
         "restore",
-        "attributes",
         "torrent",
         "logging",
         "accelerate",
@@ -228,6 +231,65 @@ fn sub_resources_never_pass_for_the_plain_operation() {
 }
 
 #[test]
+fn what_is_implemented_by_get_alone_never_passes_for_the_plain_operation() {
+    for method in ["PUT", "HEAD", "DELETE", "POST"] {
+        for sub in ["versioning", "attributes"] {
+            for target in [format!("/bkt?{sub}"), format!("/bkt/k?{sub}")] {
+                let got = op(method, &target, "");
+                assert!(
+                    matches!(got, Ok(S3Op::NotImplemented(_))),
+                    "{method} {target}: {got:?}"
+                );
+            }
+        }
+    }
+    for target in ["/bkt/k?versioning", "/bkt?attributes"] {
+        let got = op("GET", target, "");
+        assert!(matches!(got, Ok(S3Op::NotImplemented(_))), "{target}");
+    }
+    for target in ["/bkt?versioning&acl", "/bkt/k?attributes&tagging"] {
+        let got = op("GET", target, "x-amz-object-attributes: ETag\r\n");
+        assert!(matches!(got, Ok(S3Op::NotImplemented(_))), "{target}");
+    }
+    let both = op("GET", "/bkt/k?attributes&uploadId=x", "");
+    assert_eq!(code(both), S3ErrorCode::MethodNotAllowed);
+}
+
+#[test]
+fn attributes_are_named_in_headers_together_or_apart() {
+    let ask = |fields: &str| match op("GET", "/bkt/k?attributes", fields) {
+        Ok(S3Op::GetObjectAttributes(path, params)) if path == object("k") => Ok(params),
+        Err(error) => Err(error.code),
+        other => panic!("{other:?}"),
+    };
+    let all = AttributesParams {
+        etag: true,
+        checksum: true,
+        object_parts: true,
+        storage_class: true,
+        object_size: true,
+        max_parts: 7,
+        part_number_marker: 3,
+    };
+    let page = "x-amz-max-parts: 7\r\nx-amz-part-number-marker: 3\r\n";
+    let together =
+        "x-amz-object-attributes: ETag,Checksum, ObjectParts,StorageClass,ObjectSize\r\n";
+    assert_eq!(ask(&format!("{together}{page}")), Ok(all.clone()));
+    let apart = together.replace(',', "\r\nx-amz-object-attributes: ");
+    assert_eq!(ask(&format!("{apart}{page}")), Ok(all));
+    let size = ask("x-amz-object-attributes: ObjectSize\r\nx-amz-max-parts: 60000\r\n").unwrap();
+    assert!(size.object_size && !size.etag && size.max_parts == 1000);
+    for wrong in [
+        "",
+        "x-amz-object-attributes:\r\n",
+        "x-amz-object-attributes: Color\r\n",
+        "x-amz-object-attributes: ETag\r\nx-amz-max-parts: -1\r\n",
+    ] {
+        assert_eq!(ask(wrong), Err(S3ErrorCode::InvalidArgument), "{wrong}");
+    }
+}
+
+#[test]
 fn headers_whose_meaning_would_be_lost_are_refused() {
     for field in [
         "x-amz-server-side-encryption: AES256",
@@ -237,7 +299,6 @@ fn headers_whose_meaning_would_be_lost_are_refused() {
         "x-amz-acl: public-read",
         "x-amz-grant-read: id=1",
         "x-amz-write-offset-bytes: 5",
-        "x-amz-expected-bucket-owner: 1",
     ] {
         let got = op("PUT", "/bkt/k", &format!("{field}\r\n"));
         assert!(

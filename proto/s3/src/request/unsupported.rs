@@ -14,7 +14,6 @@ const SUB_RESOURCES: &[&str] = &[
     "annotation",
     "annotations",
     "append",
-    "attributes",
     "cors",
     "encryption",
     "intelligent-tiering",
@@ -46,7 +45,6 @@ const SUB_RESOURCES: &[&str] = &[
     "tagging",
     "torrent",
     "updateObjectEncryption",
-    "versioning",
     "versions",
     "website",
 ];
@@ -78,7 +76,6 @@ pub(super) fn feature_in_field(name: &str, value: &str) -> Option<&'static str> 
         "bucket-object-lock-enabled" => asked("object lock"),
         "tagging" => asked("object tagging"),
         "website-redirect-location" => asked("website redirects"),
-        "expected-bucket-owner" | "source-expected-bucket-owner" => asked("expected bucket owner"),
         "write-offset-bytes" => asked("appending writes"),
         "rename-source" => asked("renames"),
         "if-match-last-modified-time" | "if-match-size" | "rename-source-if-match" => {

@@ -14,6 +14,11 @@ pub fn write_location(out: &mut Vec<u8>, region: &str) {
     xml.close("LocationConstraint");
 }
 
+/// Writes the VersioningConfiguration of a bucket that was never versioned: an empty one.
+pub fn write_never_versioned(out: &mut Vec<u8>) {
+    Writer::document(out, "VersioningConfiguration").close("VersioningConfiguration");
+}
+
 /// Writes InitiateMultipartUploadResult.
 pub fn write_initiate_multipart_upload(
     out: &mut Vec<u8>,

@@ -429,3 +429,47 @@ proptest! {
         prop_assert_eq!(&*parse_delete_objects(&body).unwrap().targets[0].key, &*key);
     }
 }
+
+#[test]
+fn attributes_show_what_was_asked_for_and_nothing_else() {
+    let etag: Etag = "\"9bb58f26192e4ba00f01e2e7b136bbd8-2\"".parse().unwrap();
+    let algorithm = crate::checksum::Algorithm::Crc32;
+    let checksum = crate::checksum::Checksum::from_base64(algorithm, "AAAAAQ==").unwrap();
+    let part = AttributePart {
+        number: 4,
+        size_bytes: 5,
+        checksum: Some(checksum),
+    };
+    let all = ObjectAttributes {
+        etag: Some(etag),
+        checksum: Some((checksum, ChecksumType::Composite)),
+        parts: Some(PartsPage {
+            count: 2,
+            part_number_marker: 0,
+            max_parts: 1,
+            next_marker: Some(4),
+            parts: &[part],
+        }),
+        storage_class: Some(crate::metadata::StorageClass::Standard),
+        size_bytes: Some(9),
+    };
+    let mut out = Vec::new();
+    write_object_attributes(&mut out, &all);
+    let text = String::from_utf8(out).unwrap();
+    assert!(
+        text.ends_with(
+            "<ETag>9bb58f26192e4ba00f01e2e7b136bbd8-2</ETag><Checksum><ChecksumCRC32>AAAAAQ==\
+             </ChecksumCRC32><ChecksumType>COMPOSITE</ChecksumType></Checksum><ObjectParts>\
+             <PartsCount>2</PartsCount><PartNumberMarker>0</PartNumberMarker>\
+             <NextPartNumberMarker>4</NextPartNumberMarker><MaxParts>1</MaxParts>\
+             <IsTruncated>true</IsTruncated><Part><PartNumber>4</PartNumber><Size>5</Size>\
+             <ChecksumCRC32>AAAAAQ==</ChecksumCRC32></Part></ObjectParts>\
+             <StorageClass>STANDARD</StorageClass><ObjectSize>9</ObjectSize>\
+             </GetObjectAttributesResponse>"
+        ),
+        "{text}"
+    );
+    let mut out = Vec::new();
+    write_object_attributes(&mut out, &ObjectAttributes::default());
+    assert!(out.ends_with(b"2006-03-01/\"></GetObjectAttributesResponse>"));
+}

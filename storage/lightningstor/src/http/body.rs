@@ -17,7 +17,7 @@ use s3_wire::metadata::amz_field;
 use s3_wire::sigv4::PayloadMode;
 use s3_wire::{RequestHead, Result, S3Error, S3ErrorCode};
 
-use super::config::BODY_BYTES_MAX;
+use super::config::{BODY_BYTES_MAX, Limits};
 use super::inbox::Inbox;
 
 /// Most bytes received at a time for a body that has to be decoded.
@@ -42,8 +42,35 @@ pub(crate) struct Body<'c> {
     /// Bytes of data, when the request tells.
     len: Option<u64>,
     wants_continue: bool,
-    progress_deadline: Duration,
+    patience: Patience,
     failed: bool,
+}
+
+/// How long the client may keep the server waiting for its body. One byte just within each
+/// deadline would hold a connection and its buffers for ever; so every wait counts, and only bytes
+/// earn more time.
+struct Patience {
+    progress_deadline: Duration,
+    bytes_per_s_min: u64,
+    waited: Duration,
+    received: u64,
+}
+
+impl Patience {
+    /// Longest that the next byte may take.
+    fn left(&self) -> Duration {
+        let earned = Duration::from_secs(self.received / self.bytes_per_s_min.max(1));
+        let left = (self.progress_deadline + earned).saturating_sub(self.waited);
+        left.min(self.progress_deadline)
+    }
+
+    /// Waits for something to arrive; `None` when it takes too long.
+    async fn wait<R>(&mut self, receive: impl Future<Output = R>) -> Option<R> {
+        let began = engine::now();
+        let received = engine::timeout(self.left(), receive).await;
+        self.waited += engine::now().since(began);
+        received
+    }
 }
 
 /// What is left of a body on the wire.
@@ -66,7 +93,7 @@ impl<'c> Body<'c> {
         inbox: &'c mut Inbox,
         stream: &Rc<TcpStream>,
         head: &RequestHead,
-        progress_deadline: Duration,
+        limits: &Limits,
     ) -> Body<'c> {
         let http = BodyLimits {
             decoded_bytes: None,
@@ -93,7 +120,12 @@ impl<'c> Body<'c> {
             // Also for an empty body: botocore takes a final answer where it waits for the interim
             // one as the status of the connection's next answer, too.
             wants_continue: head.expect_continue(),
-            progress_deadline,
+            patience: Patience {
+                progress_deadline: limits.progress_deadline,
+                bytes_per_s_min: limits.body_bytes_per_s_min,
+                waited: Duration::ZERO,
+                received: 0,
+            },
             failed: false,
         }
     }
@@ -156,8 +188,7 @@ impl<'c> Body<'c> {
         }
         self.send_continue().await?;
         let receive = self.inbox.fill_buf(buf, filled, end);
-        let received = engine::timeout(self.progress_deadline, receive).await;
-        let Some((received, buf)) = received else {
+        let Some((received, buf)) = self.patience.wait(receive).await else {
             return Err(self.stalled());
         };
         let count = self.arrived(&received)?;
@@ -219,8 +250,7 @@ impl<'c> Body<'c> {
                     Outer::Chunks(_) => CODED_RECEIVE_BYTES,
                 };
                 let receive = self.inbox.fill_large(want.min(CODED_RECEIVE_BYTES));
-                let received = engine::timeout(self.progress_deadline, receive).await;
-                let Some(received) = received else {
+                let Some(received) = self.patience.wait(receive).await else {
                     return Err(self.stalled());
                 };
                 self.arrived(&received)?;
@@ -328,7 +358,8 @@ impl<'c> Body<'c> {
         if !std::mem::take(&mut self.wants_continue) || !self.inbox.unread().is_empty() {
             return Ok(());
         }
-        let send = engine::timeout(self.progress_deadline, self.stream.send(CONTINUE)).await;
+        let deadline = self.patience.progress_deadline;
+        let send = engine::timeout(deadline, self.stream.send(CONTINUE)).await;
         match send {
             Some((Ok(()), _)) => Ok(()),
             Some((Err(_), _)) | None => {
@@ -342,7 +373,10 @@ impl<'c> Body<'c> {
 
     fn arrived(&mut self, received: &io::Result<usize>) -> Result<usize> {
         match received {
-            Ok(count) if *count > 0 => Ok(*count),
+            Ok(count) if *count > 0 => {
+                self.patience.received += *count as u64;
+                Ok(*count)
+            }
             Ok(_) | Err(_) => {
                 self.failed = true;
                 Err(incomplete("The connection ended before the body did."))
@@ -354,7 +388,7 @@ impl<'c> Body<'c> {
         self.failed = true;
         S3Error::new(
             S3ErrorCode::RequestTimeout,
-            "No byte of the body arrived within the deadline.",
+            "The body arrived too slowly, or stopped arriving.",
         )
     }
 }

@@ -9,16 +9,19 @@ use super::errors;
 use super::exchange::Reply;
 use super::ops::Call;
 use super::server::unix_ms;
-use crate::store::StoreError;
+use crate::store::{Bucket, StoreError};
 
 /// Largest CreateBucketConfiguration.
 const CONFIGURATION_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn list(call: &Call<'_>) -> Reply {
     let mut mine = call.server().store.buckets().all();
-    mine.retain(|bucket| bucket.owner == *call.user.name);
+    mine.retain(|bucket| bucket.owner == *call.user.id);
     mine.sort_by(|a, b| a.name.cmp(&b.name));
-    let owner = owner(call);
+    let owner = Owner {
+        id: &call.user.id,
+        display_name: &call.user.name,
+    };
     let mut body = Vec::with_capacity(256 + 128 * mine.len());
     let entries = mine.iter().map(|bucket| BucketEntry {
         name: bucket.name.as_str(),
@@ -28,11 +31,11 @@ pub(crate) fn list(call: &Call<'_>) -> Reply {
     call.exchange.xml(200, body)
 }
 
-/// The owner of everything that a user sees: the user.
-pub(crate) fn owner<'a>(call: &Call<'a>) -> Owner<'a> {
+/// The owner of a bucket and of everything in it.
+pub(crate) fn owner<'a>(call: &'a Call<'_>, bucket: &'a Bucket) -> Owner<'a> {
     Owner {
-        id: &call.user.name,
-        display_name: &call.user.name,
+        id: &bucket.owner,
+        display_name: call.server().config().users.name_of(&bucket.owner),
     }
 }
 
@@ -58,14 +61,14 @@ pub(crate) async fn create(
             &call.server().router,
             call.server().groups,
             name,
-            &call.user.name,
+            &call.user.id,
             unix_ms(),
         )
         .await;
     drop(turn);
     match created {
         Ok(_) => {}
-        Err(StoreError::BucketExists { owner }) if owner == *call.user.name => {
+        Err(StoreError::BucketExists { owner }) if owner == *call.user.id => {
             return Err(S3ErrorCode::BucketAlreadyOwnedByYou.into());
         }
         Err(error) => return Err(errors::report(&error, "create bucket")),
@@ -112,5 +115,13 @@ pub(crate) fn location(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Er
     call.bucket(name)?;
     let mut body = Vec::new();
     xml::write_location(&mut body, &call.server().config().region);
+    Ok(call.exchange.xml(200, body))
+}
+
+/// No bucket was ever versioned: S3 answers with an empty configuration.
+pub(crate) fn versioning(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Error> {
+    call.bucket(name)?;
+    let mut body = Vec::new();
+    xml::write_never_versioned(&mut body);
     Ok(call.exchange.xml(200, body))
 }

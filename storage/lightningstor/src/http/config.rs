@@ -2,6 +2,7 @@
 //!
 //! Values are checked by whoever reads them from a file; here they are plain and complete.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -43,6 +44,9 @@ pub struct Limits {
     pub idle_deadline: Duration,
     /// Without a byte in the middle of a body, in either direction.
     pub progress_deadline: Duration,
+    /// Slowest that a body may come in the end; each byte of it earns time beyond the first
+    /// `progress_deadline`.
+    pub body_bytes_per_s_min: u64,
     /// Waiting for a buffer before a request is told to slow down.
     pub buffer_deadline: Duration,
     /// Bytes of buffers that the bodies on one shard may hold together.
@@ -60,6 +64,7 @@ impl Default for Limits {
             head_deadline: Duration::from_secs(30),
             idle_deadline: Duration::from_secs(75),
             progress_deadline: Duration::from_mins(1),
+            body_bytes_per_s_min: 1024,
             buffer_deadline: Duration::from_secs(5),
             buffer_bytes_max: 32 << 20,
             concurrent_max: 256,
@@ -68,10 +73,16 @@ impl Default for Limits {
     }
 }
 
-/// A user and the access key that stands for it.
+/// The identity of the node's own user, who may use every bucket.
+pub const ROOT_ID: &str = "root";
+
+/// A user and one access key that stands for it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct User {
-    /// The name; owner of what the user creates, and its tenant.
+    /// The identity: owner of what the user creates, shown as Owner/ID, and the tenant. It is stored
+    /// with buckets and never changes.
+    pub id: Box<str>,
+    /// The name that people see, shown as DisplayName; it may change.
     pub name: Box<str>,
     /// The access key.
     pub access_key: Box<str>,
@@ -79,67 +90,88 @@ pub struct User {
     pub secret_key: Box<str>,
 }
 
+impl User {
+    /// Whether it is the node's own user.
+    pub fn is_root(&self) -> bool {
+        *self.id == *ROOT_ID
+    }
+}
+
 impl std::fmt::Debug for User {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("User")
+            .field("id", &self.id)
             .field("name", &self.name)
             .field("access_key", &self.access_key)
             .finish_non_exhaustive()
     }
 }
 
-/// All users. An access key belongs to one user; a user may have several.
+/// All users, one entry for each access key; a user may have several.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Users {
     all: Vec<User>,
+    /// Access key to the place in `all`.
+    by_key: BTreeMap<Box<str>, u32>,
+    /// Id to the place of the first entry of that user.
+    by_id: BTreeMap<Box<str>, u32>,
 }
 
-/// Two users have one access key.
+/// Entries of users contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the access key {0} belongs to two users; give each its own")]
-pub struct DuplicateKey(pub Box<str>);
+pub enum UserConflict {
+    /// Two entries have one access key.
+    #[error("the access key {0} is listed twice; each entry needs its own")]
+    AccessKey(Box<str>),
+    /// Entries of one id have different names.
+    #[error("the user id {0} is listed with two names; the entries of a user share id and name")]
+    Name(Box<str>),
+}
 
 impl Users {
     /// Takes the users, in an order that gives them their numbers.
     ///
     /// # Errors
-    /// [`DuplicateKey`] for an access key that is listed twice.
-    pub fn new(all: Vec<User>) -> Result<Users, DuplicateKey> {
-        for (at, user) in all.iter().enumerate() {
-            if all[..at]
-                .iter()
-                .any(|other| other.access_key == user.access_key)
-            {
-                return Err(DuplicateKey(user.access_key.clone()));
+    /// [`UserConflict`] for an access key that is listed twice, or an id with two names.
+    pub fn new(all: Vec<User>) -> Result<Users, UserConflict> {
+        let mut users = Users::default();
+        for (at, user) in (0..).zip(&all) {
+            if users.by_key.insert(user.access_key.clone(), at).is_some() {
+                return Err(UserConflict::AccessKey(user.access_key.clone()));
+            }
+            let first = *users.by_id.entry(user.id.clone()).or_insert(at);
+            if all[first as usize].name != user.name {
+                return Err(UserConflict::Name(user.id.clone()));
             }
         }
-        Ok(Users { all })
+        users.all = all;
+        Ok(users)
     }
 
     /// The user behind a verified signature.
     pub fn get(&self, id: UserId) -> Option<&User> {
         self.all.get(id.0 as usize)
     }
-}
 
-impl Users {
-    /// The number that stands for a user in admission: that of the first access key of this name.
+    /// The name of who has this id; the id of who is not listed any more.
+    pub fn name_of<'a>(&'a self, id: &'a str) -> &'a str {
+        let at = self.by_id.get(id);
+        at.map_or(id, |at| &self.all[*at as usize].name)
+    }
+
+    /// The number that stands for a user in admission: that of its first entry.
     pub fn tenant(&self, user: &User) -> u64 {
-        let first = self.all.iter().position(|other| other.name == user.name);
-        first.unwrap_or(self.all.len()) as u64
+        let first = self.by_id.get(&user.id).copied();
+        first.map_or(self.all.len() as u64, u64::from)
     }
 }
 
 impl CredentialSource for Users {
     fn lookup(&self, access_key: &str) -> Option<Credential<'_>> {
-        let at = self
-            .all
-            .iter()
-            .position(|user| *user.access_key == *access_key)?;
-        let user = UserId(u32::try_from(at).ok()?);
+        let at = *self.by_key.get(access_key)?;
         Some(Credential {
-            secret: &self.all[at].secret_key,
-            user,
+            secret: &self.all[at as usize].secret_key,
+            user: UserId(at),
             session_token: None,
         })
     }
@@ -149,9 +181,10 @@ impl CredentialSource for Users {
 mod tests {
     use super::*;
 
-    fn user(name: &str, access_key: &str) -> User {
+    fn user(id: &str, access_key: &str) -> User {
         User {
-            name: name.into(),
+            id: id.into(),
+            name: format!("{id}'s name").into(),
             access_key: access_key.into(),
             secret_key: "hush".into(),
         }
@@ -162,14 +195,20 @@ mod tests {
         let users = Users::new(vec![user("root", "A"), user("backup", "B")]).unwrap();
         let found = users.lookup("B").unwrap();
         assert_eq!((found.secret, found.user), ("hush", UserId(1)));
-        assert_eq!(&*users.get(found.user).unwrap().name, "backup");
+        assert_eq!(&*users.get(found.user).unwrap().id, "backup");
         assert!(users.lookup("C").is_none());
+        assert_eq!(users.name_of("backup"), "backup's name");
+        assert_eq!(users.name_of("gone"), "gone");
     }
 
     #[test]
-    fn an_access_key_cannot_belong_to_two_users() {
+    fn an_access_key_cannot_be_listed_twice_and_an_id_has_one_name() {
         let error = Users::new(vec![user("a", "K"), user("b", "K")]).unwrap_err();
-        assert_eq!(error, DuplicateKey("K".into()));
+        assert_eq!(error, UserConflict::AccessKey("K".into()));
+        let mut other = user("a", "L");
+        other.name = "another".into();
+        let error = Users::new(vec![user("a", "K"), other]).unwrap_err();
+        assert_eq!(error, UserConflict::Name("a".into()));
     }
 
     #[test]

@@ -139,12 +139,7 @@ async fn exchange(
     inbox: &mut Inbox,
     head: &RequestHead,
 ) -> After {
-    let mut body = Body::new(
-        inbox,
-        stream,
-        head,
-        server.config().limits.progress_deadline,
-    );
+    let mut body = Body::new(inbox, stream, head, &server.config().limits);
     let exchange = Exchange::new(server, head, &body);
     let timer = Timer::start();
     let done = super::ops::perform(&exchange, &mut body).await;

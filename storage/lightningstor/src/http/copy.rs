@@ -16,10 +16,11 @@ use shards::PartitionId;
 use super::errors;
 use super::exchange::Reply;
 use super::multipart;
-use super::objects::{commit, current, new_meta, write_condition};
+use super::objects::{commit, new_meta, write_condition};
 use super::ops::Call;
 use super::read::{ReadFrom, Reading};
 use super::receive::{Intake, Received, Source};
+use super::select::current;
 use super::server::unix_ms;
 use crate::store::{self, ObjectChecksum, ObjectMeta};
 
@@ -36,7 +37,7 @@ enum Bytes {
 
 /// Opens the source and checks the conditions on it.
 async fn open(call: &Call<'_>, path: &ObjectPath) -> Result<Opened, S3Error> {
-    let (bucket, partition) = call.place(path)?;
+    let (bucket, partition) = call.source(path)?;
     let turn = call.turn().await?;
     let (id, key) = (bucket.id, path.key.clone());
     let found = call

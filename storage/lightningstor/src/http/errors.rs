@@ -52,7 +52,10 @@ pub(crate) fn of_store(error: &StoreError) -> S3Error {
 /// Logs what only the operator can act on, then [`of_store`].
 pub(crate) fn report(error: &StoreError, what: &str) -> S3Error {
     match error {
-        StoreError::Corrupt { .. } | StoreError::Internal(_) | StoreError::Poisoned(_) => {
+        StoreError::Corrupt { .. } => {
+            tracing::error!(%error, what, "an object is damaged; restore it from elsewhere");
+        }
+        StoreError::Internal(_) | StoreError::Poisoned(_) => {
             tracing::error!(%error, what, "the store failed");
         }
         _ => {}

@@ -39,10 +39,11 @@ pub(crate) async fn objects_v1(
         .start_after
         .as_deref()
         .map_or(Start::First, Start::After);
+    let bucket = call.bucket(name)?;
     let page = page(call, name, params, start).await?;
     let mut body = Vec::with_capacity(512 + 320 * page.contents.len());
     let frame = ListingFrame {
-        owner: Some(owner(call)),
+        owner: Some(owner(call, &bucket)),
         ..frame(name, params, &page)
     };
     let v1 = ListV1 {
@@ -63,9 +64,10 @@ pub(crate) async fn objects_v2(
         (None, Some(after)) => Start::After(after),
         (None, None) => Start::First,
     };
+    let bucket = call.bucket(name)?;
     let page = page(call, name, params, start).await?;
     let mut body = Vec::with_capacity(512 + 256 * page.contents.len());
-    let shown = params.fetch_owner.then(|| owner(call));
+    let shown = params.fetch_owner.then(|| owner(call, &bucket));
     let frame = ListingFrame {
         owner: shown,
         ..frame(name, params, &page)

@@ -49,9 +49,10 @@ impl OpKind {
             S3Op::CreateBucket(_)
             | S3Op::HeadBucket(_)
             | S3Op::DeleteBucket(_)
-            | S3Op::GetBucketLocation(_) => OpKind::Bucket,
+            | S3Op::GetBucketLocation(_)
+            | S3Op::GetBucketVersioning(_) => OpKind::Bucket,
             S3Op::GetObject(..) => OpKind::Get,
-            S3Op::HeadObject(..) => OpKind::Head,
+            S3Op::HeadObject(..) | S3Op::GetObjectAttributes(..) => OpKind::Head,
             S3Op::PutObject(_) | S3Op::UploadPart(..) => OpKind::Put,
             S3Op::CopyObject(..) | S3Op::UploadPartCopy(..) => OpKind::Copy,
             S3Op::DeleteObject(_) | S3Op::DeleteObjects(_) => OpKind::Delete,

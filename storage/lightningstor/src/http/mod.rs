@@ -1,16 +1,19 @@
 //! The S3 front: HTTP/1.1 connections, signatures, bodies, answers.
 //!
 //! `conn` owns a connection, `inbox` and `body` what arrives on it, `exchange` one request and its
-//! answer; `ops` leads from a head to an operation, which lives in `buckets`, `objects`, `listing`,
-//! `multipart` or `copy`; `receive` and `read` move bodies between a client and the store.
+//! answer; `ops` leads from a head to an operation, which `auth` allows and which lives in `buckets`,
+//! `objects` (with `select`), `attributes`, `listing`, `multipart` or `copy`; `receive` and `read` move
+//! bodies between a client and the store, in memory that `budget` shares out.
 //!
 //! Invariants: nothing is done for a request whose signature does not hold; what is not whole and
 //! checked is never visible; every connection, buffer and wait is bounded. The protocol itself is
 //! `s3_wire`'s; nothing here knows how bytes lie on the disk.
 
+mod attributes;
 mod auth;
 mod body;
 mod buckets;
+mod budget;
 mod config;
 mod conn;
 mod copy;
@@ -25,10 +28,11 @@ mod objects;
 mod ops;
 mod read;
 mod receive;
+mod select;
 mod server;
 
-pub use auth::{Decision, authorize};
-pub use config::{BODY_BYTES_MAX, DuplicateKey, HttpConfig, Limits, User, Users};
+pub use auth::{Access, Action, Decision, Resource, authorize};
+pub use config::{BODY_BYTES_MAX, HttpConfig, Limits, ROOT_ID, User, UserConflict, Users};
 pub use metrics::{HttpMetrics, OpKind, OpStats};
 
 pub(crate) use metrics::prometheus;

@@ -260,7 +260,7 @@ pub(crate) async fn list_parts(
         bucket: path.bucket.as_str(),
         key: path.key.as_str(),
         upload_id: &params.upload_id.0,
-        owner: owner(call),
+        owner: owner(call, &bucket),
         storage_class: StorageClass::Standard,
         part_number_marker: params.part_number_marker,
         next_marker: last.filter(|_| listed.more),
@@ -304,7 +304,7 @@ pub(crate) async fn list_uploads(
         next: page.next.as_ref().map(|(key, id)| (&**key, id.as_str())),
         max_uploads: params.max_uploads,
         encoding_url: params.encoding_url,
-        owner: owner(call),
+        owner: owner(call, &bucket),
         common_prefixes: &prefixes,
     };
     let ids: Vec<String> = page

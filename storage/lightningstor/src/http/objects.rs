@@ -4,30 +4,29 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use s3_wire::checksum::{BodyPromise, ChecksumType};
-use s3_wire::conditional::{Conditions, Current, EtagCondition, Outcome};
+use s3_wire::conditional::{Conditions, EtagCondition};
 use s3_wire::metadata::{ObjectHeaders, StorageClass};
-use s3_wire::range::{self, ResolvedRange};
 use s3_wire::request::{ObjectPath, ReadParams};
 use s3_wire::xml::{self, DeleteOutcome, DeleteResultWriter, DeleteTarget, XML_BYTES_MAX};
-use s3_wire::{BucketName, Etag, ObjectKey, ResponseHead, S3Error, S3ErrorCode};
+use s3_wire::{BucketName, Etag, ObjectKey, S3Error, S3ErrorCode};
 use shards::PartitionId;
 
+use super::auth::{Action, Resource};
 use super::body::Body;
 use super::errors;
 use super::exchange::Reply;
 use super::ops::Call;
 use super::read::{ReadFrom, Reading};
 use super::receive::{Held, Intake, Received, Source};
+use super::select::{FLAG_REDUCED, Selected, read_head, unchanged};
 use super::server::unix_ms;
 use crate::store::{
-    self, Bucket, BucketId, Condition, ContentHeaders, ObjectChecksum, ObjectMeta, PutDone,
-    PutSmall,
+    self, Bucket, BucketId, Condition, ContentHeaders, ObjectChecksum, ObjectMeta, ObjectPart,
+    ObjectParts, Opened, Partition, PutDone, PutSmall, StoreError,
 };
 
 /// Room kept before an inline body for the head of its answer.
 pub(crate) const HEAD_ROOM: usize = 2048;
-/// `flags` of an object that was put with REDUCED_REDUNDANCY, which is only a label here.
-const FLAG_REDUCED: u32 = 1;
 /// Keys of a DeleteObjects that are deleted at a time.
 const DELETES_AT_A_TIME: usize = 32;
 
@@ -151,14 +150,6 @@ pub(crate) fn new_meta(headers: ObjectHeaders, size: u64, etag: Etag) -> ObjectM
     meta
 }
 
-pub(crate) fn storage_class(flags: u32) -> StorageClass {
-    if flags & FLAG_REDUCED != 0 {
-        StorageClass::ReducedRedundancy
-    } else {
-        StorageClass::Standard
-    }
-}
-
 /// The condition of a write in the store's words.
 ///
 /// # Errors
@@ -195,14 +186,15 @@ pub(crate) async fn get(
     let (bucket, partition) = call.place(path)?;
     let turn = call.turn().await?;
     let (id, key) = (bucket.id, path.key.clone());
+    let part = params.part_number;
     let found = call
         .server()
         .on(partition, move |p| async move {
-            p.get(id, &key, HEAD_ROOM).await
+            get_part(&p, id, &key, part).await
         })
         .await;
     drop(turn);
-    let opened = found.map_err(|error| errors::report(&error, "get"))?;
+    let (opened, part) = found.map_err(|error| errors::report(&error, "get"))?;
     let meta = opened.meta;
     let stored = match opened.body {
         store::Body::Inline { buf, range } => Stored::Memory(buf, range),
@@ -216,7 +208,7 @@ pub(crate) async fn get(
     if let Some(reply) = unchanged(call, &meta)? {
         return Ok(reply);
     }
-    let selected = select_range(params, &meta)?;
+    let selected = Selected::of(params, &meta, part)?;
     let out = read_head(call, params, &meta, &selected);
     let range = selected.range();
     match stored {
@@ -253,13 +245,13 @@ pub(crate) async fn head(
 ) -> Result<Reply, S3Error> {
     let (bucket, partition) = call.place(path)?;
     let turn = call.turn().await?;
-    let meta = head_of(call, bucket.id, &path.key, partition).await;
+    let found = head_of(call, bucket.id, &path.key, partition, params.part_number).await;
     drop(turn);
-    let meta = meta?;
+    let (meta, part) = found?;
     if let Some(reply) = unchanged(call, &meta)? {
         return Ok(reply);
     }
-    let selected = select_range(params, &meta)?;
+    let selected = Selected::of(params, &meta, part)?;
     let out = read_head(call, params, &meta, &selected);
     Ok(Reply::Text {
         head: out,
@@ -267,170 +259,52 @@ pub(crate) async fn head(
     })
 }
 
-pub(crate) async fn head_of(
+/// An object's metadata, and a part of it when one is asked for.
+async fn head_of(
     call: &Call<'_>,
     bucket: BucketId,
     key: &ObjectKey,
     partition: PartitionId,
-) -> Result<ObjectMeta, S3Error> {
+    part: Option<u16>,
+) -> Result<(ObjectMeta, Option<ObjectPart>), S3Error> {
     let key = key.clone();
-    let found = call.server().on(
-        partition,
-        move |p| async move { p.head(bucket, &key).await },
-    );
+    let found = call.server().on(partition, move |p| async move {
+        match part {
+            None => Ok((p.head(bucket, &key).await?, None)),
+            Some(number) => {
+                let behind = number.saturating_sub(1);
+                let (meta, parts) = p.object_parts(bucket, &key, behind, 1).await?;
+                Ok((meta, only(number, parts)))
+            }
+        }
+    });
     found.await.map_err(|error| errors::report(&error, "head"))
 }
 
-/// What conditions look at.
-pub(crate) fn current(meta: &ObjectMeta) -> Current {
-    Current {
-        etag: meta.etag,
-        modified_s: (meta.modified_ms / 1000) as i64,
-    }
-}
-
-/// The 304 of a read whose conditions say that the client has the object already.
-///
-/// # Errors
-/// PreconditionFailed.
-fn unchanged(call: &Call<'_>, meta: &ObjectMeta) -> Result<Option<Reply>, S3Error> {
-    let conditions = Conditions::of_request(call.exchange.head);
-    let outcome = conditions.evaluate_read(&current(meta));
-    if outcome != Outcome::NotModified {
-        return outcome.into_result().map(|()| None);
-    }
-    let mut head = Vec::with_capacity(320);
-    let modified_s = (meta.modified_ms / 1000) as i64;
-    let fields = call
-        .exchange
-        .start(&mut head, 304)
-        .etag(&meta.etag)
-        .last_modified(modified_s);
-    fields.finish();
-    Ok(Some(Reply::Text {
-        head,
-        body: Vec::new(),
-    }))
-}
-
-/// Which bytes are answered, and as what.
-enum Selected {
-    Whole(u64),
-    Range(Range<u64>),
-    /// The only part of an object that came in one piece.
-    Part(Range<u64>),
-}
-
-impl Selected {
-    fn range(&self) -> Range<u64> {
-        match self {
-            Selected::Whole(size) => 0..*size,
-            Selected::Range(range) | Selected::Part(range) => range.clone(),
+/// Opens an object, and finds a part of it when one is asked for.
+async fn get_part(
+    store: &Partition,
+    bucket: BucketId,
+    key: &ObjectKey,
+    part: Option<u16>,
+) -> Result<(Opened, Option<ObjectPart>), StoreError> {
+    let opened = store.get(bucket, key, HEAD_ROOM).await?;
+    let (Some(number), store::Body::Stored(id)) = (part, &opened.body) else {
+        return Ok((opened, None));
+    };
+    match store.read_parts(*id, number.saturating_sub(1), 1).await {
+        Ok(parts) => Ok((opened, only(number, parts))),
+        Err(error) => {
+            store.read_end(*id);
+            Err(error)
         }
     }
 }
 
-fn select_range(params: &ReadParams, meta: &ObjectMeta) -> Result<Selected, S3Error> {
-    if let Some(number) = params.part_number {
-        if meta.parts == 0 {
-            // An object that came in one piece is its own only part.
-            let whole = Selected::Part(0..meta.size);
-            return if number == 1 {
-                Ok(whole)
-            } else {
-                Err(S3ErrorCode::InvalidRange.into())
-            };
-        }
-        let what = "partNumber of an object with several parts is not implemented; use Range.";
-        return Err(S3Error::new(S3ErrorCode::NotImplemented, what));
-    }
-    match range::resolve(params.range, meta.size) {
-        ResolvedRange::Full => Ok(Selected::Whole(meta.size)),
-        ResolvedRange::Partial(range) => Ok(Selected::Range(range)),
-        ResolvedRange::Unsatisfiable => Err(S3ErrorCode::InvalidRange.into()),
-    }
-}
-
-/// The head of a GET's or HEAD's answer.
-fn read_head(
-    call: &Call<'_>,
-    params: &ReadParams,
-    meta: &ObjectMeta,
-    selected: &Selected,
-) -> Vec<u8> {
-    let mut out = Vec::with_capacity(768);
-    let range = selected.range();
-    let is_partial = !matches!(selected, Selected::Whole(_)) && !range.is_empty();
-    let mut fields = call
-        .exchange
-        .start(&mut out, if is_partial { 206 } else { 200 })
-        .etag(&meta.etag)
-        .last_modified((meta.modified_ms / 1000) as i64)
-        .header("Accept-Ranges", "bytes");
-    if is_partial {
-        fields = fields.content_range(&range, meta.size);
-    }
-    if meta.flags & FLAG_REDUCED != 0 {
-        fields = fields.header("x-amz-storage-class", storage_class(meta.flags).as_str());
-    }
-    fields = content_fields(fields, params, &meta.content);
-    for (name, value) in &meta.user {
-        let is_name = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        // Names come from headers; one from a presigned query may hold what a header cannot.
-        if name.bytes().all(is_name) {
-            fields = fields.header(&format!("x-amz-meta-{name}"), value);
-        }
-    }
-    if let Some(checksum) = meta
-        .checksum
-        .filter(|_| params.checksum_mode && !is_partial)
-    {
-        fields = checksum_fields(fields, &checksum, meta.parts);
-    }
-    fields.content_length(range.end - range.start).finish();
-    out
-}
-
-fn checksum_fields<'o>(
-    fields: ResponseHead<'o>,
-    checksum: &ObjectChecksum,
-    parts: u32,
-) -> ResponseHead<'o> {
-    let mut value = checksum.value.to_base64();
-    if checksum.kind == ChecksumType::Composite {
-        value = format!("{value}-{parts}");
-    }
-    fields
-        .header(checksum.value.algorithm().header(), &value)
-        .header("x-amz-checksum-type", checksum.kind.as_str())
-}
-
-fn content_fields<'o>(
-    mut fields: ResponseHead<'o>,
-    params: &ReadParams,
-    content: &ContentHeaders,
-) -> ResponseHead<'o> {
-    let stored = [
-        (
-            "Content-Type",
-            content
-                .content_type
-                .as_deref()
-                .or(Some("binary/octet-stream")),
-        ),
-        ("Content-Encoding", content.encoding.as_deref()),
-        ("Content-Disposition", content.disposition.as_deref()),
-        ("Content-Language", content.language.as_deref()),
-        ("Cache-Control", content.cache_control.as_deref()),
-        ("Expires", content.expires.as_deref()),
-    ];
-    for (name, value) in stored {
-        let asked = params.overrides.iter().find(|(header, _)| *header == name);
-        if let Some(value) = asked.map(|(_, value)| &**value).or(value) {
-            fields = fields.header(name, value);
-        }
-    }
-    fields
+/// The part of this number, if it is the one that was found.
+fn only(number: u16, found: ObjectParts) -> Option<ObjectPart> {
+    let mut parts = found.parts.into_iter();
+    parts.next().filter(|part| part.number == number)
 }
 
 pub(crate) async fn delete(call: &Call<'_>, path: &ObjectPath) -> Result<Reply, S3Error> {
@@ -512,6 +386,7 @@ async fn delete_target(
         bucket: bucket.name.clone(),
         key: ObjectKey::new(&target.key)?,
     };
+    call.allow(Action::DeleteObject, Resource::object(&path), Some(bucket))?;
     let partition = call.server().partition_of(&path);
     delete_one(call, bucket.id, path.key, partition, condition).await
 }

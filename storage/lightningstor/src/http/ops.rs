@@ -1,18 +1,19 @@
 //! From a head to an answer: who is it, what is wanted, may they, and then the operation.
 
 use s3_wire::checksum::{BodyDigests, BodyPromise};
+use s3_wire::metadata::amz_field;
 use s3_wire::request::ObjectPath;
 use s3_wire::sigv4::PayloadMode;
-use s3_wire::{S3Error, S3ErrorCode, S3Op};
+use s3_wire::{BucketName, S3Error, S3ErrorCode, S3Op};
 use shards::{PartitionId, TenantId, Turn};
 
-use super::auth::{Decision, authorize};
+use super::auth::{Access, Action, Decision, Resource, authorize};
 use super::body::Body;
 use super::config::User;
 use super::exchange::{Exchange, Reply};
 use super::metrics::OpKind;
 use super::server::{Server, unix_s};
-use super::{buckets, copy, listing, multipart, objects};
+use super::{attributes, buckets, copy, listing, multipart, objects};
 use crate::store::Bucket;
 
 /// Cost of a small operation in turns of the tenant.
@@ -24,12 +25,14 @@ pub(crate) struct Done {
     pub(crate) reply: Result<Reply, S3Error>,
 }
 
-/// An authenticated request.
+/// An authenticated and authorized request.
 pub(crate) struct Call<'a> {
     pub(crate) exchange: &'a Exchange<'a>,
     pub(crate) user: &'a User,
     pub(crate) tenant: TenantId,
     pub(crate) payload: PayloadMode,
+    /// The bucket that the operation is on, as it was when the operation was allowed.
+    bucket: Option<Bucket>,
 }
 
 impl Call<'_> {
@@ -37,25 +40,67 @@ impl Call<'_> {
         self.exchange.server
     }
 
-    /// A bucket that the user may use.
+    /// The bucket that the operation is on.
     ///
     /// # Errors
-    /// NoSuchBucket, AccessDenied.
-    pub(crate) fn bucket(&self, name: &s3_wire::BucketName) -> Result<Bucket, S3Error> {
-        let bucket = self.server().bucket(name)?;
-        if bucket.owner == *self.user.name {
-            Ok(bucket)
-        } else {
-            Err(S3ErrorCode::AccessDenied.into())
-        }
+    /// NoSuchBucket.
+    pub(crate) fn bucket(&self, name: &BucketName) -> Result<Bucket, S3Error> {
+        let allowed = self.bucket.as_ref().filter(|bucket| bucket.name == *name);
+        allowed.cloned().ok_or_else(|| no_such_bucket(name))
     }
 
-    /// The bucket of an object and the partition that owns the key.
+    /// The bucket of the operation's object and the partition that owns the key.
     ///
     /// # Errors
     /// As [`Call::bucket`].
     pub(crate) fn place(&self, path: &ObjectPath) -> Result<(Bucket, PartitionId), S3Error> {
         Ok((self.bucket(&path.bucket)?, self.server().partition_of(path)))
+    }
+
+    /// As [`Call::place`], of another object that the operation reads.
+    ///
+    /// # Errors
+    /// NoSuchBucket, AccessDenied.
+    pub(crate) fn source(&self, path: &ObjectPath) -> Result<(Bucket, PartitionId), S3Error> {
+        let bucket = self.server().store.buckets().lookup(&path.bucket);
+        self.allow(Action::GetObject, Resource::object(path), bucket.as_ref())?;
+        self.check_owner("x-amz-source-expected-bucket-owner", bucket.as_ref())?;
+        let bucket = bucket.ok_or_else(|| no_such_bucket(&path.bucket))?;
+        Ok((bucket, self.server().partition_of(path)))
+    }
+
+    /// Asks whether the user may.
+    ///
+    /// # Errors
+    /// AccessDenied.
+    pub(crate) fn allow(
+        &self,
+        action: Action,
+        resource: Resource<'_>,
+        bucket: Option<&Bucket>,
+    ) -> Result<(), S3Error> {
+        let access = Access {
+            user: self.user,
+            action,
+            resource,
+            owner: bucket.map(|bucket| &*bucket.owner),
+        };
+        match authorize(&access) {
+            Decision::Allow => Ok(()),
+            Decision::Deny => Err(S3ErrorCode::AccessDenied.into()),
+        }
+    }
+
+    /// Checks the owner that the request expects a bucket to have, if it does.
+    fn check_owner(&self, field: &str, bucket: Option<&Bucket>) -> Result<(), S3Error> {
+        let expected = amz_field(self.exchange.head, field)?;
+        match (expected, bucket) {
+            (Some(expected), Some(bucket)) if *expected != *bucket.owner => {
+                let what = "The bucket does not belong to the owner that the request expects.";
+                Err(S3Error::new(S3ErrorCode::AccessDenied, what))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A turn for a small operation.
@@ -85,6 +130,8 @@ impl Call<'_> {
     ) -> Result<Vec<u8>, S3Error> {
         let promise = BodyPromise::parse(self.exchange.head)?;
         body.decode(self.exchange.head, &self.payload)?;
+        let memory = body.len().unwrap_or(u64::MAX).min(bytes_max as u64);
+        let _memory = self.server().budget(self.tenant, memory).await?;
         let text = body
             .read_all(bytes_max, S3ErrorCode::MaxMessageLengthExceeded)
             .await?;
@@ -118,28 +165,30 @@ pub(crate) async fn perform(exchange: &Exchange<'_>, body: &mut Body<'_>) -> Don
             };
         }
     };
-    let kind = OpKind::of(&op);
-    let owner = op
+    let bucket = op
         .bucket()
         .and_then(|name| server.store.buckets().lookup(name));
-    let owner = owner.as_ref().map(|bucket| &*bucket.owner);
-    if authorize(user, &op, owner) == Decision::Deny {
-        return Done {
-            op: kind,
-            reply: Err(S3ErrorCode::AccessDenied.into()),
-        };
-    }
-    let tenant = TenantId(users.tenant(user));
     let call = Call {
         exchange,
         user,
-        tenant,
+        tenant: TenantId(users.tenant(user)),
         payload: who.payload,
+        bucket,
     };
-    Done {
-        op: kind,
-        reply: run(&call, op, body).await,
-    }
+    let kind = OpKind::of(&op);
+    let bucket = call.bucket.as_ref();
+    let allowed = call
+        .allow(Action::of(&op), Resource::of(&op), bucket)
+        .and_then(|()| call.check_owner("x-amz-expected-bucket-owner", bucket));
+    let reply = match allowed {
+        Ok(()) => run(&call, op, body).await,
+        Err(error) => Err(error),
+    };
+    Done { op: kind, reply }
+}
+
+fn no_such_bucket(name: &BucketName) -> S3Error {
+    S3Error::from(S3ErrorCode::NoSuchBucket).on(format!("/{name}"))
 }
 
 async fn run(call: &Call<'_>, op: S3Op, body: &mut Body<'_>) -> Result<Reply, S3Error> {
@@ -149,6 +198,7 @@ async fn run(call: &Call<'_>, op: S3Op, body: &mut Body<'_>) -> Result<Reply, S3
         S3Op::HeadBucket(name) => buckets::head(call, &name),
         S3Op::DeleteBucket(name) => buckets::delete(call, &name).await,
         S3Op::GetBucketLocation(name) => buckets::location(call, &name),
+        S3Op::GetBucketVersioning(name) => buckets::versioning(call, &name),
         S3Op::ListObjectsV1(name, params) => listing::objects_v1(call, &name, &params).await,
         S3Op::ListObjectsV2(name, params) => listing::objects_v2(call, &name, &params).await,
         S3Op::ListMultipartUploads(name, params) => {
@@ -158,6 +208,7 @@ async fn run(call: &Call<'_>, op: S3Op, body: &mut Body<'_>) -> Result<Reply, S3
         S3Op::PutObject(path) => objects::put(call, &path, body).await,
         S3Op::GetObject(path, params) => objects::get(call, &path, &params).await,
         S3Op::HeadObject(path, params) => objects::head(call, &path, &params).await,
+        S3Op::GetObjectAttributes(path, params) => attributes::get(call, &path, &params).await,
         S3Op::DeleteObject(path) => objects::delete(call, &path).await,
         S3Op::CopyObject(path, params) => copy::object(call, &path, &params).await,
         S3Op::CreateMultipartUpload(path) => multipart::create(call, &path, body).await,

@@ -8,11 +8,11 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::sync::SemaphorePermit;
 use engine::{DmaBuf, SchedGroup, Task};
 use s3_wire::S3Error;
 use shards::{PartitionId, TenantId};
 
+use super::budget::Memory;
 use super::config::CHUNK_BYTES;
 use super::errors;
 use super::server::Server;
@@ -42,7 +42,7 @@ pub(crate) struct Reading {
     end: u64,
     ahead: Option<Task<Piece>>,
     ready: Option<(DmaBuf, Range<usize>)>,
-    memory: Option<SemaphorePermit>,
+    memory: Option<Memory>,
 }
 
 impl Reading {
@@ -67,7 +67,8 @@ impl Reading {
         self.end = range.end;
         if !range.is_empty() {
             let pieces = 2.min((range.end - range.start).div_ceil(CHUNK_BYTES as u64));
-            self.memory = Some(self.from.server.budget(pieces * CHUNK_BYTES as u64).await?);
+            let bytes = pieces * CHUNK_BYTES as u64;
+            self.memory = Some(self.from.server.budget(self.from.tenant, bytes).await?);
             self.ready = Some(self.take().await?);
         }
         Ok(())

@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crc_fast::CrcAlgorithm;
-use engine::sync::SemaphorePermit;
 use engine::{CallError, DmaBuf, SchedGroup, Task};
 use futures_channel::oneshot;
 use s3_wire::checksum::{BodyDigests, BodyPromise, Checksum};
@@ -19,6 +18,7 @@ use s3_wire::{Etag, S3Error, S3ErrorCode};
 use shards::{PartitionId, TenantId};
 
 use super::body::Body;
+use super::budget::Memory;
 use super::config::{BODY_BYTES_MAX, CHUNK_BYTES, INLINE_BYTES_MAX};
 use super::errors;
 use super::read::Reading;
@@ -118,7 +118,7 @@ pub(crate) struct Received {
     pub(crate) size: u64,
     pub(crate) etag: Etag,
     pub(crate) checksum: Option<Checksum>,
-    _memory: SemaphorePermit,
+    _memory: Memory,
 }
 
 impl Intake<'_> {
@@ -135,7 +135,7 @@ impl Intake<'_> {
         let mut digests = BodyDigests::new(self.promise, self.payload_sha256, false);
         let is_small = self.len <= INLINE_BYTES_MAX as u64;
         let memory = self.len.min((CHUNKS_MAX * CHUNK_BYTES) as u64);
-        let memory = self.server.budget(memory).await?;
+        let memory = self.server.budget(self.tenant, memory).await?;
         let (held, md5) = if is_small {
             let (buf, md5) = self.gather(&mut source, &mut digests).await?;
             (Held::Small(buf), md5)

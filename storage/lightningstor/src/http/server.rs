@@ -11,19 +11,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::net::Listener;
-use engine::sync::{Notify, Semaphore, SemaphorePermit};
+use engine::sync::Notify;
 use engine::{DmaBuf, SchedGroup, Task};
 use s3_wire::request::ObjectPath;
 use s3_wire::sigv4::Verifier;
 use s3_wire::timestamp::{DateCache, HttpDateText};
-use s3_wire::{BucketName, S3Error, S3ErrorCode};
+use s3_wire::{S3Error, S3ErrorCode};
 use shards::{Admission, AdmissionConfig, PartitionId, Router, TenantId, Turn, resource_hash};
 
+use super::budget::{Budget, Memory};
 use super::config::HttpConfig;
 use super::hashing::Hashing;
 use super::metrics::{Counters, HttpMetrics};
 use super::{conn, errors};
-use crate::store::{Bucket, Groups, Partition, StoreError, StoreShard};
+use crate::store::{Groups, Partition, StoreError, StoreShard};
 
 /// Wait between two looks for a buffer, when the pool is empty in spite of the budget.
 const BUFFER_RETRY: Duration = Duration::from_millis(2);
@@ -43,7 +44,7 @@ pub(crate) struct Server {
     hashing: Rc<Hashing>,
     pub(crate) verifier: Verifier,
     admission: Admission,
-    budget: Semaphore,
+    budget: Budget,
     dates: RefCell<DateCache>,
     pub(crate) metrics: Counters,
     turning_away: Cell<usize>,
@@ -70,7 +71,7 @@ impl Server {
             verifier: Verifier::new(config.region_policy.clone())
                 .with_version_2_urls(config.hosts.clone()),
             admission: Admission::new(admission),
-            budget: Semaphore::new(limits.buffer_bytes_max, limits.connections_max),
+            budget: Budget::new(limits.buffer_bytes_max, limits.connections_max),
             config,
             store,
             router,
@@ -178,15 +179,6 @@ impl Server {
         *self.dates.borrow_mut().at(unix_s())
     }
 
-    /// The bucket of this name.
-    ///
-    /// # Errors
-    /// NoSuchBucket.
-    pub(crate) fn bucket(&self, name: &BucketName) -> Result<Bucket, S3Error> {
-        let found = self.store.buckets().lookup(name);
-        found.ok_or_else(|| S3Error::from(S3ErrorCode::NoSuchBucket).on(format!("/{name}")))
-    }
-
     /// The partition that owns a key.
     pub(crate) fn partition_of(&self, path: &ObjectPath) -> PartitionId {
         let map = self
@@ -226,14 +218,14 @@ impl Server {
         })
     }
 
-    /// A share of the memory for bodies, waiting in line for it.
-    pub(crate) async fn budget(&self, bytes: u64) -> Result<SemaphorePermit, S3Error> {
+    /// A part of the memory for bodies, waiting for it among the tenant's requests.
+    pub(crate) async fn budget(&self, tenant: TenantId, bytes: u64) -> Result<Memory, S3Error> {
         let wait = engine::timeout(
             self.config.limits.buffer_deadline,
-            self.budget.acquire(bytes),
+            self.budget.acquire(tenant, bytes),
         );
         match wait.await {
-            Some(Ok(permit)) => Ok(permit),
+            Some(Ok(memory)) => Ok(memory),
             Some(Err(_)) | None => Err(no_buffers()),
         }
     }

@@ -99,6 +99,13 @@ impl BucketTable {
         self.image.borrow().by_id(id).map(|bucket| bucket.state)
     }
 
+    /// The name of a bucket, for people; its number when it is gone.
+    pub(super) fn name(&self, id: BucketId) -> String {
+        let image = self.image.borrow();
+        let found = image.by_id(id).map(|bucket| bucket.name.to_string());
+        found.unwrap_or_else(|| format!("bucket {}", id.0))
+    }
+
     fn image(&self) -> Arc<Image> {
         Arc::clone(&self.image.borrow())
     }
@@ -118,7 +125,7 @@ impl BucketTable {
     }
 }
 
-fn route_error(error: RouteError) -> StoreError {
+pub(super) fn route_error(error: RouteError) -> StoreError {
     match error {
         RouteError::Busy | RouteError::Moved => StoreError::Busy,
         RouteError::Gone => StoreError::Gone,

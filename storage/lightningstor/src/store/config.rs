@@ -36,6 +36,8 @@ pub struct StoreConfig {
     pub writes_max: usize,
     /// Most objects of a partition that are being read in chunks.
     pub reads_max: usize,
+    /// Most images of a partition that are open.
+    pub images_max: usize,
     /// Most buckets.
     pub buckets_max: usize,
     /// Bytes of lately read records that a shard keeps in memory, over its partitions; 0 keeps none.
@@ -106,6 +108,7 @@ impl Default for StoreConfig {
             key_waiters_max: 256,
             writes_max: 1024,
             reads_max: 4096,
+            images_max: 256,
             buckets_max: 10_000,
             cache_bytes_max: 32 << 20,
             upkeep: UpkeepConfig::default(),

@@ -61,7 +61,7 @@ pub enum StoreError {
     #[error("the partition takes no writes since a write or flush failed: {0}")]
     Poisoned(String),
     /// What was read is not what was written.
-    #[error("{what} at {segment}:{offset} is damaged")]
+    #[error("{what} is damaged, at byte {offset} of {}", file_of(*.segment))]
     Corrupt {
         /// What is damaged.
         what: String,
@@ -83,7 +83,32 @@ pub(crate) const DATA_FILE: u32 = u32::MAX;
 /// The same for a run of the index, which `what` names.
 pub(crate) const INDEX_RUN: u32 = u32::MAX - 1;
 
+/// The file of a partition that [`StoreError::Corrupt`] means by a segment.
+pub(crate) fn file_of(segment: u32) -> String {
+    match segment {
+        DATA_FILE => "the data file".to_owned(),
+        INDEX_RUN => "the index".to_owned(),
+        segment => format!("log segment {segment}"),
+    }
+}
+
 impl StoreError {
+    /// Damage, with the object that it is in; other errors stay as they are.
+    pub(crate) fn in_object(self, bucket: &str, key: &str) -> StoreError {
+        match self {
+            StoreError::Corrupt {
+                what,
+                segment,
+                offset,
+            } => StoreError::Corrupt {
+                what: format!("{what} of the object {bucket}/{key}"),
+                segment,
+                offset,
+            },
+            other => other,
+        }
+    }
+
     pub(crate) fn internal(what: &str, error: &io::Error) -> StoreError {
         if is_full(error) {
             return StoreError::Full;

@@ -7,8 +7,9 @@
 //!
 //! Everything here runs on the shard that owns the partition; the front routes to it. Layers, from
 //! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `cache`, `checkpoint`
-//! (state, sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `multipart`
-//! (operations), `buckets` (across shards), `upkeep` with `compact` and `scrub` (background work).
+//! (state, sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `fetch`, `parts`,
+//! `multipart` (operations), `buckets` and `image` (across shards), `upkeep` with `compact` and
+//! `scrub` (background work).
 
 mod ballast;
 mod buckets;
@@ -20,6 +21,8 @@ mod config;
 mod data;
 mod error;
 mod extent;
+mod fetch;
+mod image;
 mod index;
 mod locks;
 mod merge;
@@ -27,6 +30,7 @@ mod meta;
 mod metrics;
 mod multipart;
 mod partition;
+mod parts;
 mod read;
 mod record;
 mod recovery;
@@ -52,6 +56,7 @@ use shards::placement::{PartitionId, PlacementMap};
 pub use buckets::{BucketTable, Groups};
 pub use config::{StoreConfig, UpkeepConfig};
 pub use error::StoreError;
+pub use image::{Image, ImageExtent, ImagePlace, Images};
 pub use metrics::{StoreMetrics, prometheus};
 pub use partition::Partition;
 pub use types::*;

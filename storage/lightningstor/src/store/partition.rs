@@ -28,10 +28,10 @@ use super::checkpoint::file::Kept;
 use super::config::StoreConfig;
 use super::data::{DataFile, Poison};
 use super::error::StoreError;
+use super::fetch::ReadState;
 use super::index::{Index, ObjectEntry, Slot};
 use super::locks::KeyLocks;
 use super::metrics::Counters;
-use super::read::ReadState;
 use super::record::{Kind, Place, Record};
 use super::runs::Runs;
 use super::types::{BucketId, BucketState, ReadId, WriteId};
@@ -58,6 +58,8 @@ pub(super) struct Inner {
     pub(super) buckets: Rc<BucketTable>,
     pub(super) writes: RefCell<BTreeMap<WriteId, Rc<WriteState>>>,
     pub(super) reads: RefCell<BTreeMap<ReadId, Rc<ReadState>>>,
+    /// How many of `reads` are images.
+    pub(super) images: Cell<usize>,
     pub(super) next_handle: Cell<u64>,
     pub(super) counters: Counters,
     pub(super) applied: Applied,
@@ -194,7 +196,9 @@ impl Partition {
             buckets: Rc::clone(buckets),
             writes: RefCell::default(),
             reads: RefCell::default(),
-            next_handle: Cell::new(1),
+            images: Cell::new(0),
+            // Where another owner of the partition began, its handles would mean something here.
+            next_handle: Cell::new(engine::random() >> 1),
             counters: Counters::default(),
             applied: Applied::default(),
             checkpoints: Checkpoints::default(),

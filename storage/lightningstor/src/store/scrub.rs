@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use engine::SchedGroup;
 
-use super::error::{DATA_FILE, StoreError};
+use super::error::{StoreError, file_of};
+use super::fetch::StoredBody;
 use super::index::{NamePosition, ObjectEntry};
 use super::partition::Inner;
-use super::read::{StoredBody, record_damaged};
+use super::read::record_damaged;
 use super::record::{Change, Place, Stored};
 use super::scan::Fetch;
 use super::types::{BucketId, READ_MAX, Version};
@@ -139,11 +140,7 @@ impl Inner {
             } => {
                 let damaged = &self.counters.scrub_damaged;
                 damaged.set(damaged.get() + 1);
-                let file = if *segment == DATA_FILE {
-                    "data".to_owned()
-                } else {
-                    format!("log segment {segment}")
-                };
+                let file = file_of(*segment);
                 tracing::error!(
                     partition = self.id.0,
                     bucket = bucket.0,
@@ -226,12 +223,7 @@ impl Inner {
                     tries += 1;
                     engine::sleep(TRY_WAIT).await;
                 }
-                Err(error) => {
-                    if let StoreError::Corrupt { .. } = &error {
-                        self.corrupt();
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
         Ok(())

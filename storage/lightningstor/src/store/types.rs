@@ -300,6 +300,28 @@ pub struct PartInfo {
     pub checksum: Option<Checksum>,
 }
 
+/// A part of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectPart {
+    /// The number that it was uploaded under.
+    pub number: u16,
+    /// Where in the object it begins.
+    pub begin: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its checksum.
+    pub checksum: Option<Checksum>,
+}
+
+/// Parts of an object, by number; none when it came in one piece.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectParts {
+    /// The parts.
+    pub parts: Vec<ObjectPart>,
+    /// Whether parts follow.
+    pub more: bool,
+}
+
 /// Parts of an upload, by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartsChunk {

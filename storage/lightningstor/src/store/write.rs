@@ -74,14 +74,16 @@ impl WriteState {
     }
 
     /// Notes a chunk that is about to be written.
-    fn take(&self, offset: u64, len: usize, crcs: &[u64]) {
+    fn take(&self, offset: u64, len: usize, crcs: Vec<u64>) {
         self.len.set(self.len.get().max(offset + len as u64));
         self.taken.set(self.taken.get() + len as u64);
         let first = (offset / CRC_BLOCK as u64) as usize;
         let mut all = self.crcs.borrow_mut();
-        let needed = all.len().max(first + crcs.len());
-        all.resize(needed, 0);
-        all[first..first + crcs.len()].copy_from_slice(crcs);
+        let behind = first + crcs.len();
+        if all.len() < behind {
+            all.resize(behind, 0);
+        }
+        all.splice(first..behind, crcs);
     }
 
     fn capacity(&self) -> u64 {
@@ -237,7 +239,7 @@ impl Partition {
             let wrong = format!("{} CRCs for a chunk of {} bytes", crcs.len(), chunk.len());
             return Err(state.fail(StoreError::Internal(wrong)));
         }
-        state.take(offset, chunk.len(), &crcs);
+        state.take(offset, chunk.len(), crcs);
         state.in_flight.set(state.in_flight.get() + 1);
         let ending = ChunkEnd(Rc::clone(&state));
         let inner = Rc::clone(&self.inner);

@@ -73,6 +73,7 @@ fn store_config() -> StoreConfig {
 
 fn node_config(at: SocketAddr) -> NodeConfig {
     let user = User {
+        id: "tester".into(),
         name: "root".into(),
         access_key: ACCESS_KEY.into(),
         secret_key: SECRET_KEY.into(),

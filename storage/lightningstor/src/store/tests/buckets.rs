@@ -10,13 +10,13 @@ use super::super::{Groups, StoreShard};
 use super::*;
 
 #[derive(Clone)]
-struct Cluster {
-    router: Router<StoreShard>,
-    groups: Groups,
+pub(super) struct Cluster {
+    pub(super) router: Router<StoreShard>,
+    pub(super) groups: Groups,
 }
 
 /// Starts the node's engine and opens the stores of both shards.
-fn start(sim: &Sim, node: NodeId) -> Cluster {
+pub(super) fn start(sim: &Sim, node: NodeId) -> Cluster {
     let mut engine = engine_config(2);
     let minute = Duration::from_mins(1);
     let groups = Groups {

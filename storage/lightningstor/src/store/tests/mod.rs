@@ -7,6 +7,7 @@ mod cache;
 mod compact;
 mod crash;
 mod faults;
+mod image;
 mod index;
 mod multipart;
 mod scrub;

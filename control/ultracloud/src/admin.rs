@@ -1,4 +1,8 @@
 //! The admin endpoint: health, metrics and what the shards are doing. It reads, and changes nothing.
+//!
+//! `/readyz` says whether requests may come: a node that starts or drains wants none. `/healthz` says
+//! whether somebody has to act: it also fails while a partition takes no more writes, though the node
+//! still serves every read, and the writes of the other partitions.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,6 +14,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use engine::metrics::ShardMetrics;
 use serde_json::{Value, json};
+use shards::placement::PartitionId;
 
 use crate::state::NodeState;
 
@@ -19,17 +24,44 @@ type Shared = State<Arc<NodeState>>;
 pub fn router(state: Arc<NodeState>) -> Router {
     Router::new()
         .route("/healthz", get(health))
-        .route("/readyz", get(health))
+        .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/debug/shards", get(shards))
         .with_state(state)
 }
 
+async fn ready(State(state): Shared) -> Response {
+    answer(state.phase().why_not())
+}
+
 async fn health(State(state): Shared) -> Response {
-    match state.phase().why_not() {
+    let mut why = state.phase().why_not();
+    if let (None, Some(node)) = (&why, state.lightningstor()) {
+        why = failed_writes(&node.poisoned().await);
+    }
+    answer(why)
+}
+
+fn answer(why_not: Option<String>) -> Response {
+    match why_not {
         None => (StatusCode::OK, "ok\n".to_owned()).into_response(),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
+}
+
+/// What is wrong with poisoned partitions, and what to do; `None` without any.
+fn failed_writes(poisoned: &[(PartitionId, String)]) -> Option<String> {
+    let lines: Vec<String> = poisoned
+        .iter()
+        .map(|(partition, cause)| {
+            format!(
+                "failed: partition {} takes no writes since one failed, and serves reads: {cause}; \
+                 check the disk, then restart the node",
+                partition.0
+            )
+        })
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 async fn metrics(State(state): Shared) -> Response {
@@ -106,4 +138,33 @@ fn of_shard(shard: &ShardMetrics) -> Value {
         },
         "groups": groups,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poisoned_partition_fails_the_health_check_with_its_cause() {
+        assert_eq!(failed_writes(&[]), None);
+        let poisoned = [
+            (
+                PartitionId(3),
+                "write at offset 8 of p003/data: EIO".to_owned(),
+            ),
+            (PartitionId(5), "sync of p005/log".to_owned()),
+        ];
+        let said = failed_writes(&poisoned).unwrap();
+        for part in [
+            "partition 3",
+            "p003/data: EIO; check",
+            "partition 5",
+            "restart",
+        ] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        assert_eq!(said.lines().count(), 2);
+        let answer = answer(Some(said));
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
 }

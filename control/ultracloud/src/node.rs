@@ -114,10 +114,16 @@ fn show_credentials(root: &RootCredentials, origin: &Origin) -> Result<()> {
     Ok(())
 }
 
+/// On every architecture that the engine runs on.
+const SIGXFSZ: i32 = 25;
+
 /// The signals that end a node.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// Not one of them: a file that may not grow any more (RLIMIT_FSIZE) is a full disk. A signal
+    /// that somebody listens for does not kill.
+    _file_size: Signal,
 }
 
 impl Signals {
@@ -125,6 +131,7 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _file_size: signal(SignalKind::from_raw(SIGXFSZ))?,
         })
     }
 

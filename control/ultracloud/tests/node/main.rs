@@ -9,6 +9,7 @@
 mod clients;
 mod crash;
 mod damage;
+mod full_disk;
 mod objects;
 mod process;
 mod support;

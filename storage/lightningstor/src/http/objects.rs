@@ -216,7 +216,7 @@ pub(crate) async fn get(
     if let Some(reply) = unchanged(call, &meta)? {
         return Ok(reply);
     }
-    let selected = select_range(params, &meta)?;
+    let selected = select_range(call, params, &meta)?;
     let out = read_head(call, params, &meta, &selected);
     let range = selected.range();
     match stored {
@@ -259,7 +259,7 @@ pub(crate) async fn head(
     if let Some(reply) = unchanged(call, &meta)? {
         return Ok(reply);
     }
-    let selected = select_range(params, &meta)?;
+    let selected = select_range(call, params, &meta)?;
     let out = read_head(call, params, &meta, &selected);
     Ok(Reply::Text {
         head: out,
@@ -301,11 +301,20 @@ fn unchanged(call: &Call<'_>, meta: &ObjectMeta) -> Result<Option<Reply>, S3Erro
     }
     let mut head = Vec::with_capacity(320);
     let modified_s = (meta.modified_ms / 1000) as i64;
-    let fields = call
+    let mut fields = call
         .exchange
         .start(&mut head, 304)
         .etag(&meta.etag)
         .last_modified(modified_s);
+    // What a cache renews with the object (RFC 9110 section 15.4.5).
+    for (name, value) in [
+        ("Cache-Control", &meta.content.cache_control),
+        ("Expires", &meta.content.expires),
+    ] {
+        if let Some(value) = value {
+            fields = fields.header(name, value);
+        }
+    }
     fields.finish();
     Ok(Some(Reply::Text {
         head,
@@ -330,7 +339,11 @@ impl Selected {
     }
 }
 
-fn select_range(params: &ReadParams, meta: &ObjectMeta) -> Result<Selected, S3Error> {
+fn select_range(
+    call: &Call<'_>,
+    params: &ReadParams,
+    meta: &ObjectMeta,
+) -> Result<Selected, S3Error> {
     if let Some(number) = params.part_number {
         if meta.parts == 0 {
             // An object that came in one piece is its own only part.
@@ -344,7 +357,11 @@ fn select_range(params: &ReadParams, meta: &ObjectMeta) -> Result<Selected, S3Er
         let what = "partNumber of an object with several parts is not implemented; use Range.";
         return Err(S3Error::new(S3ErrorCode::NotImplemented, what));
     }
-    match range::resolve(params.range, meta.size) {
+    let conditions = Conditions::of_request(call.exchange.head);
+    let range = params
+        .range
+        .filter(|_| conditions.range_applies(&current(meta)));
+    match range::resolve(range, meta.size) {
         ResolvedRange::Full => Ok(Selected::Whole(meta.size)),
         ResolvedRange::Partial(range) => Ok(Selected::Range(range)),
         ResolvedRange::Unsatisfiable => Err(S3ErrorCode::InvalidRange.into()),

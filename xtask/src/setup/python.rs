@@ -1,4 +1,5 @@
-//! The S3 clients that come from PyPI, in a venv of the cache, at pinned versions.
+//! The S3 clients that come from PyPI, and an S3 to compare with, in a venv of the cache, at pinned
+//! versions.
 //!
 //! Debian's own are too old to send the checksums that every SDK sends by default since 2025.
 //! A stamp beside the venv holds the pins and the interpreter: when they differ, it is rebuilt.
@@ -13,25 +14,36 @@ use crate::process;
 
 struct Client {
     name: &'static str,
+    /// What pip is asked for beyond the package itself.
+    extras: &'static str,
     version: &'static str,
     why: &'static str,
 }
 
-const CLIENTS: [Client; 3] = [
+const CLIENTS: [Client; 4] = [
     Client {
         name: "boto3",
-        version: "1.44.5",
+        extras: "",
+        version: "1.44.8",
         why: "the SDK for Python",
     },
     Client {
         name: "awscli",
+        extras: "",
         version: "1.46.3",
         why: "Amazon's command line (aws)",
     },
     Client {
         name: "s3cmd",
+        extras: "",
         version: "2.4.0",
         why: "an S3 client with code of its own",
+    },
+    Client {
+        name: "moto",
+        extras: "[server]",
+        version: "5.2.5",
+        why: "an S3 of other authors, the oracle of tests",
     },
 ];
 
@@ -102,7 +114,7 @@ fn build(cache: &Path) -> Result<()> {
 }
 
 fn requirement(client: &Client) -> String {
-    format!("{}=={}", client.name, client.version)
+    format!("{}{}=={}", client.name, client.extras, client.version)
 }
 
 fn stamp(interpreter: &str) -> String {
@@ -118,12 +130,14 @@ fn stamp(interpreter: &str) -> String {
 fn installed(cache: &Path, client: &Client) -> Option<String> {
     let bin = bin(cache);
     let mut command = match client.name {
-        "boto3" => Command::new(bin.join("python")),
+        "boto3" | "moto" => Command::new(bin.join("python")),
         "awscli" => Command::new(bin.join("aws")),
         name => Command::new(bin.join(name)),
     };
     match client.name {
-        "boto3" => command.args(["-c", "import boto3; print(boto3.__version__)"]),
+        name @ ("boto3" | "moto") => {
+            command.args(["-c", &format!("import {name}; print({name}.__version__)")])
+        }
         _ => command.arg("--version"),
     };
     version_of(&mut command)

@@ -175,6 +175,47 @@ fn conditions_hold_for_reads_and_writes() {
 }
 
 #[test]
+fn a_download_is_resumed_only_while_the_object_is_the_same() {
+    let (_dir, node) = fresh();
+    let mut client = node.client();
+    with_bucket(&mut client, "resume");
+    let path = "/resume/a";
+    let put = client.put(path, b"first version").expect(200);
+    let etag = put.header("etag").unwrap().to_owned();
+    let resume = |validator: &str| {
+        request("GET", path)
+            .header("range", "bytes=6-")
+            .header("if-range", validator)
+    };
+    let got = client.send(&resume(&etag)).expect(206);
+    assert_eq!(got.body, b"version");
+    let modified = got.header("last-modified").unwrap().to_owned();
+    assert_eq!(client.send(&resume(&modified)).expect(206).body, b"version");
+    client.put(path, b"another one").expect(200);
+    let got = client.send(&resume(&etag)).expect(200);
+    assert_eq!(got.body, b"another one");
+}
+
+#[test]
+fn a_304_says_how_long_the_cached_object_is_good() {
+    let (_dir, node) = fresh();
+    let mut client = node.client();
+    with_bucket(&mut client, "cached");
+    let expires = "Thu, 01 Jan 2099 00:00:00 GMT";
+    let put = request("PUT", "/cached/a")
+        .body(b"x")
+        .header("cache-control", "max-age=60")
+        .header("expires", expires);
+    let put = client.send(&put).expect(200);
+    let etag = put.header("etag").unwrap();
+    let same = request("GET", "/cached/a").header("if-none-match", etag);
+    let same = client.send(&same).expect(304);
+    assert_eq!(same.header("etag"), Some(etag));
+    assert_eq!(same.header("cache-control"), Some("max-age=60"));
+    assert_eq!(same.header("expires"), Some(expires));
+}
+
+#[test]
 fn headers_and_metadata_come_back_and_can_be_overridden() {
     let (_dir, node) = fresh();
     let mut client = node.client();

@@ -350,7 +350,10 @@ impl Client {
         let decoded = request.body.len().to_string();
         if !matches!(request.payload, Payload::Unsigned | Payload::Sha256) {
             headers.push(("x-amz-decoded-content-length".into(), decoded));
-            headers.push(("content-encoding".into(), "aws-chunked".into()));
+            match headers.iter_mut().find(|(n, _)| n == "content-encoding") {
+                Some((_, value)) => value.insert_str(0, "aws-chunked,"),
+                None => headers.push(("content-encoding".into(), "aws-chunked".into())),
+            }
         }
         let payload = match request.payload {
             Payload::Unsigned => "UNSIGNED-PAYLOAD".to_owned(),

@@ -208,7 +208,7 @@ pub(crate) async fn get(
     if let Some(reply) = unchanged(call, &meta)? {
         return Ok(reply);
     }
-    let selected = Selected::of(params, &meta, part)?;
+    let selected = Selected::of(call, params, &meta, part)?;
     let out = read_head(call, params, &meta, &selected);
     let range = selected.range();
     match stored {
@@ -251,7 +251,7 @@ pub(crate) async fn head(
     if let Some(reply) = unchanged(call, &meta)? {
         return Ok(reply);
     }
-    let selected = Selected::of(params, &meta, part)?;
+    let selected = Selected::of(call, params, &meta, part)?;
     let out = read_head(call, params, &meta, &selected);
     Ok(Reply::Text {
         head: out,

@@ -45,11 +45,20 @@ pub(crate) fn unchanged(call: &Call<'_>, meta: &ObjectMeta) -> Result<Option<Rep
     }
     let mut head = Vec::with_capacity(320);
     let modified_s = (meta.modified_ms / 1000) as i64;
-    let fields = call
+    let mut fields = call
         .exchange
         .start(&mut head, 304)
         .etag(&meta.etag)
         .last_modified(modified_s);
+    // What a cache renews with the object (RFC 9110 section 15.4.5).
+    for (name, value) in [
+        ("Cache-Control", &meta.content.cache_control),
+        ("Expires", &meta.content.expires),
+    ] {
+        if let Some(value) = value {
+            fields = fields.header(name, value);
+        }
+    }
     fields.finish();
     Ok(Some(Reply::Text {
         head,
@@ -73,16 +82,22 @@ impl Selected {
     /// # Errors
     /// InvalidRange, InvalidPartNumber.
     pub(crate) fn of(
+        call: &Call<'_>,
         params: &ReadParams,
         meta: &ObjectMeta,
         part: Option<ObjectPart>,
     ) -> Result<Selected, S3Error> {
         match (params.part_number, part) {
-            (None, _) => match range::resolve(params.range, meta.size) {
-                ResolvedRange::Full => Ok(Selected::Whole(meta.size)),
-                ResolvedRange::Partial(range) => Ok(Selected::Range(range)),
-                ResolvedRange::Unsatisfiable => Err(S3ErrorCode::InvalidRange.into()),
-            },
+            (None, _) => {
+                let conditions = Conditions::of_request(call.exchange.head);
+                let asked = params.range;
+                let range = asked.filter(|_| conditions.range_applies(&current(meta)));
+                match range::resolve(range, meta.size) {
+                    ResolvedRange::Full => Ok(Selected::Whole(meta.size)),
+                    ResolvedRange::Partial(range) => Ok(Selected::Range(range)),
+                    ResolvedRange::Unsatisfiable => Err(S3ErrorCode::InvalidRange.into()),
+                }
+            }
             // An object that came in one piece is its own only part.
             (Some(1), None) if meta.parts == 0 => Ok(Selected::Part {
                 range: 0..meta.size,

@@ -50,7 +50,8 @@ impl Partition {
         meta: ObjectMeta,
         checksum: Option<UploadChecksum>,
     ) -> Result<UploadId, StoreError> {
-        let upload = UploadId(u128::from(engine::random()) << 64 | u128::from(engine::random()));
+        // Ids grow with time, so that the uploads of a key are listed by their age.
+        let upload = UploadId(u128::from(meta.modified_ms) << 64 | u128::from(engine::random()));
         self.in_task(move |inner| async move {
             let _ticket = inner.enter(bucket)?;
             let to = UploadRef {

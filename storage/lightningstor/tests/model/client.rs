@@ -254,11 +254,9 @@ impl Client {
     async fn delete_many(&mut self) {
         let first = self.any_key();
         let keys: Vec<usize> = (first..KEYS.len()).step_by(2).take(3).collect();
-        let objects: String = keys
-            .iter()
-            .map(|key| format!("<Object><Key>{}</Key></Object>", KEYS[*key]))
-            .collect();
-        let body = format!("<Delete>{objects}</Delete>");
+        let objects = keys.iter();
+        let objects = objects.map(|key| format!("<Object><Key>{}</Key></Object>", KEYS[*key]));
+        let body = format!("<Delete>{}</Delete>", objects.collect::<Vec<_>>().concat());
         let request = Request {
             method: "POST",
             path: BUCKET.into(),

@@ -93,12 +93,11 @@ impl History {
             _ => parts.concat().into(),
         };
         let single = Etag::single(Md5::digest(&whole).into());
-        let body = match self.by_etag.get(single.text().as_str()) {
-            Some(etag) => self.etags[*etag as usize].body,
-            None => {
-                self.bodies.push(whole);
-                self.bodies.len() as u32 - 1
-            }
+        let body = if let Some(etag) = self.by_etag.get(single.text().as_str()) {
+            self.etags[*etag as usize].body
+        } else {
+            self.bodies.push(whole);
+            self.bodies.len() as u32 - 1
         };
         let etag = self.know_etag(&single, body);
         if !multipart {

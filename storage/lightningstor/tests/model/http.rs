@@ -184,7 +184,7 @@ fn encode(server: SocketAddr, request: &Request) -> Vec<u8> {
         body.len()
     );
     for (name, value) in signed {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     head.push_str("\r\n");
     let mut bytes = head.into_bytes();

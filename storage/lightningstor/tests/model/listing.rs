@@ -194,7 +194,7 @@ impl Listing {
             } else {
                 "continuation-token"
             };
-            query.push_str(&format!("&{name}={}", encoded(next)));
+            query.extend(["&", name, "=", &encoded(next)]);
         }
         Request {
             method: "GET",

@@ -48,16 +48,16 @@ pub struct Key;
 impl Object {
     /// Both descriptions in one, when they can be of one object.
     fn agree(self, other: Object) -> Option<Object> {
-        fn one<T: Copy + PartialEq>(a: Option<T>, b: Option<T>) -> Option<Option<T>> {
-            match (a, b) {
-                (Some(a), Some(b)) if a != b => None,
-                (a, b) => Some(a.or(b)),
-            }
+        fn differ<T: Copy + PartialEq>(a: Option<T>, b: Option<T>) -> bool {
+            a.is_some() && b.is_some() && a != b
         }
-        Some(Object {
-            body: one(self.body, other.body)?,
-            etag: one(self.etag, other.etag)?,
-            tag: one(self.tag, other.tag)?,
+        let differ = differ(self.body, other.body)
+            || differ(self.etag, other.etag)
+            || differ(self.tag, other.tag);
+        (!differ).then(|| Object {
+            body: self.body.or(other.body),
+            etag: self.etag.or(other.etag),
+            tag: self.tag.or(other.tag),
         })
     }
 }

@@ -173,14 +173,12 @@ impl Client {
     }
 
     fn completion(&self, key: usize, id: &str, parts: &[Rc<[u8]>], guard: Guard) -> Request {
-        let parts: String = (1..)
-            .zip(parts)
-            .map(|(number, part)| {
-                let etag = self.history().know(&[Rc::clone(part)], false).etag;
-                let etag = self.history().etag_text(etag.expect("a part has an ETag"));
-                format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
-            })
-            .collect();
+        let parts = (1..).zip(parts).map(|(number, part)| {
+            let etag = self.history().know(&[Rc::clone(part)], false).etag;
+            let etag = self.history().etag_text(etag.expect("a part has an ETag"));
+            format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>")
+        });
+        let parts = parts.collect::<Vec<_>>().concat();
         let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
         let mut request = Request {
             method: "POST",

@@ -156,9 +156,6 @@ pub const RULES: &[Rule] = &[
                 .as_deref()
                 == d.theirs.as_deref()
     }),
-    rule("checksum-in-listings", |plan, d| {
-        is_list(plan) && d.ends(" ChecksumAlgorithm[0]") && d.only_theirs(&d.at)
-    }),
     rule("start-after-is-echoed", |plan, d| {
         plan.op == Op::ListV2
             && plan
@@ -188,12 +185,6 @@ pub const RULES: &[Rule] = &[
         is_list(plan)
             && plan.param("max-keys") == Some("5000")
             && d.is("xml MaxKeys[0]", Some("1000"), Some("5000"))
-    }),
-    rule("class-in-listings", |plan, d| {
-        is_list(plan)
-            && d.ends(" StorageClass[0]")
-            && d.ours.as_deref() == Some("STANDARD")
-            && d.theirs.as_deref() == Some("REDUCED_REDUNDANCY")
     }),
     rule("quiet-deletes", |plan, d| {
         plan.op == Op::DeleteMany

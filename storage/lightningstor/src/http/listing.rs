@@ -9,7 +9,6 @@ use std::collections::VecDeque;
 
 use futures_util::future::join_all;
 use s3_wire::list::{Fold, FoldParams, Page, Start, Step};
-use s3_wire::metadata::StorageClass;
 use s3_wire::request::ListParams;
 use s3_wire::xml::{self, ListV1, ListV2, ListingFrame, ObjectEntry};
 use s3_wire::{BucketName, S3Error};
@@ -19,6 +18,7 @@ use super::buckets::owner;
 use super::errors;
 use super::exchange::Reply;
 use super::ops::{Call, OP_COST};
+use super::select::storage_class;
 use crate::store::{BucketId, ListCursor, ListEntry};
 
 /// Entries asked of a partition beyond its share of the page.
@@ -104,8 +104,8 @@ fn entry(listed: &ListEntry) -> ObjectEntry<'_> {
         modified_s: (listed.modified_ms / 1000) as i64,
         etag: listed.etag,
         size_bytes: listed.size,
-        storage_class: StorageClass::Standard,
-        checksum: None,
+        storage_class: storage_class(listed.flags),
+        checksum: listed.checksum.map(|sum| (sum.algorithm, sum.kind)),
     }
 }
 

@@ -169,6 +169,8 @@ fn list_one(
         size: shown.size,
         etag: shown.etag,
         modified_ms: shown.modified_ms,
+        flags: shown.flags,
+        checksum: shown.checksum,
     });
     Ok(ControlFlow::Continue(()))
 }

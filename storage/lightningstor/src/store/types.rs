@@ -230,6 +230,10 @@ pub struct ListEntry {
     pub etag: Etag,
     /// Milliseconds since the Unix epoch.
     pub modified_ms: u64,
+    /// Labels that the front gives meaning to (storage class).
+    pub flags: u32,
+    /// Algorithm and kind of the checksum kept with it.
+    pub checksum: Option<UploadChecksum>,
 }
 
 /// A run of a partition's keys, in order.

@@ -6,10 +6,13 @@
 //! | 12 | 8 | length of the body |
 //! | 20 | 18 | etag |
 //! | 38 | 8 | modified, milliseconds since the Unix epoch |
-//! | 46 | 1 | body: 0 inline, 1 extents, 2 manifest |
-//! | 47 | | extents, or the manifest's parts |
+//! | 46 | 4 | flags: the front's labels |
+//! | 50 | 1 or 3 | checksum kept with the object: 0, or 1, algorithm and kind |
+//! | | 1 | body: 0 inline, 1 extents, 2 manifest |
+//! | | | extents, or the manifest's parts |
 //!
-//! What a listing shows comes first, so that it is read without the rest.
+//! What a listing shows comes first, so that it is read without the rest. The first format of
+//! checkpoints had neither flags nor checksum.
 
 use s3_wire::Etag;
 
@@ -17,7 +20,7 @@ use crate::store::bytes::{Decode, Reader, Writer};
 use crate::store::extent::Extent;
 use crate::store::meta;
 use crate::store::record::{self, ManifestPart, Place};
-use crate::store::types::ObjectMeta;
+use crate::store::types::{ObjectMeta, UploadChecksum};
 
 /// Where an object's bytes are, as far as the index must know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub(crate) struct ObjectEntry {
     pub(crate) size: u64,
     pub(crate) etag: Etag,
     pub(crate) modified_ms: u64,
+    /// Labels that the front gives meaning to (storage class).
+    pub(crate) flags: u32,
+    /// What the object's checksum is, not its value.
+    pub(crate) checksum: Option<UploadChecksum>,
     pub(crate) body: EntryBody,
 }
 
@@ -46,6 +53,8 @@ pub(crate) struct Shown {
     pub(crate) size: u64,
     pub(crate) etag: Etag,
     pub(crate) modified_ms: u64,
+    pub(crate) flags: u32,
+    pub(crate) checksum: Option<UploadChecksum>,
 }
 
 impl ObjectEntry {
@@ -55,6 +64,11 @@ impl ObjectEntry {
             size: meta.size,
             etag: meta.etag,
             modified_ms: meta.modified_ms,
+            flags: meta.flags,
+            checksum: meta.checksum.map(|checksum| UploadChecksum {
+                algorithm: checksum.value.algorithm(),
+                kind: checksum.kind,
+            }),
             body,
         }
     }
@@ -101,6 +115,8 @@ impl ObjectEntry {
             size: self.size,
             etag: self.etag,
             modified_ms: self.modified_ms,
+            flags: self.flags,
+            checksum: self.checksum,
         }
     }
 
@@ -109,6 +125,8 @@ impl ObjectEntry {
         out.u64(self.size);
         meta::put_etag(out, &self.etag);
         out.u64(self.modified_ms);
+        out.u32(self.flags);
+        meta::put_upload_checksum(out, self.checksum.as_ref());
         match &self.body {
             EntryBody::Inline => out.u8(0),
             EntryBody::Extents(extents) => {
@@ -124,11 +142,24 @@ impl ObjectEntry {
 
     pub(crate) fn decode(from: &mut Reader<'_>) -> Decode<ObjectEntry> {
         let place = record::get_place(from)?;
-        let Shown {
-            size,
-            etag,
-            modified_ms,
-        } = Shown::decode_behind_place(from)?;
+        let shown = Shown::decode_behind_place(from)?;
+        ObjectEntry::decode_body(place, shown, from)
+    }
+
+    /// As [`ObjectEntry::decode`], of the first format.
+    pub(super) fn decode_first_format(from: &mut Reader<'_>) -> Decode<ObjectEntry> {
+        let place = record::get_place(from)?;
+        let shown = Shown {
+            size: from.u64("size")?,
+            etag: meta::get_etag(from)?,
+            modified_ms: from.u64("modified")?,
+            flags: 0,
+            checksum: None,
+        };
+        ObjectEntry::decode_body(place, shown, from)
+    }
+
+    fn decode_body(place: Place, shown: Shown, from: &mut Reader<'_>) -> Decode<ObjectEntry> {
         let bad = from.bad("body form");
         let body = match from.u8("body form")? {
             0 => EntryBody::Inline,
@@ -138,9 +169,11 @@ impl ObjectEntry {
         };
         Ok(ObjectEntry {
             place,
-            size,
-            etag,
-            modified_ms,
+            size: shown.size,
+            etag: shown.etag,
+            modified_ms: shown.modified_ms,
+            flags: shown.flags,
+            checksum: shown.checksum,
             body,
         })
     }
@@ -152,6 +185,8 @@ impl Shown {
             size: from.u64("size")?,
             etag: meta::get_etag(from)?,
             modified_ms: from.u64("modified")?,
+            flags: from.u32("flags")?,
+            checksum: meta::get_upload_checksum(from)?,
         })
     }
 

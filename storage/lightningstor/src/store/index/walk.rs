@@ -7,8 +7,8 @@
 //! Item forms (after a u8 tag): 1 bucket {u64 id, name, owner, u64 created_ms}; 2 upload {u64
 //! bucket, key, u128 upload, place, u64 initiated_ms, upload checksum}; 3 part {u64 bucket, key, u128
 //! upload, u16 number, place, u64 size, etag, u64 modified_ms, optional checksum, extents}; 4 object
-//! {u64 bucket, key, u64 version, entry}; 5 run {u64 number, u8 level}; 6 nothing, which hides older
-//! runs {u64 bucket, key, u64 version}.
+//! {u64 bucket, key, u64 version, entry of the first format}; 5 run {u64 number, u8 level}; 6 nothing, which hides older
+//! runs {u64 bucket, key, u64 version}; 7 object {u64 bucket, key, u64 version, entry}.
 //!
 //! Of objects a walk shows those in the memtable.
 
@@ -141,7 +141,7 @@ impl Index {
             return (false, WalkCursor::End);
         };
         let (bucket, key, Reverse(version)) = rank;
-        out.u8(if slot.is_some() { 4 } else { 6 });
+        out.u8(if slot.is_some() { 7 } else { 6 });
         out.u64(bucket.0);
         out.u32(key.len() as u32);
         out.raw(key);
@@ -235,12 +235,7 @@ impl Item {
                 };
                 Ok(Item::Part { key, number, part })
             }
-            4 => Ok(Item::Object {
-                bucket: BucketId(from.u64("bucket")?),
-                key: from.text("key")?.into(),
-                version: Version(from.u64("version")?),
-                entry: ObjectEntry::decode(from)?,
-            }),
+            4 => get_object(from, ObjectEntry::decode_first_format),
             5 => Ok(Item::Run(RunRef {
                 number: from.u64("run number")?,
                 level: from.u8("run level")?,
@@ -250,9 +245,22 @@ impl Item {
                 key: from.text("key")?.into(),
                 version: Version(from.u64("version")?),
             }),
+            7 => get_object(from, ObjectEntry::decode),
             _ => Err(bad),
         }
     }
+}
+
+fn get_object(
+    from: &mut Reader<'_>,
+    entry: fn(&mut Reader<'_>) -> Decode<ObjectEntry>,
+) -> Decode<Item> {
+    Ok(Item::Object {
+        bucket: BucketId(from.u64("bucket")?),
+        key: from.text("key")?.into(),
+        version: Version(from.u64("version")?),
+        entry: entry(from)?,
+    })
 }
 
 /// Writes a run's item.

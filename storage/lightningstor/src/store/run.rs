@@ -45,6 +45,8 @@ const ALIGN: usize = 4096;
 const FOOT_BYTES: usize = 80;
 /// Bytes of slots after which a block ends.
 const BLOCK_BYTES: usize = 16 << 10;
+/// Blocks of an encoded piece of the table.
+const PIECE_BLOCKS: usize = 256;
 
 /// A run as a checkpoint names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,19 +150,23 @@ impl Foot {
     }
 }
 
-fn encode_table(blocks: &[BlockMeta]) -> Vec<u8> {
-    let mut out = Writer::default();
-    out.u32(blocks.len() as u32);
-    for block in blocks {
-        out.u32(block.offset);
-        out.u32(block.len);
-        out.u64(block.crc);
-        out.u64(block.bucket.0);
-        out.u64(block.version.0);
-        out.u32(block.key.len() as u32);
-        out.raw(&block.key);
-    }
-    out.bytes
+/// The table's bytes, in pieces.
+fn encode_table(blocks: &[BlockMeta]) -> impl Iterator<Item = Vec<u8>> + '_ {
+    let count = (blocks.len() as u32).to_le_bytes().to_vec();
+    let pieces = blocks.chunks(PIECE_BLOCKS).map(|piece| {
+        let mut out = Writer::default();
+        for block in piece {
+            out.u32(block.offset);
+            out.u32(block.len);
+            out.u64(block.crc);
+            out.u64(block.bucket.0);
+            out.u64(block.version.0);
+            out.u32(block.key.len() as u32);
+            out.raw(&block.key);
+        }
+        out.bytes
+    });
+    std::iter::once(count).chain(pieces)
 }
 
 fn decode_table(bytes: &[u8]) -> Decode<Vec<BlockMeta>> {

@@ -23,6 +23,8 @@ use crate::store::runs::Runs;
 
 /// Bytes of items in a frame, about.
 const FRAME_ITEMS: usize = 64 << 10;
+/// Slots of a memtable that are let go at a time.
+const SLOTS_AT_A_TIME: usize = 512;
 pub(in crate::store) const KEPT: usize = 2;
 const PREFIX: &str = "checkpoint-";
 const TEMPORARY: &str = ".tmp";
@@ -241,6 +243,11 @@ impl Inner {
                 file_bytes.set(file_bytes.get() + bytes);
                 self.runs.install(run, &[]);
                 self.index.borrow_mut().drop_frozen();
+                if let Some(mut written) = frozen.and_then(Rc::into_inner) {
+                    while written.drop_some(SLOTS_AT_A_TIME) {
+                        engine::yield_now().await;
+                    }
+                }
                 Ok(kept)
             }
             Err(error) => {

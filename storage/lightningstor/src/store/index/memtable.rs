@@ -80,6 +80,19 @@ impl Memtable {
         })
     }
 
+    /// Lets some slots go; false when none are left. A large table is let go in steps.
+    pub(crate) fn drop_some(&mut self, slots: usize) -> bool {
+        for _ in 0..slots {
+            let Some(mut first) = self.buckets.first_entry() else {
+                return false;
+            };
+            if first.get_mut().pop_first().is_none() {
+                first.remove();
+            }
+        }
+        true
+    }
+
     /// Number of slots.
     pub(crate) fn len(&self) -> usize {
         self.len

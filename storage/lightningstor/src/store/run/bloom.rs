@@ -14,9 +14,11 @@ const BITS_PER_NAME: u64 = 10;
 const LINE_BITS: u64 = 512;
 const LINE_WORDS: usize = 8;
 const PROBES: u32 = 6;
+/// Words of an encoded piece.
+const PIECE_WORDS: usize = 4096;
 
 /// The filter of one run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::store) struct Bloom {
     words: Vec<u64>,
 }
@@ -64,8 +66,10 @@ impl Bloom {
         Self::bits(hash).all(|(word, mask)| self.words[line + word] & mask != 0)
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        self.words.iter().flat_map(|w| w.to_le_bytes()).collect()
+    /// Its bytes, in pieces.
+    pub(super) fn encode(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        let bytes = |piece: &[u64]| piece.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.words.chunks(PIECE_WORDS).map(bytes)
     }
 
     /// `None` when the bytes are no whole lines.

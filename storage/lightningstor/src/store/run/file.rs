@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use crc_fast::{CrcAlgorithm, Digest};
 use engine::DmaBuf;
 use engine::fs::{self, File, OpenOptions};
 
@@ -499,16 +500,27 @@ impl RunWriter {
         Ok(())
     }
 
-    async fn section(&mut self, bytes: &[u8]) -> Result<Section, StoreError> {
-        let section = Section {
-            offset: self.offset + self.pending.len() as u64,
-            len: bytes.len() as u32,
-            crc: crc_fast::crc64_nvme(bytes),
-        };
-        self.pending.extend_from_slice(bytes);
+    /// Writes a section that comes in pieces, giving way to others between them.
+    async fn section(
+        &mut self,
+        pieces: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<Section, StoreError> {
+        let offset = self.offset + self.pending.len() as u64;
+        let mut crc = Digest::new(CrcAlgorithm::Crc64Nvme);
+        let mut len = 0;
+        for piece in pieces {
+            crc.update(&piece);
+            len += piece.len();
+            self.pending.extend_from_slice(&piece);
+            engine::yield_if_needed().await;
+        }
         self.pad();
         self.write_due().await?;
-        Ok(section)
+        Ok(Section {
+            offset,
+            len: len as u32,
+            crc: crc.finalize(),
+        })
     }
 
     /// Ends the run: it is durable, but for its names, which are durable after a flush of the
@@ -525,8 +537,12 @@ impl RunWriter {
             return Ok(None);
         }
         self.write_due().await?;
-        let bloom = self.section(&self.bloom.encode()).await?;
-        let table = self.section(&encode_table(&self.blocks)).await?;
+        let (filter, blocks) = (
+            std::mem::take(&mut self.bloom),
+            std::mem::take(&mut self.blocks),
+        );
+        let bloom = self.section(filter.encode()).await?;
+        let table = self.section(encode_table(&blocks)).await?;
         let foot = Foot {
             number: self.of.number,
             partition: u32::from(self.partition),
@@ -546,8 +562,8 @@ impl RunWriter {
             copies: self.copies.map(Some),
             slots: self.slots,
             bytes: self.offset,
-            bloom: self.bloom,
-            blocks: self.blocks,
+            bloom: filter,
+            blocks,
             mended: Cell::new(0),
         })))
     }

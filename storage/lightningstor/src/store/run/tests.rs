@@ -72,7 +72,7 @@ proptest! {
         for name in names.keys() {
             bloom.add(hash_of(rank(name)));
         }
-        let again = Bloom::decode(&bloom.encode()).unwrap();
+        let again = Bloom::decode(&bloom.encode().collect::<Vec<_>>().concat()).unwrap();
         prop_assert_eq!(&again, &bloom);
         for name in names.keys() {
             prop_assert!(again.may_have(hash_of(rank(name))));
@@ -103,7 +103,7 @@ proptest! {
                 key: key.as_slice().into(),
             })
             .collect();
-        let table = encode_table(&blocks);
+        let table = encode_table(&blocks).collect::<Vec<_>>().concat();
         prop_assert_eq!(decode_table(&table), Ok(blocks));
         let mut flipped = table.clone();
         flipped[at.index(table.len())] ^= 1 << bit;

@@ -46,6 +46,7 @@ const SIGNED_PARAMS: &[&str] = &[
     "accelerate",
     "acl",
     "analytics",
+    "attributes",
     "cors",
     "defaultObjectAcl",
     "delete",

@@ -41,10 +41,6 @@ impl Difference {
     fn only_theirs(&self, at: &str) -> bool {
         self.at == at && self.ours.is_none() && self.theirs.is_some()
     }
-
-    fn ends(&self, end: &str) -> bool {
-        self.at.ends_with(end)
-    }
 }
 
 fn is_read(plan: &Plan) -> bool {
@@ -155,6 +151,11 @@ pub const RULES: &[Rule] = &[
                 .and_then(|ours| uri::decode_path(ours).ok())
                 .as_deref()
                 == d.theirs.as_deref()
+    }),
+    rule("checksum-in-listings", |plan, d| {
+        let is_kind = d.at.ends_with(" ChecksumType[0]");
+        let is_algorithm = d.at.ends_with(" ChecksumAlgorithm[0]") && plan.op == Op::ListV1;
+        is_list(plan) && (is_kind || is_algorithm) && d.theirs.is_none()
     }),
     rule("start-after-is-echoed", |plan, d| {
         plan.op == Op::ListV2

@@ -7,9 +7,10 @@
 //!
 //! Everything here runs on the shard that owns the partition; the front routes to it. Layers, from
 //! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `cache`, `checkpoint`
-//! (state, sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `multipart`
-//! (operations), `buckets` (across shards), `upkeep` with `compact` and `scrub` (background work).
+//! (state, sans-IO), `data`, `body_cache` and the log (I/O), `partition` with `write`, `read`, `piece`,
+//! `multipart` (operations), `buckets` (across shards), `upkeep` with `compact` and `scrub` (background work).
 
+mod body_cache;
 mod buckets;
 mod bytes;
 mod cache;
@@ -25,6 +26,7 @@ mod meta;
 mod metrics;
 mod multipart;
 mod partition;
+mod piece;
 mod read;
 mod record;
 mod recovery;
@@ -44,6 +46,8 @@ use engine::BLOCK;
 use engine::sync::Semaphore;
 use shards::placement::{PartitionId, PlacementMap};
 
+use self::body_cache::BodyCache;
+pub use body_cache::BODY_COST_MIN;
 pub use buckets::{BucketTable, Groups};
 pub use config::{StoreConfig, UpkeepConfig};
 pub use error::StoreError;
@@ -58,6 +62,7 @@ const TABLE_WAITERS_MAX: usize = 1024;
 /// The partitions of one shard, and its mirror of the buckets.
 pub struct StoreShard {
     partitions: BTreeMap<PartitionId, Rc<Partition>>,
+    bodies: Rc<BodyCache>,
     table: Rc<BucketTable>,
     table_turn: Semaphore,
 }
@@ -87,11 +92,14 @@ impl StoreShard {
             let partition = Partition::open(root, id, config, &table).await?;
             partitions.insert(id, Rc::new(partition));
         }
+        let bodies = Rc::new(BodyCache::new(config.body_cache_bytes_max));
         for partition in partitions.values() {
             partition.cache_records(config.cache_bytes_max / partitions.len());
+            partition.cache_bodies(&bodies);
         }
         let store = StoreShard {
             partitions,
+            bodies,
             table,
             table_turn: Semaphore::new(1, TABLE_WAITERS_MAX),
         };
@@ -131,6 +139,7 @@ impl StoreShard {
         for partition in self.partitions.values() {
             sum.add(&partition.metrics());
         }
+        self.bodies.count_into(&mut sum);
         sum
     }
 }
@@ -167,6 +176,7 @@ impl Partition {
             scrub_damaged: inner.counters.scrub_damaged.get(),
             scrub_left: inner.counters.scrub_left.get(),
             poisoned: u64::from(inner.poison.is_set()),
+            ..StoreMetrics::default()
         }
     }
 }

@@ -13,6 +13,7 @@ use engine::{BLOCK, DmaBuf};
 use s3_wire::ObjectKey;
 use segment_log::{Position, RecordBuf};
 
+use super::body_cache::BodyCache;
 use super::data::damaged;
 use super::error::StoreError;
 use super::extent::Extent;
@@ -29,13 +30,14 @@ const TABLE_ENTRIES: u64 = (CRC_BLOCK / 8) as u64;
 
 /// An object that is being read.
 pub(super) struct ReadState {
-    source: Source,
-    size: u64,
+    pub(super) source: Source,
+    pub(super) size: u64,
     _pin: Pin,
 }
 
-enum Source {
-    Extents(Rc<StoredBody>),
+pub(super) enum Source {
+    /// A body, and the record that describes it.
+    Extents(Place, Rc<StoredBody>),
     Parts {
         /// (where the part begins in the object, the part).
         parts: Vec<(u64, ManifestPart)>,
@@ -44,10 +46,10 @@ enum Source {
     },
 }
 
-enum PartSource {
+pub(super) enum PartSource {
     /// A record that ends in the part's body, and where in it.
     Inline(DmaBuf, Range<usize>),
-    Extents(StoredBody),
+    Extents(Rc<StoredBody>),
 }
 
 /// A body in extents.
@@ -88,6 +90,11 @@ impl Partition {
         self.inner.cache.set_capacity(bytes_max);
     }
 
+    /// Keeps bodies that are read again in the shard's cache; only the first call counts.
+    pub(super) fn cache_bodies(&self, bodies: &Rc<BodyCache>) {
+        self.inner.bodies.get_or_init(|| Rc::clone(bodies));
+    }
+
     /// An object's metadata, from its record.
     ///
     /// # Errors
@@ -113,7 +120,7 @@ impl Partition {
         headroom: usize,
     ) -> Result<Opened, StoreError> {
         let inner = &self.inner;
-        let (meta, read, change, body, pin) = inner.open(bucket, key, headroom).await?;
+        let (meta, place, read, change, body, pin) = inner.open(bucket, key, headroom).await?;
         let source = match change {
             Found::Stored(Stored::Inline) => {
                 inner.counters.gets.set(inner.counters.gets.get() + 1);
@@ -126,7 +133,7 @@ impl Partition {
                 });
             }
             Found::Stored(Stored::Extents { extents, crcs }) => {
-                Source::Extents(Rc::new(StoredBody::new(meta.size, extents, crcs)))
+                Source::Extents(place, Rc::new(StoredBody::new(meta.size, extents, crcs)))
             }
             Found::Parts(parts) => {
                 let mut begin = 0;
@@ -172,13 +179,7 @@ impl Partition {
         offset: u64,
         len: usize,
     ) -> Result<(DmaBuf, Range<usize>), StoreError> {
-        let state = self
-            .inner
-            .reads
-            .borrow()
-            .get(&read)
-            .cloned()
-            .ok_or(StoreError::Gone)?;
+        let state = self.inner.reading(read)?;
         if len > READ_MAX {
             return Err(StoreError::Internal(format!("a read of {len} bytes")));
         }
@@ -216,7 +217,7 @@ enum Found {
 
 /// A record, decoded, and where its body is in the buffer.
 type ReadRecord = (RecordBuf, Record, Range<usize>);
-type OpenedRecord = (ObjectMeta, RecordBuf, Found, Range<usize>, Pin);
+type OpenedRecord = (ObjectMeta, Place, RecordBuf, Found, Range<usize>, Pin);
 
 impl Inner {
     pub(super) fn corrupt(&self) {
@@ -290,10 +291,10 @@ impl Inner {
         let ours = record.bucket == bucket && &*record.key == key.as_str();
         match record.change {
             Change::Put { meta, stored } if ours => {
-                Ok((meta, read, Found::Stored(stored), body, pin))
+                Ok((meta, place, read, Found::Stored(stored), body, pin))
             }
             Change::UploadComplete { meta, parts, .. } if ours => {
-                Ok((meta, read, Found::Parts(parts), body, pin))
+                Ok((meta, place, read, Found::Parts(parts), body, pin))
             }
             _ => {
                 self.corrupt();
@@ -302,14 +303,20 @@ impl Inner {
         }
     }
 
-    async fn fetch(
+    /// What is being read under a name.
+    pub(super) fn reading(&self, read: ReadId) -> Result<Rc<ReadState>, StoreError> {
+        let reads = self.reads.borrow();
+        reads.get(&read).cloned().ok_or(StoreError::Gone)
+    }
+
+    pub(super) async fn fetch(
         &self,
         state: &ReadState,
         offset: u64,
         len: usize,
     ) -> Result<(DmaBuf, Range<usize>), StoreError> {
         let parts = match &state.source {
-            Source::Extents(body) => return self.fetch_stored(body, offset, len).await,
+            Source::Extents(_, body) => return self.fetch_stored(body, offset, len).await,
             Source::Parts { parts, .. } => parts,
         };
         let mut at = parts
@@ -361,7 +368,7 @@ impl Inner {
         }
     }
 
-    async fn part_source(
+    pub(super) async fn part_source(
         &self,
         state: &ReadState,
         number: usize,
@@ -378,7 +385,7 @@ impl Inner {
             Change::PartPut { size, stored, .. } if size == part.size => match stored {
                 Stored::Inline => PartSource::Inline(read.buf, body),
                 Stored::Extents { extents, crcs } => {
-                    PartSource::Extents(StoredBody::new(size, extents, crcs))
+                    PartSource::Extents(Rc::new(StoredBody::new(size, extents, crcs)))
                 }
             },
             _ => {

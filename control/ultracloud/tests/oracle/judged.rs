@@ -41,10 +41,6 @@ impl Difference {
     fn only_theirs(&self, at: &str) -> bool {
         self.at == at && self.ours.is_none() && self.theirs.is_some()
     }
-
-    fn ends(&self, end: &str) -> bool {
-        self.at.ends_with(end)
-    }
 }
 
 fn is_read(plan: &Plan) -> bool {

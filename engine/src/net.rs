@@ -4,14 +4,17 @@
 //! `Rc`: one receive and one send at a time each. Dropping a socket closes it.
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::rc::Rc;
 
-use crate::backend::{BindOptions, DatagramBuf, Op, RawHandle, SockAddrBuf, SocketKind};
+use crate::backend::{
+    BindOptions, DatagramBuf, IoBackend, Op, RawHandle, SendHow, SockAddrBuf, SocketKind,
+};
 use crate::buf::{IoBuf, IoBufMut};
 use crate::fs::BufResult;
 use crate::op::{Leaves, MultiOp, OpFuture, check, source_span, target_span};
+use crate::pages::Pages;
 use crate::shard::{ShardCore, current};
 
 pub use crate::backend::Addr;
@@ -254,21 +257,27 @@ impl TcpStream {
 
     /// Sends the whole buffer.
     pub async fn send<B: IoBuf>(&self, buf: B) -> BufResult<(), B> {
-        self.send_with(buf, false).await
+        self.send_with(buf, SendHow::Plain).await
+    }
+
+    /// As [`TcpStream::send`], for bytes that others follow at once: the kernel may wait for them to
+    /// fill a packet.
+    pub async fn send_more<B: IoBuf>(&self, buf: B) -> BufResult<(), B> {
+        self.send_with(buf, SendHow::MoreFollows).await
     }
 
     /// Sends the whole buffer from where it lies (SEND_ZC); pays from about 16 KiB on real links.
     pub async fn send_zero_copy<B: IoBuf>(&self, buf: B) -> BufResult<(), B> {
-        self.send_with(buf, true).await
+        self.send_with(buf, SendHow::ZeroCopy).await
     }
 
-    async fn send_with<B: IoBuf>(&self, buf: B, zero_copy: bool) -> BufResult<(), B> {
+    async fn send_with<B: IoBuf>(&self, buf: B, how: SendHow) -> BufResult<(), B> {
         let len = buf.len();
         let op = OpFuture::start(&self.socket.shard, buf, Leaves::Nothing, |buf, shard| {
             Op::Send {
                 socket: self.socket.handle,
                 span: source_span(buf, shard),
-                zero_copy,
+                how,
             }
         });
         let (outcome, buf) = op.await;
@@ -289,6 +298,37 @@ impl TcpStream {
         });
         let (outcome, pair) = op.await;
         (all_sent(outcome.result, len), (pair.head, pair.body))
+    }
+
+    /// Sends a part of sealed pages from where they lie, without a copy: as much as there is room
+    /// for, at least a byte, waiting for that. How many bytes were sent. When the future is dropped
+    /// before it is ready, nothing was.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    ///
+    /// # Panics
+    /// When the range is empty or past the pages.
+    pub async fn send_pages(&self, pages: &Pages, range: Range<usize>) -> io::Result<usize> {
+        assert!(range.start < range.end, "range {range:?} holds bytes");
+        assert!(
+            range.end <= pages.len(),
+            "range {range:?} is past the pages"
+        );
+        let Socket { shard, handle } = &self.socket;
+        loop {
+            let send =
+                |backend: &mut dyn IoBackend| backend.send_pages(*handle, pages, range.clone());
+            match shard.backend(send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            let room = OpFuture::start(shard, (), Leaves::Nothing, |(), _| Op::AwaitRoom {
+                socket: *handle,
+            });
+            let (outcome, ()) = room.await;
+            check(outcome.result)?;
+        }
     }
 
     /// Tells the other end that no more bytes follow.

@@ -11,6 +11,7 @@
 //! | `lightningstor.any_region` | true | whether signatures may name another region |
 //! | `lightningstor.base_domain` | none | the domain whose subdomains are buckets |
 //! | `lightningstor.connections_max` | 4096 | 1 to 60000 a shard |
+//! | `lightningstor.body_cache_mib` | 256 | 0 to 65536, in MiB a shard: bodies past 64 KiB that are read again, in memory beside the pool; 0 for none |
 //! | `lightningstor.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
 //! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`; one for each access key |
 //!
@@ -36,6 +37,7 @@ const S3_LISTEN: &str = "127.0.0.1:9000";
 const ADMIN_LISTEN: &str = "127.0.0.1:9001";
 const REGION: &str = "us-east-1";
 const POOL_MIB: u64 = 64;
+const BODY_CACHE_MIB: u64 = 256;
 /// Up to this many CPUs, shards use them all and share them with the control layer.
 const SMALL_MACHINE_CPUS: usize = 4;
 const SHARDS_MAX: usize = 64;
@@ -69,6 +71,7 @@ struct RawLightningStor {
     any_region: Option<bool>,
     base_domain: Option<Spanned<String>>,
     connections_max: Option<Spanned<usize>>,
+    body_cache_mib: Option<Spanned<u64>>,
     partitions: Option<Spanned<u16>>,
     user: Vec<RawUser>,
 }
@@ -97,6 +100,7 @@ pub struct Config {
     http: HttpConfig,
     users: Vec<User>,
     partitions: Option<u16>,
+    body_cache_bytes: u64,
 }
 
 impl Config {
@@ -138,7 +142,10 @@ impl Config {
                 users,
                 ..self.http.clone()
             },
-            store: StoreConfig::default(),
+            store: StoreConfig {
+                body_cache_bytes_max: self.body_cache_bytes,
+                ..StoreConfig::default()
+            },
         })
     }
 }
@@ -223,6 +230,9 @@ impl RawConfig {
             buffer_bytes_max: (pool_bytes / 2) as u64,
             ..limits
         };
+        let body_cache = lightningstor.body_cache_mib;
+        let key = "lightningstor.body_cache_mib";
+        let body_cache_mib = source.number(body_cache, BODY_CACHE_MIB, 0..65_537, key)?;
         let partitions = match lightningstor.partitions {
             None => None,
             raw => Some(source.number(raw, 1, 1..1025, "lightningstor.partitions")?),
@@ -250,6 +260,7 @@ impl RawConfig {
             },
             users: users(lightningstor.user, source)?,
             partitions,
+            body_cache_bytes: body_cache_mib << 20,
         })
     }
 }
@@ -387,13 +398,15 @@ mod tests {
         let node = config.lightningstor(&root()).unwrap();
         assert_eq!(node.http.listen.to_string(), S3_LISTEN);
         assert_eq!(usize::from(node.partitions), config.shards);
+        assert_eq!(node.store.body_cache_bytes_max, 256 << 20);
     }
 
     #[test]
     fn every_key_is_taken_and_the_command_line_wins() {
         let text = "[shards]\ncount = 3\npool_mib = 16\n[admin]\nlisten = \"[::1]:1\"\n\
             [lightningstor]\nlisten = \"0.0.0.0:80\"\nregion = \"eu-1\"\nany_region = false\n\
-            base_domain = \"S3.example.org\"\nconnections_max = 7\npartitions = 9\n\
+            base_domain = \"S3.example.org\"\nconnections_max = 7\nbody_cache_mib = 5\n\
+            partitions = 9\n\
             [[lightningstor.user]]\nname = \"backup\"\naccess_key = \"BACKUP\"\nsecret_key = \"longenough\"\n";
         let config = load(text).unwrap();
         assert_eq!((config.shards, config.pool_bytes), (3, 16 << 20));
@@ -410,6 +423,7 @@ mod tests {
             Some("s3.example.org")
         );
         assert_eq!(node.http.limits.connections_max, 7);
+        assert_eq!(node.store.body_cache_bytes_max, 5 << 20);
         let given = NodeArgs {
             s3_listen: "127.0.0.1:0".parse().ok(),
             ..args()

@@ -11,7 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use engine::{Engine, EngineConfig, EngineHandle, ShardId};
 use lightningstor::http::ROOT_ID;
-use lightningstor::node::LightningStorNode;
+use lightningstor::node::{LightningStorNode, NodeConfig};
+use lightningstor::store::BODY_COST_MIN;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -67,8 +68,9 @@ fn ports_are_free(config: &Config) -> Result<()> {
 /// Descriptors that connections leave to files, rings and the control layer.
 const FILES_RESERVE: u64 = 512;
 
-/// Raises the limit of open files, and says what the shards' connections must stay below.
-fn connections_max(wanted: usize, shards: usize) -> Result<usize> {
+/// Raises the limit of open files, and keeps what the shards want of them below it: a connection has
+/// one, and so has each chunk of a body in memory, which get a quarter of a shard's at most.
+fn keep_below_open_files(config: &mut NodeConfig, shards: usize) -> Result<()> {
     let files = match engine::raise_open_files() {
         Ok(files) => files,
         Err(error) => bail!("cannot tell the limit of open files: {error}"),
@@ -81,16 +83,25 @@ fn connections_max(wanted: usize, shards: usize) -> Result<usize> {
             FILES_RESERVE + CONNECTIONS_MIN * shards as u64
         );
     }
-    let granted = usize::try_from(room).unwrap_or(usize::MAX).min(wanted);
-    if granted < wanted {
+    let (connections, cache) = (
+        &mut config.http.limits.connections_max,
+        &mut config.store.body_cache_bytes_max,
+    );
+    let chunks = (*cache / BODY_COST_MIN).min(room / 4);
+    let cached = (chunks * BODY_COST_MIN).min(*cache);
+    let granted = usize::try_from(room - chunks).unwrap_or(usize::MAX);
+    let granted = granted.min(*connections);
+    if granted < *connections || *cache - cached >= BODY_COST_MIN {
         tracing::warn!(
             files,
             granted,
-            wanted,
-            "fewer connections a shard than configured: RLIMIT_NOFILE is low"
+            wanted = *connections,
+            body_cache_mib = cached >> 20,
+            "fewer connections a shard or bodies in memory than configured: RLIMIT_NOFILE is low"
         );
     }
-    Ok(granted)
+    (*connections, *cache) = (granted, cached);
+    Ok(())
 }
 
 /// A node with fewer connections a shard is not worth starting.
@@ -177,8 +188,7 @@ async fn serve(config: Config, root: RootCredentials) -> Result<()> {
     let mut deaths = watch_shards(&handle);
 
     let mut node_config = config.lightningstor(&root)?;
-    let limits = &mut node_config.http.limits;
-    limits.connections_max = connections_max(limits.connections_max, config.shards)?;
+    keep_below_open_files(&mut node_config, config.shards)?;
     let start = LightningStorNode::start(&handle, groups, node_config);
     let node = tokio::select! {
         started = start => started.context("cannot serve LightningStor")?,

@@ -7,6 +7,7 @@
 //! valid until then: the slot table owns it.
 
 pub(crate) mod addr;
+pub(crate) mod pages;
 pub(crate) mod uring;
 
 mod clock;
@@ -15,11 +16,13 @@ mod recv_ring;
 mod sys;
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
 pub use addr::Addr;
 pub(crate) use addr::{DatagramBuf, SockAddrBuf};
 
+use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
 /// Index into the shard's slot table; reused only after the op's last completion.
@@ -108,7 +111,7 @@ pub(crate) enum Op {
     Send {
         socket: RawHandle,
         span: Span,
-        zero_copy: bool,
+        how: SendHow,
     },
     SendVectored {
         socket: RawHandle,
@@ -123,6 +126,10 @@ pub(crate) enum Op {
     SendTo {
         socket: RawHandle,
         datagram: *const DatagramBuf,
+    },
+    /// Wait until a stream has room to send, or is broken.
+    AwaitRoom {
+        socket: RawHandle,
     },
     /// Shut down the sending (`Write`) or both directions.
     Shutdown {
@@ -162,6 +169,16 @@ impl Op {
             1
         }
     }
+}
+
+/// How a stream sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendHow {
+    Plain,
+    /// More follows at once (MSG_MORE): a packet that is not full may wait for it.
+    MoreFollows,
+    /// From where the bytes lie (SEND_ZC).
+    ZeroCopy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -351,6 +368,18 @@ pub(crate) trait IoBackend {
 
     /// TCP_NODELAY; a no-op on sockets that are not TCP.
     fn set_nodelay(&mut self, socket: RawHandle) -> io::Result<()>;
+
+    /// Copies bytes to where they cannot change any more.
+    fn seal_pages(&mut self, bytes: &[u8]) -> io::Result<PageStore>;
+
+    /// Sends a part of sealed pages, as much as there is room for and at least a byte, at once.
+    /// `WouldBlock` without room: [`Op::AwaitRoom`] tells when there is some.
+    fn send_pages(
+        &mut self,
+        socket: RawHandle,
+        pages: &Pages,
+        range: Range<usize>,
+    ) -> io::Result<usize>;
 
     /// Makes an eventfd with counter 0.
     fn event(&mut self) -> io::Result<RawHandle>;

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::ops::Range;
 use std::sync::mpsc;
 
 use futures_channel::oneshot;
@@ -20,10 +21,11 @@ use crate::config::EngineConfig;
 use crate::endpoint::Endpoint;
 use crate::engine::Capabilities;
 use crate::error::{Error, ErrorKind};
+use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
 use super::recv_ring::RecvRing;
-use super::{clock, fs_thread, sys};
+use super::{clock, fs_thread, pages, sys};
 
 mod entries;
 
@@ -404,6 +406,22 @@ impl IoBackend for UringBackend {
 
     fn set_nodelay(&mut self, socket: RawHandle) -> io::Result<()> {
         sys::set_nodelay(socket)
+    }
+
+    fn seal_pages(&mut self, bytes: &[u8]) -> io::Result<PageStore> {
+        pages::seal(bytes).map(PageStore::File)
+    }
+
+    fn send_pages(
+        &mut self,
+        socket: RawHandle,
+        pages: &Pages,
+        range: Range<usize>,
+    ) -> io::Result<usize> {
+        match pages.store() {
+            PageStore::File(file) => pages::send(socket, file, range),
+            PageStore::Heap(_) => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     fn event(&mut self) -> io::Result<RawHandle> {

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use futures_channel::oneshot;
@@ -14,6 +15,7 @@ use crate::backend::{
     Addr, BindOptions, Completion, FsOp, FsReply, IoBackend, Op, RawHandle, SlotId, SocketKind,
     Wait,
 };
+use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
 /// What the wall clock shows when a simulation starts: 2026-01-01T00:00:00Z, in nanoseconds.
@@ -126,6 +128,33 @@ impl IoBackend for SimBackend {
 
     fn set_nodelay(&mut self, _socket: RawHandle) -> io::Result<()> {
         Ok(())
+    }
+
+    fn seal_pages(&mut self, bytes: &[u8]) -> io::Result<PageStore> {
+        self.alive()?;
+        let mut world = self.world.borrow_mut();
+        let world = &mut *world;
+        if world.rng.once_in(world.config.page_seals_fail_one_in) {
+            return Err(kernel(libc::ENOMEM));
+        }
+        Ok(PageStore::Heap(bytes.into()))
+    }
+
+    fn send_pages(
+        &mut self,
+        socket: RawHandle,
+        pages: &Pages,
+        range: Range<usize>,
+    ) -> io::Result<usize> {
+        self.alive()?;
+        let PageStore::Heap(bytes) = pages.store() else {
+            return Err(kernel(libc::EINVAL));
+        };
+        let sent = self
+            .world
+            .borrow_mut()
+            .send_now(self.shard, socket, &bytes[range]);
+        sent.map_err(kernel)
     }
 
     fn event(&mut self) -> io::Result<RawHandle> {

@@ -32,6 +32,8 @@ pub struct SimConfig {
     pub sync_fails_one_in: u64,
     /// Stream sends that stop after a prefix and say so, on a connection that lives.
     pub short_sends_one_in: u64,
+    /// Sealings of pages that answer ENOMEM.
+    pub page_seals_fail_one_in: u64,
     /// Datagrams between nodes that are dropped.
     pub datagram_drops_one_in: u64,
     /// Datagrams between nodes that arrive twice.
@@ -58,6 +60,7 @@ impl Default for SimConfig {
             short_writes_one_in: 0,
             sync_fails_one_in: 0,
             short_sends_one_in: 0,
+            page_seals_fail_one_in: 0,
             datagram_drops_one_in: 0,
             datagram_duplicates_one_in: 0,
             datagram_reorders_one_in: 0,

@@ -205,6 +205,7 @@ impl Flight {
             Op::SendVectored { .. } => "send-vectored",
             Op::RecvFrom { .. } => "recv-from",
             Op::SendTo { .. } => "send-to",
+            Op::AwaitRoom { .. } => "await-room",
             Op::Shutdown { .. } => "shutdown",
             Op::ReadEvent { .. } => "read-event",
             Op::Close { .. } => "close",

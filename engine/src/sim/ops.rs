@@ -498,6 +498,7 @@ fn handle_of(op: &Op) -> RawHandle {
         | Op::SendVectored { socket, .. }
         | Op::RecvFrom { socket, .. }
         | Op::SendTo { socket, .. }
+        | Op::AwaitRoom { socket }
         | Op::Shutdown { socket, .. } => *socket,
         Op::ReadEvent { event, .. } => *event,
         Op::Close { handle } => *handle,

@@ -348,3 +348,69 @@ fn connections_beyond_the_limit_are_told_to_slow_down() {
         drop(open);
     });
 }
+
+/// Long enough for several pieces, and for more than a socket's window.
+const LARGE: usize = 2 << 20;
+
+/// Puts a large object and reads it until it comes from memory, whichever shard is asked.
+async fn put_and_warm(addr: SocketAddr, body: &[u8]) {
+    assert_eq!(ask(addr, "PUT", "/sim", b"").await.unwrap().0, 200);
+    assert_eq!(ask(addr, "PUT", "/sim/large", body).await.unwrap().0, 200);
+    for _ in 0..6 {
+        let (status, got) = ask(addr, "GET", "/sim/large", b"").await.unwrap();
+        assert!(status == 200 && got == body, "bytes changed");
+    }
+}
+
+#[test]
+fn a_large_object_is_read_whole_from_memory_and_past_it() {
+    for seed in 0..8 {
+        let world = world(seed);
+        world.start();
+        let (addr, sim) = (world.addr(), world.sim.clone());
+        world.on_client(async move {
+            let body = noise(seed, LARGE);
+            put_and_warm(addr, &body).await;
+            sim.configure(|config| config.page_seals_fail_one_in = 2);
+            let other = noise(seed + 100, LARGE);
+            assert_eq!(ask(addr, "PUT", "/sim/other", &other).await.unwrap().0, 200);
+            for _ in 0..6 {
+                assert!(ask(addr, "GET", "/sim/other", b"").await.unwrap() == (200, other.clone()));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_reader_from_memory_may_be_slow_but_not_stop() {
+    let world = world(5);
+    world.start();
+    let (addr, limits) = (world.addr(), world.limits);
+    world.on_client(async move {
+        let body = noise(5, LARGE);
+        put_and_warm(addr, &body).await;
+        let get = encode(addr, "GET", "/sim/large", b"");
+        let slow = TcpStream::connect(&Addr::Inet(addr)).await.unwrap();
+        slow.send(get.clone()).await.0.unwrap();
+        let mut got = Vec::new();
+        // Less than a piece within each deadline.
+        while got.len() < LARGE {
+            engine::sleep(limits.progress_deadline / 3).await;
+            receive(&slow, &mut got).await.unwrap();
+        }
+        assert!(got.ends_with(&body[body.len() - 1000..]), "bytes changed");
+
+        let stopped = TcpStream::connect(&Addr::Inet(addr)).await.unwrap();
+        stopped.send(get.clone()).await.0.unwrap();
+        engine::sleep(limits.progress_deadline + Duration::from_secs(5)).await;
+        let mut got = Vec::new();
+        while receive(&stopped, &mut got).await.is_some() {}
+        assert!(got.len() < LARGE, "the answer was cut off");
+
+        let gone = TcpStream::connect(&Addr::Inet(addr)).await.unwrap();
+        gone.send(get).await.0.unwrap();
+        receive(&gone, &mut got).await.unwrap();
+        drop(gone);
+        assert!(ask(addr, "GET", "/sim/large", b"").await.unwrap() == (200, body));
+    });
+}

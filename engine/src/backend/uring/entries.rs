@@ -3,7 +3,9 @@
 use io_uring::{opcode, squeue, types};
 
 use super::{RecvRing, UringBackend, fd};
-use crate::backend::{Op, RawHandle, Span};
+use crate::backend::{Op, RawHandle, SendHow, Span};
+
+const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 
 /// IORING_RECVSEND_POLL_FIRST of the kernel's interface: wait for readiness before the first try.
 const POLL_FIRST: u16 = 1;
@@ -100,7 +102,6 @@ impl UringBackend {
 
     /// `None` when a receive ring is asked for and there is none.
     fn socket_entry(&self, op: &Op) -> Option<squeue::Entry> {
-        const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
         Some(match *op {
             Op::Accept { listener } => opcode::AcceptMulti::new(fd(listener))
                 .flags(libc::SOCK_CLOEXEC)
@@ -124,21 +125,10 @@ impl UringBackend {
                         .flags(squeue::Flags::BUFFER_SELECT)
                 }
             }
-            Op::Send {
-                socket,
-                span,
-                zero_copy: true,
-            } => opcode::SendZc::new(fd(socket), span.ptr, span.len)
-                .buf_index(span.fixed)
-                .flags(NO_SIGNAL | libc::MSG_WAITALL)
-                .build(),
-            Op::Send {
-                socket,
-                span,
-                zero_copy: false,
-            } => opcode::Send::new(fd(socket), span.ptr, span.len)
-                .flags(NO_SIGNAL | libc::MSG_WAITALL)
-                .build(),
+            Op::Send { socket, span, how } => send_entry(socket, span, how),
+            Op::AwaitRoom { socket } => {
+                opcode::PollAdd::new(fd(socket), libc::POLLOUT as u32).build()
+            }
             Op::SendVectored { socket, msg, .. } => opcode::SendMsg::new(fd(socket), msg)
                 .flags((NO_SIGNAL | libc::MSG_WAITALL) as u32)
                 .build(),
@@ -164,5 +154,18 @@ impl UringBackend {
             }
             _ => return None,
         })
+    }
+}
+
+fn send_entry(socket: RawHandle, span: Span, how: SendHow) -> squeue::Entry {
+    let flags = NO_SIGNAL | libc::MSG_WAITALL;
+    let plain = opcode::Send::new(fd(socket), span.ptr, span.len);
+    match how {
+        SendHow::Plain => plain.flags(flags).build(),
+        SendHow::MoreFollows => plain.flags(flags | libc::MSG_MORE).build(),
+        SendHow::ZeroCopy => opcode::SendZc::new(fd(socket), span.ptr, span.len)
+            .buf_index(span.fixed)
+            .flags(flags)
+            .build(),
     }
 }

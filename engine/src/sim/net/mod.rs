@@ -351,6 +351,7 @@ impl World {
             (Op::Send { .. } | Op::SendVectored { .. }, Kind::Stream(stream)) => {
                 stream.sends.push_back(key);
             }
+            (Op::AwaitRoom { .. }, Kind::Stream(stream)) => stream.awaiting.push_back(key),
             (Op::Shutdown { .. }, Kind::Stream(_)) => return Ok(Event::Start(key)),
             (Op::RecvFrom { .. }, Kind::Datagrams(datagrams)) => datagrams.recvs.push_back(key),
             (Op::SendTo { .. }, Kind::Datagrams(datagrams)) => datagrams.sends.push_back(key),
@@ -366,6 +367,7 @@ impl World {
             Some(Kind::Listener { .. }) => self.progress_accepts(id),
             Some(Kind::Stream(_)) => {
                 self.progress_sends(id);
+                self.progress_awaiting(id);
                 self.progress_recvs(id);
             }
             Some(Kind::Datagrams(_)) => {
@@ -389,8 +391,8 @@ impl World {
             match &mut socket.kind {
                 Kind::Fresh { connecting } => *connecting = connecting.filter(|key| *key != op),
                 Kind::Listener { accepts, .. } => accepts.retain(|key| *key != op),
-                Kind::Stream(Stream { recvs, sends, .. })
-                | Kind::Datagrams(Datagrams { recvs, sends, .. }) => {
+                Kind::Stream(stream) => stream.forget(op),
+                Kind::Datagrams(Datagrams { recvs, sends, .. }) => {
                     recvs.retain(|key| *key != op);
                     sends.retain(|key| *key != op);
                 }

@@ -6,10 +6,11 @@
 use std::collections::VecDeque;
 
 use super::super::NodeId;
+use super::super::disk::Errno;
 use super::super::trace::digest;
-use super::super::world::{Answer, Event, OpKey, RING_BUFFER, World};
+use super::super::world::{Answer, Event, OpKey, RING_BUFFER, ShardKey, World};
 use super::{Kind, SocketId};
-use crate::backend::{Addr, Op};
+use crate::backend::{Addr, Op, RawHandle, SendHow};
 use crate::time::Nanos;
 
 /// Bytes that a direction holds, in flight and unread.
@@ -29,9 +30,32 @@ pub(super) struct Stream {
     read_closed: bool,
     pub(super) recvs: VecDeque<OpKey>,
     pub(super) sends: VecDeque<OpKey>,
+    /// Those that wait for room to send.
+    pub(super) awaiting: VecDeque<OpKey>,
 }
 
 impl Stream {
+    /// An op has ended.
+    pub(super) fn forget(&mut self, op: OpKey) {
+        for queue in [&mut self.recvs, &mut self.sends, &mut self.awaiting] {
+            queue.retain(|key| *key != op);
+        }
+    }
+
+    /// What a send is told that cannot go on.
+    fn broken(&self) -> Option<Errno> {
+        if self.write_closed {
+            Some(libc::EPIPE)
+        } else {
+            self.reset.then_some(libc::ECONNRESET)
+        }
+    }
+
+    /// Room that is enough to wake who waits for it: as in the kernel, a third of the window.
+    fn is_writable(&self) -> bool {
+        self.broken().is_some() || WINDOW - self.unread_by_peer >= WINDOW / 3
+    }
+
     pub(super) fn new(peer: SocketId, peer_addr: Addr) -> Stream {
         Stream {
             peer,
@@ -44,6 +68,7 @@ impl Stream {
             read_closed: false,
             recvs: VecDeque::new(),
             sends: VecDeque::new(),
+            awaiting: VecDeque::new(),
         }
     }
 }
@@ -312,12 +337,7 @@ impl World {
             let Some(flight) = self.flights.get(&key) else {
                 return;
             };
-            if stream.reset || stream.write_closed {
-                let errno = if stream.write_closed {
-                    libc::EPIPE
-                } else {
-                    libc::ECONNRESET
-                };
+            if let Some(errno) = stream.broken() {
                 stream.write_closed |= flight.sent == 0;
                 let result = if flight.sent > 0 {
                     flight.sent as i32
@@ -334,7 +354,7 @@ impl World {
             let zero_copy = matches!(
                 flight.op(),
                 Op::Send {
-                    zero_copy: true,
+                    how: SendHow::ZeroCopy,
                     ..
                 }
             );
@@ -365,6 +385,50 @@ impl World {
                 self.finish_with(key, done);
             }
         }
+    }
+
+    /// Those that wait for room hear of it, or of the connection's end.
+    pub(super) fn progress_awaiting(&mut self, id: SocketId) {
+        loop {
+            let Some(stream) = self.net.stream(id) else {
+                return;
+            };
+            let first = stream.awaiting.front().copied();
+            let Some(key) = first.filter(|_| stream.is_writable()) else {
+                return;
+            };
+            self.finish(key, i32::from(libc::POLLOUT));
+        }
+    }
+
+    /// Sends at once what has room; `EAGAIN` when nothing has.
+    pub(in crate::sim) fn send_now(
+        &mut self,
+        shard: ShardKey,
+        handle: RawHandle,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        let id = self.socket_of(shard, handle)?;
+        let node = self.node_of(shard);
+        let stream = self.net.stream(id).ok_or(libc::ENOTCONN)?;
+        if let Some(errno) = stream.broken() {
+            stream.write_closed = true;
+            return Err(errno);
+        }
+        let (room, peer) = (WINDOW - stream.unread_by_peer, stream.peer);
+        let mut count = room.min(bytes.len());
+        if count == 0 {
+            return Err(libc::EAGAIN);
+        }
+        if count > 1 && self.rng.once_in(self.config.short_sends_one_in) {
+            count = 1 + self.rng.below(count as u64 - 1) as usize;
+        }
+        let stream = self.net.stream(id).ok_or(libc::ENOTCONN)?;
+        stream.unread_by_peer += count;
+        let sent = &bytes[..count];
+        self.note(node, "send-now", (digest(sent) >> 1) as i64);
+        self.send_bytes(peer, sent.to_vec());
+        Ok(count)
     }
 
     /// A zero-copy send's bytes are on their way; its buffer is released later.

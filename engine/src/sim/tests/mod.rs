@@ -4,6 +4,7 @@
 mod disk;
 mod disk_laws;
 mod net;
+mod pages;
 mod world;
 
 use std::cell::RefCell;

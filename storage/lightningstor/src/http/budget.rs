@@ -114,6 +114,24 @@ impl Budget {
         Ok(place.memory())
     }
 
+    /// Takes memory that nobody waits for and that the tenant may have now.
+    pub(crate) fn try_acquire(&self, tenant: TenantId, bytes: u64) -> Option<Memory> {
+        let mut state = self.state.borrow_mut();
+        let held = state.shares.get(&tenant).map_or(0, |share| share.held);
+        let is_within = held == 0 || held + bytes <= state.free.saturating_sub(bytes);
+        if state.waiting > 0 || bytes > state.free || !is_within {
+            return None;
+        }
+        state.free -= bytes;
+        state.shares.entry(tenant).or_default().held += bytes;
+        let state = Rc::clone(&self.state);
+        Some(Memory {
+            state,
+            tenant,
+            bytes,
+        })
+    }
+
     fn line_up(&self, tenant: TenantId, bytes: u64) -> Result<Rc<Waiter>, TooManyWait> {
         let mut state = self.state.borrow_mut();
         if state.waiting >= self.waiting_max {

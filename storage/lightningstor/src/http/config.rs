@@ -13,7 +13,7 @@ use s3_wire::sigv4::{Credential, CredentialSource, RegionPolicy, UserId};
 pub const BODY_BYTES_MAX: u64 = 5 << 30;
 /// Largest body that is stored inside its record; larger ones are streamed.
 pub const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Bytes handed to the store at a time.
+/// Bytes read from or handed to the store at a time, but for long chunks.
 pub const CHUNK_BYTES: usize = 256 << 10;
 
 /// Settings of the S3 front, the same on every shard.

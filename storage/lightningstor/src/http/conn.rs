@@ -21,6 +21,7 @@ use super::inbox::Inbox;
 use super::metrics::Timer;
 use super::read::Reading;
 use super::server::Server;
+use crate::store::{PagesPart, Piece};
 
 /// How long a connection that is being closed may still send.
 const LINGER_DEADLINE: Duration = Duration::from_secs(2);
@@ -242,7 +243,7 @@ async fn send_reply(
     }
 }
 
-fn sent(outcome: Option<io::Result<()>>) -> io::Result<()> {
+fn sent<T>(outcome: Option<io::Result<T>>) -> io::Result<T> {
     outcome.unwrap_or_else(|| {
         Err(io::Error::new(
             io::ErrorKind::TimedOut,
@@ -285,24 +286,45 @@ async fn send_stream(
     let mut head = Some(head);
     let mut left = range.end - range.start;
     while left > 0 {
-        let (buf, part) = reading.next().await.map_err(io::Error::other)?;
-        let count = part.len() as u64;
-        assert!(
-            count > 0 && count <= left,
-            "a reading gives what was asked for"
-        );
-        let outcome = match head.take() {
-            Some(head) => {
+        let piece = reading.next().await.map_err(io::Error::other)?;
+        let count = piece.len() as u64;
+        assert!(count <= left, "a reading gives what was asked for");
+        match (piece, head.take()) {
+            (Piece::Buffer(buf, part), Some(head)) => {
                 let send = stream.send_pair(head, buf.slice(part));
-                engine::timeout(progress, send).await.map(|(sent, _)| sent)
+                sent(engine::timeout(progress, send).await.map(|(sent, _)| sent))?;
             }
-            None => engine::timeout(progress, stream.send(buf.slice(part)))
-                .await
-                .map(|(sent, _)| sent),
-        };
-        sent(outcome)?;
+            (Piece::Buffer(buf, part), None) => {
+                let send = stream.send(buf.slice(part));
+                sent(engine::timeout(progress, send).await.map(|(sent, _)| sent))?;
+            }
+            (Piece::Pages(parts), head) => {
+                if let Some(head) = head {
+                    let send = stream.send_more(head);
+                    sent(engine::timeout(progress, send).await.map(|(sent, _)| sent))?;
+                }
+                for part in parts {
+                    send_pages(stream, progress, &part).await?;
+                }
+            }
+        }
         server.metrics.sent(count);
         left -= count;
+    }
+    Ok(())
+}
+
+/// Sends pages as there is room for them; the deadline is that of each step.
+async fn send_pages(
+    stream: &TcpStream,
+    progress: Duration,
+    PagesPart { pages, range }: &PagesPart,
+) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let send = stream.send_pages(pages, at..range.end);
+        at += sent(engine::timeout(progress, send).await)?;
+        engine::yield_if_needed().await;
     }
     Ok(())
 }

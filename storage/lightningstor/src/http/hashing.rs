@@ -1,9 +1,10 @@
 //! The MD5 of bodies on their way in, several at once.
 //!
 //! A body hands in its next bytes, receives what follows them, and only then hurries: until somebody
-//! hurries or half the lanes have work, what waits goes on waiting, so that it is hashed together, a
-//! SIMD lane each. Rounds are short: who comes while one runs joins the next. Nothing waits for a
-//! clock. A body that is given up leaves nothing behind.
+//! hurries or the lanes have enough work, what waits goes on waiting, so that it is hashed together, a
+//! SIMD lane each. Haste itself waits a moment when other bodies that are being taken in have
+//! nothing here yet: their bytes may be on their way, and a lane beside costs nothing. Rounds are short:
+//! who comes while one runs joins the next. A body that is given up leaves nothing behind.
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use engine::{CallError, DmaBuf, SchedGroup, Task};
 use futures_channel::oneshot;
@@ -26,6 +28,8 @@ const ROUND_BYTES: usize = 64 << 10;
 const LANES_ENOUGH: usize = LANES_MAX / 2;
 /// Turns of the scheduler that a round with empty lanes still waits when somebody hurries.
 const GATHER_TURNS: usize = 4;
+/// How long a body in haste waits for others that are being taken in, once for each of its pieces.
+const GATHER_WAIT: Duration = Duration::from_micros(500);
 /// Bodies that wait at a time; further ones are hashed alone.
 const JOBS_MAX: usize = 1024;
 
@@ -33,6 +37,8 @@ const JOBS_MAX: usize = 1024;
 pub(crate) struct Hashing {
     lanes: Lanes,
     jobs: RefCell<VecDeque<Job>>,
+    /// Bodies that are being taken in piece by piece.
+    open: Cell<usize>,
     is_running: Cell<bool>,
     /// The rounds, waiting for a reason to begin.
     waiting: Cell<Option<Waker>>,
@@ -53,9 +59,16 @@ impl Hashing {
         Rc::new(Hashing {
             lanes: Lanes::detect(),
             jobs: RefCell::default(),
+            open: Cell::new(0),
             is_running: Cell::new(false),
             waiting: Cell::default(),
         })
+    }
+
+    /// Says that a body comes piece by piece, until it is dropped.
+    pub(crate) fn open(self: &Rc<Self>) -> OpenBody {
+        self.open.set(self.open.get() + 1);
+        OpenBody(Rc::clone(self))
     }
 
     /// Takes the bytes of a buffer into a sum, in company until the other end of `hurry` speaks or
@@ -106,12 +119,7 @@ impl Hashing {
     async fn rounds(self: Rc<Self>) {
         loop {
             poll_fn(|cx| self.poll_due(cx)).await;
-            for _ in 0..GATHER_TURNS {
-                engine::yield_now().await;
-                if self.jobs.borrow().len() >= LANES_ENOUGH {
-                    break;
-                }
-            }
+            self.gather().await;
             self.round();
             if self.jobs.borrow().is_empty() {
                 self.is_running.set(false);
@@ -120,13 +128,51 @@ impl Hashing {
         }
     }
 
-    /// Ready when a round should begin.
-    fn poll_due(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut jobs = self.jobs.borrow_mut();
-        if jobs.len() >= LANES_ENOUGH {
+    /// Lanes that have work soon, as far as is known.
+    fn lanes_expected(&self) -> usize {
+        self.open.get().min(LANES_MAX)
+    }
+
+    /// Jobs that are enough to begin, in haste or not.
+    fn jobs_enough(&self) -> usize {
+        self.lanes_expected().max(LANES_ENOUGH)
+    }
+
+    /// Lets those come that are about to.
+    async fn gather(&self) {
+        for _ in 0..GATHER_TURNS {
+            engine::yield_now().await;
+            if self.jobs.borrow().len() >= self.jobs_enough() {
+                return;
+            }
+        }
+        let (is_fresh, bytes) = {
+            let jobs = self.jobs.borrow();
+            let bytes: usize = jobs.iter().map(|job| job.buf.len()).sum();
+            (jobs.iter().all(|job| job.done == 0), bytes)
+        };
+        // A short one is done sooner alone than company comes.
+        if is_fresh && bytes >= ROUND_BYTES {
+            let company = poll_fn(|cx| self.poll_jobs(cx, self.lanes_expected()));
+            let _ = engine::timeout(GATHER_WAIT, company).await;
+        }
+    }
+
+    /// Ready when so many wait.
+    fn poll_jobs(&self, cx: &Context<'_>, count: usize) -> Poll<()> {
+        if self.jobs.borrow().len() >= count {
             return Poll::Ready(());
         }
         self.waiting.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+
+    /// Ready when a round should begin.
+    fn poll_due(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.poll_jobs(cx, self.jobs_enough()).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut jobs = self.jobs.borrow_mut();
         // An answer and a dropped sender both mean haste.
         let mut hurries = jobs.iter_mut().map(|job| Pin::new(&mut job.hurry).poll(cx));
         if hurries.any(|hurry| hurry.is_ready()) {
@@ -135,6 +181,7 @@ impl Hashing {
         Poll::Pending
     }
 
+    /// Puts the next bytes of those that wait through the lanes.
     fn round(&self) {
         let mut jobs = self.jobs.borrow_mut();
         jobs.retain(|job| !job.answer.is_canceled());
@@ -158,6 +205,19 @@ impl Hashing {
                 // Who gave up does not need the answer.
                 let _ = job.answer.send((job.md5, job.buf));
             }
+        }
+    }
+}
+
+/// See [`Hashing::open`].
+pub(crate) struct OpenBody(Rc<Hashing>);
+
+impl Drop for OpenBody {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        // Nobody waits for this one any more.
+        if let Some(rounds) = self.0.waiting.take() {
+            rounds.wake();
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Reading a stored object piece by piece, one piece ahead of who takes them.
 //!
 //! The object stays pinned on its owner until the reading is dropped. Every piece is verified by the
-//! store. A piece covers whole blocks wherever it can, so that nothing is read twice. A turn is held
-//! for each piece, not for as long as a slow client takes.
+//! store, which also says how long it is. A turn is held for each piece, not for as long as a slow
+//! client takes.
 
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::{DmaBuf, SchedGroup, Task};
+use engine::{SchedGroup, Task};
 use s3_wire::S3Error;
 use shards::{PartitionId, TenantId};
 
@@ -16,15 +16,13 @@ use super::budget::Memory;
 use super::config::CHUNK_BYTES;
 use super::errors;
 use super::server::Server;
-use crate::store::{ReadId, StoreError};
+use crate::store::{Piece, ReadId, StoreError};
 
 /// Cost of a piece in turns of the tenant.
 const PIECE_COST: u32 = 4;
 /// Waits between tries when the owner has no buffer, doubled each time.
 const BUSY_WAIT: Duration = Duration::from_millis(2);
 const BUSY_TRIES_MAX: u32 = 10;
-
-type Piece = Result<(DmaBuf, Range<usize>), S3Error>;
 
 /// Which object is read, for whom.
 #[derive(Clone)]
@@ -40,8 +38,8 @@ pub(crate) struct Reading {
     from: ReadFrom,
     at: u64,
     end: u64,
-    ahead: Option<Task<Piece>>,
-    ready: Option<(DmaBuf, Range<usize>)>,
+    ahead: Option<Task<Result<Piece, S3Error>>>,
+    ready: Option<Piece>,
     memory: Option<Memory>,
 }
 
@@ -78,40 +76,34 @@ impl Reading {
     ///
     /// # Errors
     /// Of the read.
-    pub(crate) async fn next(&mut self) -> Piece {
+    pub(crate) async fn next(&mut self) -> Result<Piece, S3Error> {
         match self.ready.take() {
             Some(piece) => Ok(piece),
             None => self.take().await,
         }
     }
 
-    async fn take(&mut self) -> Piece {
+    async fn take(&mut self) -> Result<Piece, S3Error> {
         assert!(self.at < self.end, "a reading is not asked past its end");
         let ahead = match self.ahead.take() {
             Some(task) => task,
             None => self.start_next()?,
         };
-        let (buf, part) = ahead.await?;
-        let wanted = self.next_len() as usize;
-        if part.is_empty() || part.len() > wanted {
-            let what = format!("{} bytes came of {wanted} at {}", part.len(), self.at);
-            return Err(errors::report(&StoreError::Internal(what), "read_chunk"));
+        let piece = ahead.await?;
+        let (came, left) = (piece.len() as u64, self.end - self.at);
+        if !(1..=left).contains(&came) {
+            let what = format!("{came} bytes came of {left} at {}", self.at);
+            return Err(errors::report(&StoreError::Internal(what), "read_piece"));
         }
-        self.at += part.len() as u64;
+        self.at += came;
         if self.at < self.end {
             self.ahead = Some(self.start_next()?);
         }
-        Ok((buf, part))
+        Ok(piece)
     }
 
-    /// Bytes up to the next boundary of pieces, or the end.
-    fn next_len(&self) -> u64 {
-        let chunk = CHUNK_BYTES as u64;
-        (chunk - self.at % chunk).min(self.end - self.at)
-    }
-
-    fn start_next(&self) -> Result<Task<Piece>, S3Error> {
-        let read = read_piece(self.from.clone(), self.at, self.next_len() as usize);
+    fn start_next(&self) -> Result<Task<Result<Piece, S3Error>>, S3Error> {
+        let read = read_piece(self.from.clone(), self.at..self.end);
         engine::try_spawn_local(SchedGroup::FOREGROUND, read)
             .map_err(|_| errors::of_store(&StoreError::Busy))
     }
@@ -139,13 +131,13 @@ impl Drop for Reading {
     }
 }
 
-async fn read_piece(from: ReadFrom, offset: u64, len: usize) -> Piece {
+async fn read_piece(from: ReadFrom, range: Range<u64>) -> Result<Piece, S3Error> {
     let mut wait = BUSY_WAIT;
     for _ in 0..BUSY_TRIES_MAX {
         let turn = from.server.turn(from.tenant, PIECE_COST).await?;
-        let id = from.id;
+        let (id, range) = (from.id, range.clone());
         let read = from.server.on(from.partition, move |p| async move {
-            p.read_chunk(id, offset, len).await
+            p.read_piece(id, range).await
         });
         let piece = read.await;
         drop(turn);
@@ -154,7 +146,7 @@ async fn read_piece(from: ReadFrom, offset: u64, len: usize) -> Piece {
                 engine::sleep(wait).await;
                 wait *= 2;
             }
-            other => return other.map_err(|error| errors::report(&error, "read_chunk")),
+            other => return other.map_err(|error| errors::report(&error, "read_piece")),
         }
     }
     Err(errors::of_store(&StoreError::Busy))

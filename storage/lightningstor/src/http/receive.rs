@@ -1,9 +1,10 @@
 //! Taking in the bytes of an object or part, from a request's body or from another object.
 //!
 //! Small ones are gathered in one buffer. Large ones go to the store in chunks: while one is received
-//! and summed, the one before is in the hashing, and two more are on their way. Nothing is visible before it is committed, and what is not committed is
-//! given up: also when the request's task is dropped. Chunks on their way always land before the
-//! store is told to forget them.
+//! and summed, the one before is in the hashing, and two more are on their way. Chunks are long while
+//! memory is plentiful: the disk gets fewer requests, and bodies wait for each other in the hashing.
+//! Nothing is visible before it is committed, and what is not committed is given up: also when the
+//! request's task is dropped. Chunks on their way always land before the store is told to forget them.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,13 +25,19 @@ use super::errors;
 use super::read::Reading;
 use super::server::Server;
 use crate::md5_lanes::Md5;
-use crate::store::{CRC_BLOCK, StoreError, WriteId};
+use crate::store::{CRC_BLOCK, Piece, StoreError, WRITE_MAX, WriteId};
 
 /// Chunks of one upload on their way to the store.
 const IN_FLIGHT_MAX: usize = 2;
 /// Chunks of one upload in memory: one being received, one being hashed, and those on their way.
 const CHUNKS_MAX: usize = IN_FLIGHT_MAX + 2;
-/// Cost of a chunk in turns of the tenant.
+/// Bytes of a long chunk.
+const LONG_CHUNK_BYTES: usize = WRITE_MAX;
+/// Shortest body that is taken in by long chunks: shorter ones have too few of them.
+const LONG_BODY_BYTES_MIN: u64 = 4 << 20;
+/// What long chunks need beside the memory of short ones.
+const LONG_EXTRA_BYTES: u64 = (CHUNKS_MAX * (LONG_CHUNK_BYTES - CHUNK_BYTES)) as u64;
+/// Cost of each 256 KiB of a chunk in turns of the tenant.
 const CHUNK_COST: u32 = 4;
 
 /// Where bytes come from.
@@ -41,7 +48,7 @@ pub(crate) enum Source<'a, 'c> {
     Object {
         reading: Reading,
         left: u64,
-        piece: Option<(DmaBuf, Range<usize>)>,
+        piece: Option<Piece>,
     },
     /// A small object, read already.
     Memory { buf: DmaBuf, range: Range<usize> },
@@ -68,16 +75,18 @@ impl Source<'_, '_> {
                 left,
                 piece,
             } => {
-                let (from, mut range) = match piece.take() {
+                let mut from = match piece.take() {
                     Some(piece) => piece,
                     None if *left == 0 => return Ok((0, buf)),
                     None => reading.next().await?,
                 };
-                let count = range.len().min(end - filled);
-                buf.extend_from_slice(&from[range.start..range.start + count]);
-                range.start += count;
+                let moved = from.move_to(&mut buf, end - filled);
+                let count = moved.map_err(|error| {
+                    let error = StoreError::internal("cannot read from memory", &error);
+                    errors::report(&error, "copy")
+                })?;
                 *left -= count as u64;
-                *piece = (!range.is_empty()).then_some((from, range));
+                *piece = (from.len() > 0).then_some(from);
                 Ok((count, buf))
             }
         }
@@ -186,12 +195,15 @@ impl Intake<'_> {
         digests: &mut BodyDigests,
     ) -> Result<(Upload, Md5), S3Error> {
         let mut upload = Upload::begin(self).await?;
+        let long = (self.len >= LONG_BODY_BYTES_MIN)
+            .then(|| self.server.spare_budget(self.tenant, LONG_EXTRA_BYTES))
+            .flatten();
+        let _open = self.server.hashing().open();
         let mut md5 = Md5::new();
         let mut before: Option<Hashed> = None;
         let mut left = self.len;
         while left > 0 {
-            let want = left.min(CHUNK_BYTES as u64) as usize;
-            let buf = self.server.buffer(want).await?;
+            let (buf, want) = self.chunk_buffer(left, long.is_some()).await?;
             let mut crcs = BlockCrcs::new();
             let mut take_in = |bytes: &[u8]| {
                 digests.update(bytes);
@@ -210,6 +222,17 @@ impl Intake<'_> {
         }
         upload.settle().await?;
         Ok((upload, md5))
+    }
+
+    /// A buffer for the next chunk of a body, and how many bytes the chunk has.
+    async fn chunk_buffer(&self, left: u64, is_long: bool) -> Result<(DmaBuf, usize), S3Error> {
+        let want = left.min(LONG_CHUNK_BYTES as u64) as usize;
+        if is_long && let Ok(mut buf) = engine::take_buf(want) {
+            buf.set_len(0);
+            return Ok((buf, want));
+        }
+        let want = left.min(CHUNK_BYTES as u64) as usize;
+        Ok((self.server.buffer(want).await?, want))
     }
 
     /// Fills a buffer with exactly `want` bytes and shows them to `take_in` as they come.
@@ -282,7 +305,7 @@ struct BlockCrcs {
 impl BlockCrcs {
     fn new() -> BlockCrcs {
         BlockCrcs {
-            crcs: Vec::with_capacity(CHUNK_BYTES / CRC_BLOCK),
+            crcs: Vec::with_capacity(LONG_CHUNK_BYTES / CRC_BLOCK),
             current: crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme),
             filled: 0,
         }
@@ -362,7 +385,8 @@ impl Upload {
         }
         let offset = self.sent;
         self.sent += chunk.len() as u64;
-        let turn = self.server.turn(self.tenant, CHUNK_COST).await?;
+        let cost = CHUNK_COST * chunk.len().div_ceil(CHUNK_BYTES) as u32;
+        let turn = self.server.turn(self.tenant, cost).await?;
         let (server, partition, id) = (Rc::clone(&self.server), self.partition, self.id());
         let write = async move {
             let write = server.on(partition, move |p| async move {

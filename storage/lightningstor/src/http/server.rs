@@ -230,6 +230,12 @@ impl Server {
         }
     }
 
+    /// A further share, when more than half of the memory is free without it.
+    pub(crate) fn spare_budget(&self, tenant: TenantId, bytes: u64) -> Option<Memory> {
+        let needed = self.config.limits.buffer_bytes_max / 2 + bytes;
+        (self.budget.free() >= needed).then(|| self.budget.try_acquire(tenant, bytes))?
+    }
+
     /// A buffer from this shard's pool, waiting for one for a while.
     pub(crate) async fn buffer(&self, len: usize) -> Result<DmaBuf, S3Error> {
         let deadline = engine::now() + self.config.limits.buffer_deadline;

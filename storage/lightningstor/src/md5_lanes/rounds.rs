@@ -72,31 +72,34 @@ macro_rules! vector_word {
 
 vector_word!(u32x4, u32x8);
 
+// Each mix of the RFC, added to a sum. `x` is what the step before has just found and the sum is known
+// by then, so that what does not need `x` is done first: the chain of steps is what takes the time.
+
 #[inline(always)]
-fn f<W: Word>(x: W, y: W, z: W) -> W {
-    (x & y) | (!x & z)
+fn f<W: Word>(sum: W, x: W, y: W, z: W) -> W {
+    sum.plus(z ^ (x & (y ^ z)))
+}
+
+/// The two halves of this mix share no bit, so that each can be added for itself.
+#[inline(always)]
+fn g<W: Word>(sum: W, x: W, y: W, z: W) -> W {
+    sum.plus(y & !z).plus(x & z)
 }
 
 #[inline(always)]
-fn g<W: Word>(x: W, y: W, z: W) -> W {
-    (x & z) | (y & !z)
+fn h<W: Word>(sum: W, x: W, y: W, z: W) -> W {
+    sum.plus(x ^ (y ^ z))
 }
 
 #[inline(always)]
-fn h<W: Word>(x: W, y: W, z: W) -> W {
-    x ^ y ^ z
+fn i<W: Word>(sum: W, x: W, y: W, z: W) -> W {
+    sum.plus(y ^ (x | !z))
 }
 
+/// The sum that a step adds its mix to.
 #[inline(always)]
-fn i<W: Word>(x: W, y: W, z: W) -> W {
-    y ^ (x | !z)
-}
-
-/// One step. The message and the constant are added to `a` first: that part waits for nothing.
-#[inline(always)]
-fn step<W: Word, const BITS: u32>(mixed: W, a: W, b: W, word: W, constant: u32) -> W {
-    let ready = a.plus(word.plus_constant(constant));
-    ready.plus(mixed).rotate::<BITS>().plus(b)
+fn sum<W: Word>(a: W, word: W, constant: u32) -> W {
+    a.plus(word.plus_constant(constant))
 }
 
 /// Four steps of one round: their rotations, their words of the message, their place in the table.
@@ -104,10 +107,18 @@ macro_rules! four {
     ($mix:ident, [$a:ident, $b:ident, $c:ident, $d:ident], $block:ident, $sines:ident,
      [$s0:literal, $s1:literal, $s2:literal, $s3:literal],
      [$k0:literal, $k1:literal, $k2:literal, $k3:literal], $at:literal) => {
-        $a = step::<W, $s0>($mix($b, $c, $d), $a, $b, $block[$k0], $sines[$at]);
-        $d = step::<W, $s1>($mix($a, $b, $c), $d, $a, $block[$k1], $sines[$at + 1]);
-        $c = step::<W, $s2>($mix($d, $a, $b), $c, $d, $block[$k2], $sines[$at + 2]);
-        $b = step::<W, $s3>($mix($c, $d, $a), $b, $c, $block[$k3], $sines[$at + 3]);
+        $a = $mix(sum($a, $block[$k0], $sines[$at]), $b, $c, $d)
+            .rotate::<$s0>()
+            .plus($b);
+        $d = $mix(sum($d, $block[$k1], $sines[$at + 1]), $a, $b, $c)
+            .rotate::<$s1>()
+            .plus($a);
+        $c = $mix(sum($c, $block[$k2], $sines[$at + 2]), $d, $a, $b)
+            .rotate::<$s2>()
+            .plus($d);
+        $b = $mix(sum($b, $block[$k3], $sines[$at + 3]), $c, $d, $a)
+            .rotate::<$s3>()
+            .plus($c);
     };
 }
 

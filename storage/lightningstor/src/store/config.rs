@@ -42,6 +42,9 @@ pub struct StoreConfig {
     pub buckets_max: usize,
     /// Bytes of lately read records that a shard keeps in memory, over its partitions; 0 keeps none.
     pub cache_bytes_max: usize,
+    /// Bytes of lately read bodies past 64 KiB that a shard keeps in memory; 0 keeps none. It fills
+    /// only with what is read again.
+    pub body_cache_bytes_max: u64,
     /// What is done in the background, and when.
     pub upkeep: UpkeepConfig,
 }
@@ -111,6 +114,7 @@ impl Default for StoreConfig {
             images_max: 256,
             buckets_max: 10_000,
             cache_bytes_max: 32 << 20,
+            body_cache_bytes_max: 256 << 20,
             upkeep: UpkeepConfig::default(),
         }
     }

@@ -42,7 +42,8 @@ pub(super) struct ObjectName {
 pub(super) enum Source {
     /// At the end of its record.
     Record(Place),
-    Extents(Rc<StoredBody>),
+    /// A body, and the record that describes it.
+    Extents(Place, Rc<StoredBody>),
     Parts {
         /// (where the part begins in the object, the part).
         parts: Vec<(u64, ManifestPart)>,
@@ -54,13 +55,13 @@ pub(super) enum Source {
 /// A part, as its record tells.
 pub(super) struct PartSource {
     pub(super) checksum: Option<Checksum>,
-    body: PartBody,
+    pub(super) body: PartBody,
 }
 
-enum PartBody {
+pub(super) enum PartBody {
     /// A record that ends in the part's body, and where in it.
     Inline(DmaBuf, Range<usize>),
-    Extents(StoredBody),
+    Extents(Rc<StoredBody>),
 }
 
 /// A body in extents.
@@ -94,7 +95,7 @@ impl ReadState {
             Found::Stored(Stored::Inline) => Source::Record(opened.place),
             Found::Stored(Stored::Extents { extents, crcs }) => {
                 let size = opened.meta.size;
-                Source::Extents(Rc::new(StoredBody::new(size, extents, crcs)))
+                Source::Extents(opened.place, Rc::new(StoredBody::new(size, extents, crcs)))
             }
             Found::Parts(parts) => {
                 let mut begin = 0;
@@ -124,7 +125,7 @@ impl ReadState {
     pub(super) fn parts(&self) -> &[(u64, ManifestPart)] {
         match &self.source {
             Source::Parts { parts, .. } => parts,
-            Source::Record(_) | Source::Extents(_) => &[],
+            Source::Record(_) | Source::Extents(..) => &[],
         }
     }
 }
@@ -142,7 +143,7 @@ impl Inner {
         }
         let parts = match &state.source {
             Source::Record(place) => return self.fetch_inline(*place, offset, len).await,
-            Source::Extents(body) => return self.fetch_stored(body, offset, len).await,
+            Source::Extents(_, body) => return self.fetch_stored(body, offset, len).await,
             Source::Parts { parts, .. } => parts,
         };
         let mut at = parts
@@ -233,7 +234,7 @@ impl Inner {
                 let body = match stored {
                     Stored::Inline => PartBody::Inline(read.buf, body),
                     Stored::Extents { extents, crcs } => {
-                        PartBody::Extents(StoredBody::new(size, extents, crcs))
+                        PartBody::Extents(Rc::new(StoredBody::new(size, extents, crcs)))
                     }
                 };
                 Rc::new(PartSource { checksum, body })

@@ -100,7 +100,7 @@ fn map_of(state: &ReadState, size: u64) -> Vec<ImageExtent> {
                 offset: place.offset,
             },
         }),
-        Source::Extents(body) => map_extents(&mut map, 0, size, &body.extents),
+        Source::Extents(_, body) => map_extents(&mut map, 0, size, &body.extents),
         Source::Parts { parts, .. } => {
             for (begin, part) in parts.iter().filter(|(_, part)| part.size > 0) {
                 if part.extents.is_empty() {

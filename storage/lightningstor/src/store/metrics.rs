@@ -45,6 +45,18 @@ pub struct StoreMetrics {
     pub gets: u64,
     /// Records that were found in memory.
     pub cache_hits: u64,
+    /// Bytes of bodies in memory, and of what they cost beside.
+    pub body_cache_bytes: u64,
+    /// Chunks of bodies that were found in memory.
+    pub body_cache_hits: u64,
+    /// Bytes of those chunks.
+    pub body_cache_hit_bytes: u64,
+    /// Chunks of bodies that came into memory.
+    pub body_cache_kept: u64,
+    /// Chunks of bodies that left it for others.
+    pub body_cache_evicted: u64,
+    /// Chunks of bodies that were wanted there and found no room.
+    pub body_cache_refused: u64,
     /// Removals, of keys without an object too.
     pub deletes: u64,
     /// Checkpoints written.
@@ -103,6 +115,12 @@ impl StoreMetrics {
         self.puts += other.puts;
         self.gets += other.gets;
         self.cache_hits += other.cache_hits;
+        self.body_cache_bytes += other.body_cache_bytes;
+        self.body_cache_hits += other.body_cache_hits;
+        self.body_cache_hit_bytes += other.body_cache_hit_bytes;
+        self.body_cache_kept += other.body_cache_kept;
+        self.body_cache_evicted += other.body_cache_evicted;
+        self.body_cache_refused += other.body_cache_refused;
         self.deletes += other.deletes;
         self.checkpoints += other.checkpoints;
         self.index_runs += other.index_runs;
@@ -130,7 +148,7 @@ impl StoreMetrics {
 
 type Field = fn(&StoreMetrics) -> u64;
 
-const FIELDS: [(&str, &str, &str, Field); 32] = [
+const FIELDS: [(&str, &str, &str, Field); 38] = [
     ("objects", "gauge", "Objects.", |m| m.objects),
     (
         "live_bytes",
@@ -174,6 +192,42 @@ const FIELDS: [(&str, &str, &str, Field); 32] = [
         "counter",
         "Records found in memory.",
         |m| m.cache_hits,
+    ),
+    (
+        "body_cache_bytes",
+        "gauge",
+        "Bytes that bodies in memory cost.",
+        |m| m.body_cache_bytes,
+    ),
+    (
+        "body_cache_hits_total",
+        "counter",
+        "Chunks of bodies found in memory.",
+        |m| m.body_cache_hits,
+    ),
+    (
+        "body_cache_hit_bytes_total",
+        "counter",
+        "Bytes of the chunks of bodies found in memory.",
+        |m| m.body_cache_hit_bytes,
+    ),
+    (
+        "body_cache_kept_total",
+        "counter",
+        "Chunks of bodies that came into memory.",
+        |m| m.body_cache_kept,
+    ),
+    (
+        "body_cache_evicted_total",
+        "counter",
+        "Chunks of bodies that left memory for others.",
+        |m| m.body_cache_evicted,
+    ),
+    (
+        "body_cache_refused_total",
+        "counter",
+        "Chunks of bodies that found no room in memory.",
+        |m| m.body_cache_refused,
     ),
     ("deletes_total", "counter", "Removals of keys.", |m| {
         m.deletes

@@ -7,11 +7,12 @@
 //!
 //! Everything here runs on the shard that owns the partition; the front routes to it. Layers, from
 //! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `cache`, `checkpoint`
-//! (state, sans-IO), `data` and the log (I/O), `partition` with `write`, `read`, `fetch`, `parts`,
-//! `multipart` (operations), `buckets` and `image` (across shards), `upkeep` with `compact` and
-//! `scrub` (background work).
+//! (state, sans-IO), `data`, `body_cache` and the log (I/O), `partition` with `write`, `read`, `fetch`,
+//! `piece`, `parts`, `multipart` (operations), `buckets` and `image` (across shards), `upkeep` with
+//! `compact` and `scrub` (background work).
 
 mod ballast;
+mod body_cache;
 mod buckets;
 mod bytes;
 mod cache;
@@ -31,6 +32,7 @@ mod metrics;
 mod multipart;
 mod partition;
 mod parts;
+mod piece;
 mod read;
 mod record;
 mod recovery;
@@ -53,6 +55,8 @@ use engine::BLOCK;
 use engine::sync::Semaphore;
 use shards::placement::{PartitionId, PlacementMap};
 
+use self::body_cache::BodyCache;
+pub use body_cache::BODY_COST_MIN;
 pub use buckets::{BucketTable, Groups};
 pub use config::{StoreConfig, UpkeepConfig};
 pub use error::StoreError;
@@ -68,6 +72,7 @@ const TABLE_WAITERS_MAX: usize = 1024;
 /// The partitions of one shard, and its mirror of the buckets.
 pub struct StoreShard {
     partitions: BTreeMap<PartitionId, Rc<Partition>>,
+    bodies: Rc<BodyCache>,
     table: Rc<BucketTable>,
     table_turn: Semaphore,
 }
@@ -97,12 +102,15 @@ impl StoreShard {
             let partition = Partition::open(root, id, config, &table).await?;
             partitions.insert(id, Rc::new(partition));
         }
+        let bodies = Rc::new(BodyCache::new(config.body_cache_bytes_max));
         for partition in partitions.values() {
             partition.cache_records(config.cache_bytes_max / partitions.len());
             partition.cache_index(config.index_cache_bytes_max / partitions.len());
+            partition.cache_bodies(&bodies);
         }
         let store = StoreShard {
             partitions,
+            bodies,
             table,
             table_turn: Semaphore::new(1, TABLE_WAITERS_MAX),
         };
@@ -142,6 +150,7 @@ impl StoreShard {
         for partition in self.partitions.values() {
             sum.add(&partition.metrics());
         }
+        self.bodies.count_into(&mut sum);
         sum
     }
 
@@ -203,6 +212,7 @@ impl Partition {
             poisoned: u64::from(self.poisoned().is_some()),
             full: u64::from(inner.data.pressed.get()),
             ballast_bytes: inner.data.ballast.bytes(),
+            ..StoreMetrics::default()
         }
     }
 }

@@ -11,7 +11,7 @@
 //! A log segment is released when no entry refers to it and every kept checkpoint lies behind it.
 //! `upkeep` and `compact` see to it that mostly dead segments come to that.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,6 +22,7 @@ use futures_channel::oneshot;
 use segment_log::{Log, LogError, Lsn};
 use shards::placement::PartitionId;
 
+use super::body_cache::BodyCache;
 use super::buckets::BucketTable;
 use super::cache::RecordCache;
 use super::checkpoint::file::Kept;
@@ -54,6 +55,8 @@ pub(super) struct Inner {
     pub(super) index: RefCell<Index>,
     pub(super) runs: Runs,
     pub(super) cache: RecordCache,
+    /// The shard's, once it has one.
+    pub(super) bodies: OnceCell<Rc<BodyCache>>,
     pub(super) keys: KeyLocks,
     pub(super) buckets: Rc<BucketTable>,
     pub(super) writes: RefCell<BTreeMap<WriteId, Rc<WriteState>>>,
@@ -192,6 +195,7 @@ impl Partition {
             index: RefCell::new(parts.index),
             runs: parts.runs,
             cache: RecordCache::default(),
+            bodies: OnceCell::new(),
             keys: KeyLocks::new(config.keys_max, config.key_waiters_max),
             buckets: Rc::clone(buckets),
             writes: RefCell::default(),

@@ -12,6 +12,7 @@ use engine::DmaBuf;
 use s3_wire::ObjectKey;
 use segment_log::{Position, RecordBuf};
 
+use super::body_cache::BodyCache;
 use super::error::StoreError;
 use super::fetch::{ObjectName, ReadState};
 use super::index::{NamePosition, ObjectEntry, Rank};
@@ -32,6 +33,11 @@ impl Partition {
     /// Sets how many bytes of index blocks are kept in memory; none at first.
     pub(super) fn cache_index(&self, bytes_max: usize) {
         self.inner.runs.cache.set_capacity(bytes_max);
+    }
+
+    /// Keeps bodies that are read again in the shard's cache; only the first call counts.
+    pub(super) fn cache_bodies(&self, bodies: &Rc<BodyCache>) {
+        self.inner.bodies.get_or_init(|| Rc::clone(bodies));
     }
 
     /// An object's metadata, from its record.

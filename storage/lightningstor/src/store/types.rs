@@ -3,11 +3,14 @@
 //! Invariant: values here are already checked (keys, bucket names, tags parse in `s3_wire`); what is
 //! read back from the disk passes the same constructors.
 
+use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use engine::DmaBuf;
+use engine::{DmaBuf, Pages};
 use s3_wire::checksum::{Algorithm, Checksum, ChecksumType};
 use s3_wire::{BucketName, Etag, ObjectKey};
 
@@ -15,8 +18,10 @@ use s3_wire::{BucketName, Etag, ObjectKey};
 pub const CRC_BLOCK: usize = 64 << 10;
 /// Longest body that lies in its record.
 pub const INLINE_MAX: usize = 64 << 10;
-/// Length of every chunk of a streamed body but its last.
+/// In what steps bodies are read, and kept in memory.
 pub const CHUNK: usize = 256 << 10;
+/// Most bytes of a streamed body that are written at a time.
+pub const WRITE_MAX: usize = 1 << 20;
 /// Most bytes that one `read_chunk` may ask for.
 pub const READ_MAX: usize = 256 << 10;
 /// Most extents of one body; past it the data file is too fragmented for the body.
@@ -263,6 +268,67 @@ pub enum PartBody {
     Small(Option<DmaBuf>),
     /// A streamed body.
     Write(WriteId),
+}
+
+/// A range of sealed pages.
+#[derive(Clone, Debug)]
+pub struct PagesPart {
+    /// The pages.
+    pub pages: Arc<Pages>,
+    /// Where in them; never empty.
+    pub range: Range<usize>,
+}
+
+/// Bytes of a body on their way to a socket or into another body; never empty.
+#[derive(Debug)]
+pub enum Piece {
+    /// A buffer, and where in it.
+    Buffer(DmaBuf, Range<usize>),
+    /// What was in memory, in order.
+    Pages(VecDeque<PagesPart>),
+}
+
+impl Piece {
+    /// Number of bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a piece is never empty")]
+    pub fn len(&self) -> usize {
+        match self {
+            Piece::Buffer(_, range) => range.len(),
+            Piece::Pages(parts) => parts.iter().map(|part| part.range.len()).sum(),
+        }
+    }
+
+    /// Appends bytes of it to a buffer, at most `count_max`, and forgets them: how many there were.
+    /// 0 when nothing is left.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn move_to(&mut self, into: &mut DmaBuf, count_max: usize) -> io::Result<usize> {
+        match self {
+            Piece::Buffer(from, range) => {
+                let count = range.len().min(count_max);
+                into.extend_from_slice(&from[range.start..range.start + count]);
+                range.start += count;
+                Ok(count)
+            }
+            Piece::Pages(parts) => {
+                let Some(PagesPart { pages, range }) = parts.front_mut() else {
+                    return Ok(0);
+                };
+                let (count, filled) = (range.len().min(count_max), into.len());
+                into.set_len(filled + count);
+                pages.copy_to(range.start, &mut into[filled..])?;
+                range.start += count;
+                if range.start == range.end {
+                    parts.pop_front();
+                }
+                Ok(count)
+            }
+        }
+    }
 }
 
 /// A part to add to an upload.

@@ -19,7 +19,7 @@ use super::partition::{Inner, Partition};
 use super::record::{Change, Crcs, Record, Stored};
 use super::space::Space;
 use super::types::{
-    BucketId, CHUNK, CRC_BLOCK, Condition, INLINE_MAX, ObjectMeta, PutDone, PutSmall, Version,
+    BucketId, CRC_BLOCK, Condition, INLINE_MAX, ObjectMeta, PutDone, PutSmall, Version, WRITE_MAX,
     WriteId,
 };
 
@@ -197,9 +197,10 @@ impl Partition {
         Ok(write)
     }
 
-    /// Writes the chunk at an offset, each 256 KiB but the last, with the CRC-64/NVME of each 64 KiB.
-    /// Several may be in flight, and arrive in any order: tasks and calls of one shard keep none.
-    /// Not durable before the commit.
+    /// Writes the chunk at an offset with the CRC-64/NVME of each 64 KiB: at most [`WRITE_MAX`] bytes, and
+    /// all but the last chunk whole blocks of 64 KiB; long ones cost the disk fewer requests. Several may
+    /// be in flight, and arrive in any order: tasks and calls of one shard keep none. Not durable before
+    /// the commit.
     ///
     /// # Errors
     /// `Gone` for an unknown write, `Busy`, `Full`, `Poisoned`; `Internal` for a chunk that does not
@@ -231,7 +232,7 @@ impl Partition {
             .ok_or(StoreError::Gone)?;
         let end = offset.saturating_add(chunk.len() as u64);
         let whole = offset.is_multiple_of(CRC_BLOCK as u64);
-        if chunk.is_empty() || chunk.len() > CHUNK || !whole || end > WRITE_BYTES_MAX {
+        if chunk.is_empty() || chunk.len() > WRITE_MAX || !whole || end > WRITE_BYTES_MAX {
             let wrong = format!("a chunk of {} bytes at {offset}", chunk.len());
             return Err(state.fail(StoreError::Internal(wrong)));
         }

@@ -92,3 +92,26 @@ fn a_body_given_up_leaves_nothing_behind() {
         assert!(hashing.jobs.borrow().is_empty());
     });
 }
+
+#[test]
+fn haste_waits_a_moment_for_bodies_that_are_coming_and_no_longer() {
+    on_a_shard(3, |hashing| async move {
+        let (first, second) = (hashing.open(), hashing.open());
+        let begun = engine::now();
+        body(Rc::clone(&hashing), 1, 1, 100_000).await;
+        let alone = engine::now() - begun;
+        assert!(alone >= GATHER_WAIT, "the second might have come");
+        let begun = engine::now();
+        let both = [1, 2].map(|number| body(Rc::clone(&hashing), number, 1, 100_000));
+        futures_util::future::join_all(both).await;
+        assert!(engine::now() - begun < GATHER_WAIT, "all are there");
+        let begun = engine::now();
+        body(Rc::clone(&hashing), 1, 1, 1000).await;
+        assert!(engine::now() - begun < GATHER_WAIT, "it is short");
+        drop(second);
+        let begun = engine::now();
+        body(Rc::clone(&hashing), 1, 3, 200_000).await;
+        assert!(engine::now() - begun < GATHER_WAIT, "nobody else comes");
+        drop(first);
+    });
+}

@@ -2,6 +2,7 @@
 //! bodies that can be told apart.
 
 mod basic;
+mod bodies;
 mod buckets;
 mod cache;
 mod compact;

@@ -47,6 +47,18 @@ async fn create(store: &Partition) -> UploadId {
         .unwrap()
 }
 
+/// Makes the object `big` of these parts.
+pub(super) async fn put_parts(store: &Partition, bodies: &[Vec<u8>]) {
+    let upload = create(store).await;
+    let mut list = Vec::new();
+    for (number, body) in (1..).zip(bodies) {
+        part(store, upload, number, body).await.unwrap();
+        list.push((number, tag(body)));
+    }
+    let done = store.upload_complete(to(upload), list, Condition::None, 77);
+    done.await.unwrap();
+}
+
 #[test]
 fn parts_small_and_large_become_one_object_also_after_a_restart() {
     let (sim, node) = world(1);

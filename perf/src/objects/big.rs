@@ -116,14 +116,13 @@ fn measure(node: &Node, parts: usize) -> Result<Vec<Row>> {
     let endpoint = &node.site.endpoint;
     let pool = node.metric(POOL_METRIC)?;
     let idle = look(node, "idle")?;
-    let mut client = endpoint.client()?;
-    ask(endpoint, &mut client, "PUT", "/big", "", b"")?;
+    ask(endpoint, &mut endpoint.client()?, "PUT", "/big", "", b"")?;
     let begun = Instant::now();
-    upload(endpoint, &mut client, parts)?;
+    upload(endpoint, parts)?;
     let up = begun.elapsed();
     let uploaded = look(node, "after the upload")?;
     let begun = Instant::now();
-    compare(endpoint, &mut client, parts)?;
+    compare(endpoint, parts)?;
     let down = begun.elapsed();
     let end = look(node, "after the download")?;
     let rate = |took: Duration| mib((parts * PART_BYTES) as u64) / took.as_secs_f64();
@@ -163,9 +162,18 @@ fn look(node: &Node, when: &str) -> Result<Memory> {
     Ok(memory)
 }
 
-/// Sends the parts, several at a time, and puts them together.
-fn upload(endpoint: &Endpoint, client: &mut Client, parts: usize) -> Result<()> {
-    let begun = ask(endpoint, client, "POST", "/big/object", "uploads=", b"")?;
+/// Sends the parts, several at a time, and puts them together. What comes before and after the parts
+/// has connections of its own: the server ends one that is idle as long as the parts may take.
+fn upload(endpoint: &Endpoint, parts: usize) -> Result<()> {
+    let mut client = endpoint.client()?;
+    let begun = ask(
+        endpoint,
+        &mut client,
+        "POST",
+        "/big/object",
+        "uploads=",
+        b"",
+    )?;
     let id = elements(&begun, "UploadId")
         .pop()
         .context("an upload without id")?;
@@ -188,14 +196,9 @@ fn upload(endpoint: &Endpoint, client: &mut Client, parts: usize) -> Result<()> 
             ended.unwrap_or_else(|_| bail!("a thread that uploads panicked"))
         })
     })?;
-    let listed = ask(
-        endpoint,
-        client,
-        "GET",
-        "/big/object",
-        &format!("uploadId={id}"),
-        b"",
-    )?;
+    let mut client = endpoint.client()?;
+    let query = format!("uploadId={id}");
+    let listed = ask(endpoint, &mut client, "GET", "/big/object", &query, b"")?;
     let tags = elements(&listed, "ETag");
     ensure!(
         tags.len() == parts,
@@ -211,20 +214,12 @@ fn upload(endpoint: &Endpoint, client: &mut Client, parts: usize) -> Result<()> 
         );
     }
     list += "</CompleteMultipartUpload>";
-    let query = format!("uploadId={id}");
-    ask(
-        endpoint,
-        client,
-        "POST",
-        "/big/object",
-        &query,
-        list.as_bytes(),
-    )
-    .map(drop)
+    let list = list.as_bytes();
+    ask(endpoint, &mut client, "POST", "/big/object", &query, list).map(drop)
 }
 
 /// Reads the object once and compares every byte with what was sent.
-fn compare(endpoint: &Endpoint, client: &mut Client, parts: usize) -> Result<()> {
+fn compare(endpoint: &Endpoint, parts: usize) -> Result<()> {
     let target = endpoint.target("GET", "/big/object", "")?;
     let (mut number, mut at) = (1, 0);
     let mut part = body::stored(number, PART_BYTES);
@@ -245,7 +240,7 @@ fn compare(endpoint: &Endpoint, client: &mut Client, parts: usize) -> Result<()>
         }
         Ok(())
     };
-    let length = client.download(&target, &mut check)?;
+    let length = endpoint.client()?.download(&target, &mut check)?;
     let sent = (parts * PART_BYTES) as u64;
     ensure!(length == sent, "{length} bytes came back of {sent}");
     Ok(())

@@ -31,6 +31,8 @@ enum Bench {
     Engine(engine::EngineArgs),
     /// GET, PUT and LIST of objects, beside nginx, s3s-fs and Garage; trials of our node alone.
     Objects(Box<objects::ObjectsArgs>),
+    /// One object of 6 GiB, up and down, and the memory that the server needs for it.
+    BigObject(objects::big::BigObjectArgs),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let (rows, json, strict) = match cli.bench {
         Bench::Engine(args) => (engine::run(&args)?, args.json, args.strict),
         Bench::Objects(args) => (objects::run(&args)?, args.json, args.strict),
+        Bench::BigObject(args) => (objects::big::run(&args)?, args.json, args.strict),
     };
     print(&rows, json)?;
     Ok(verdict(&rows, strict))

@@ -28,6 +28,8 @@ enum Suite {
     Engine,
     /// GET, PUT and LIST beside nginx and s3s-fs; restart, memory, compaction and tenants of our node
     Objects,
+    /// An object of 6 GiB and the memory that it takes
+    BigObject,
 }
 
 impl Suite {
@@ -35,6 +37,7 @@ impl Suite {
         match self {
             Self::Engine => "engine",
             Self::Objects => "objects",
+            Self::BigObject => "big-object",
         }
     }
 }
@@ -43,6 +46,9 @@ impl Suite {
 /// are stands in `ULTRACLOUD_BIN`, `ULTRACLOUD_CLIENTS` and `ULTRACLOUD_S3S_FS`.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut command = workspace.cargo();
+    if options.suite == Suite::BigObject {
+        command.env("ULTRACLOUD_BIN", workspace.build_server(Profile::Release)?);
+    }
     if options.suite == Suite::Objects {
         let clients = setup::run_as_progress(workspace, Scope::Bench)?;
         command.env("ULTRACLOUD_CLIENTS", clients.bin());

@@ -4,7 +4,7 @@
 //! | key | default | allowed |
 //! | --- | --- | --- |
 //! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
-//! | `shards.pool_mib` | 64 | 8 to 65536, in MiB a shard |
+//! | `shards.pool_mib` | 48 | 8 to 65536, in MiB a shard |
 //! | `admin.listen` | 127.0.0.1:9001 | an address and port |
 //! | `lightningstor.listen` | 127.0.0.1:9000 | an address and port |
 //! | `lightningstor.region` | us-east-1 | 1 to 64 of `a-z0-9-` |
@@ -36,7 +36,7 @@ use crate::credentials::{RootCredentials, check_access_key};
 const S3_LISTEN: &str = "127.0.0.1:9000";
 const ADMIN_LISTEN: &str = "127.0.0.1:9001";
 const REGION: &str = "us-east-1";
-const POOL_MIB: u64 = 64;
+const POOL_MIB: u64 = 48;
 const BODY_CACHE_MIB: u64 = 256;
 /// Up to this many CPUs, shards use them all and share them with the control layer.
 const SMALL_MACHINE_CPUS: usize = 4;
@@ -395,6 +395,7 @@ mod tests {
         let config = load("").unwrap();
         assert_eq!(config.admin_listen.to_string(), ADMIN_LISTEN);
         assert_eq!(config.shards, default_shards(engine::allowed_cpus().len()));
+        assert_eq!(config.pool_bytes, 48 << 20);
         let node = config.lightningstor(&root()).unwrap();
         assert_eq!(node.http.listen.to_string(), S3_LISTEN);
         assert_eq!(usize::from(node.partitions), config.shards);

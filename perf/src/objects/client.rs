@@ -81,6 +81,32 @@ impl Client {
         })
     }
 
+    /// Sends a GET and hands the body of a 200 to `sink` as it comes; its length.
+    pub fn download(
+        &mut self,
+        target: &str,
+        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<u64> {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
+        self.stream.write_all(head.as_bytes()).context("send")?;
+        let (status, framing) = self.head()?;
+        ensure!(status == 200, "the server answered {status}");
+        let Framing::Length(length) = framing else {
+            bail!("an answer whose length is not told");
+        };
+        let mut left = length;
+        while left > 0 {
+            if self.rest.is_empty() {
+                self.receive()?;
+            }
+            let count = left.min(self.rest.len());
+            sink(&self.rest[..count])?;
+            self.rest.drain(..count);
+            left -= count;
+        }
+        Ok(length as u64)
+    }
+
     fn exchange(&mut self, method: &str, target: &str, body: &[u8]) -> Result<Answer> {
         // One write for head and body: two would wait for each other's acknowledgement.
         let mut bytes = Vec::new();
@@ -93,7 +119,7 @@ impl Client {
     pub fn write_request(&self, batch: &mut Vec<u8>, method: &str, target: &str, body: &[u8]) {
         let host = &self.host;
         let length = match method {
-            "PUT" => format!("Content-Length: {}\r\n", body.len()),
+            "PUT" | "POST" => format!("Content-Length: {}\r\n", body.len()),
             _ => String::new(),
         };
         let head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{length}\r\n");

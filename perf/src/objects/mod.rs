@@ -7,6 +7,7 @@
 //! node alone follow when the others are gone. Every child is killed with the run.
 #![forbid(unsafe_code)]
 
+pub mod big;
 mod body;
 mod cell;
 mod client;
@@ -63,7 +64,7 @@ pub fn run(args: &ObjectsArgs) -> Result<Vec<Row>> {
     }
     rows.extend(trials(args, &wrk, &parent)?);
     if let Some(path) = &args.report {
-        page::write(path, &facts, &rows)?;
+        page::write(path, &page::OBJECTS, &facts, &rows)?;
         eprintln!("written: {}", path.display());
     }
     Ok(rows)

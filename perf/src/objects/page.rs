@@ -1,4 +1,4 @@
-//! The section on LightningStor of a page of benchmarks: what it was measured on, the command that
+//! The sections on LightningStor of a page of benchmarks: what each was measured on, the command that
 //! repeats it, the bars with their verdicts, and all figures.
 #![forbid(unsafe_code)]
 
@@ -12,13 +12,33 @@ use anyhow::{Context, Result};
 use crate::page;
 use crate::report::Row;
 
-const HEADING: &str = "LightningStor";
-const COMMAND: &str = "cargo xtask bench objects --";
+/// What a suite says of itself.
+pub struct Section {
+    heading: &'static str,
+    /// Its name on the command line.
+    suite: &'static str,
+    about: &'static str,
+}
+
+/// The section of `perf objects`.
+pub const OBJECTS: Section = Section {
+    heading: "LightningStor",
+    suite: "objects",
+    about: ABOUT_OBJECTS,
+};
+
+/// The section of `perf big-object`.
+pub const BIG_OBJECT: Section = Section {
+    heading: "LightningStor: one object of 6 GiB",
+    suite: "big-object",
+    about: ABOUT_BIG_OBJECT,
+};
+
 /// An option whose value names a directory of one machine.
 const DIR: &str = "--dir";
 
 /// Writes the section into the page; its other sections stay.
-pub fn write(path: &Path, facts: &[String], rows: &[Row]) -> Result<()> {
+pub fn write(path: &Path, section: &Section, facts: &[String], rows: &[Row]) -> Result<()> {
     let old = match fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(page::EMPTY.to_owned()),
         read => read,
@@ -27,41 +47,43 @@ pub fn write(path: &Path, facts: &[String], rows: &[Row]) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let today = page::date(now.context("the clock is before 1970")?.as_secs() / 86_400);
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let section = section(&today, &command(&words), facts, rows);
-    let new = page::with_section(&old, HEADING, &section);
+    let text = section.text(&today, &section.command(&words), facts, rows);
+    let new = page::with_section(&old, section.heading, &text);
     fs::write(path, new).with_context(|| format!("write {}", path.display()))
 }
 
-/// The command that repeats a run of `perf` with these words.
-fn command(words: &[String]) -> String {
-    let mut line = COMMAND.to_owned();
-    let mut words = words.iter().skip_while(|word| *word == "objects");
-    while let Some(word) = words.next() {
-        if word == DIR {
-            words.next();
-        } else if !word.starts_with("--dir=") {
-            line.push(' ');
-            line.push_str(word);
+impl Section {
+    /// The command that repeats a run of `perf` with these words.
+    fn command(&self, words: &[String]) -> String {
+        let mut line = format!("cargo xtask bench {} --", self.suite);
+        let mut words = words.iter().skip_while(|word| *word == self.suite);
+        while let Some(word) = words.next() {
+            if word == DIR {
+                words.next();
+            } else if !word.starts_with("--dir=") {
+                line.push(' ');
+                line.push_str(word);
+            }
         }
+        line
     }
-    line
+
+    fn text(&self, today: &str, command: &str, facts: &[String], rows: &[Row]) -> String {
+        let mut text = format!("Measured on {today} by\n\n```\n{command}\n```\n\n");
+        for fact in facts {
+            writeln!(text, "- {fact}").expect("writing to a string cannot fail");
+        }
+        text.push_str(self.about);
+        let judged: Vec<&Row> = rows.iter().filter(|row| row.ok().is_some()).collect();
+        text.push_str("\n### Bars\n\n");
+        text.push_str(&page::table(&judged));
+        text.push_str("\n### All figures\n\n");
+        text.push_str(&page::table(&rows.iter().collect::<Vec<_>>()));
+        text
+    }
 }
 
-fn section(today: &str, command: &str, facts: &[String], rows: &[Row]) -> String {
-    let mut text = format!("Measured on {today} by\n\n```\n{command}\n```\n\n");
-    for fact in facts {
-        writeln!(text, "- {fact}").expect("writing to a string cannot fail");
-    }
-    text.push_str(ABOUT);
-    let judged: Vec<&Row> = rows.iter().filter(|row| row.ok().is_some()).collect();
-    text.push_str("\n### Bars\n\n");
-    text.push_str(&page::table(&judged));
-    text.push_str("\n### All figures\n\n");
-    text.push_str(&page::table(&rows.iter().collect::<Vec<_>>()));
-    text
-}
-
-const ABOUT: &str = "
+const ABOUT_OBJECTS: &str = "
 Each server runs alone on CPU 1 and wrk on CPU 0, over presigned URLs on loopback; rounds interleave
 the contenders. A figure is the median of the rounds, beside it the smallest and the largest. CPU is
 that of the server's whole process tree. Our PUTs are durable before they are answered; s3s-fs syncs
@@ -70,6 +92,14 @@ contender or row that it names, in the same run. A bar is always \"at most\": 12
 83.3 us a PUT, 2.5 GB for a CPU-second are at most 400 ms of CPU for a GB. `restart`, `scale`,
 `compaction`, `tenants` and `idle` are trials of our node alone: one shard on CPU 1, but `idle` at its
 defaults.
+";
+
+const ABOUT_BIG_OBJECT: &str = "
+A node with one shard on CPU 1 and everything else at its defaults takes the object in parts of
+64 MiB, four at a time, and gives it back in one GET, of which every byte is compared with what was
+sent. Memory is what the kernel says of the node's process: `above-pool` is the most that was ever
+resident less the shard's buffer pool, and the others are what was held at that moment. Rates are those
+of a client on the same machine that makes and compares the bytes; CPU is the node's, for both ways.
 ";
 
 #[cfg(test)]
@@ -95,17 +125,18 @@ mod tests {
     #[test]
     fn the_command_repeats_the_run_without_this_machines_directory() {
         let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
-        let line = command(&words(
+        let line = OBJECTS.command(&words(
             "objects --large --dir /x --rounds 3 --dir=/y --report d.md",
         ));
-        assert_eq!(line, format!("{COMMAND} --large --rounds 3 --report d.md"));
+        let expected = "cargo xtask bench objects -- --large --rounds 3 --report d.md";
+        assert_eq!(line, expected);
     }
 
     #[test]
     fn judged_rows_stand_in_both_tables_and_others_in_one() {
         let rows = [row("a", Some(Limit::Value(2.0))), row("b", None)];
         let facts = ["Linux".to_owned()];
-        let text = section("2026-01-02", "run it", &facts, &rows);
+        let text = OBJECTS.text("2026-01-02", "run it", &facts, &rows);
         assert!(text.starts_with("Measured on 2026-01-02 by\n\n```\nrun it\n```\n\n- Linux\n"));
         assert_eq!(text.matches("| a |").count(), 2);
         assert_eq!(text.matches("| b |").count(), 1);
@@ -115,13 +146,17 @@ mod tests {
     fn a_page_is_made_and_its_other_sections_stay() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("page.md");
-        write(&path, &[], &[row("a", None)]).unwrap();
+        write(&path, &OBJECTS, &[], &[row("a", None)]).unwrap();
         let made = fs::read_to_string(&path).unwrap();
         assert!(made.starts_with(page::EMPTY) && made.contains("## LightningStor\n"));
         fs::write(&path, made + "\n## CoronaFS\n\nvolumes\n").unwrap();
-        write(&path, &[], &[row("b", None)]).unwrap();
+        write(&path, &BIG_OBJECT, &[], &[row("c", None)]).unwrap();
+        write(&path, &OBJECTS, &[], &[row("b", None)]).unwrap();
         let again = fs::read_to_string(&path).unwrap();
-        assert!(again.ends_with("\n## CoronaFS\n\nvolumes\n"));
+        assert!(
+            again.contains("\n## CoronaFS\n\nvolumes\n\n## LightningStor: one object of 6 GiB\n")
+        );
+        assert!(again.contains("| c |"));
         assert!(again.contains("| b |") && !again.contains("| a |"));
     }
 }

@@ -1,11 +1,12 @@
-//! LightningStor under the S3 client of Rust's ecosystem: `object_store`, which databases and query
-//! engines build on. Contracts LS-1, BY-9.
+//! LightningStor under the S3 clients of Rust's ecosystem: Amazon's SDK and `object_store`, which
+//! databases and query engines build on. Contracts LS-1, BY-9.
 //!
 //! Each test starts a node of its own and speaks to it with the client's defaults wherever they allow
-//! plain HTTP: conditions, retries, typed errors.
+//! plain HTTP: checksums in trailers, retries, typed errors.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod aws;
 mod digests;
 mod http;
 mod store;

@@ -22,6 +22,8 @@ mod block;
 mod bloom;
 mod cache;
 mod file;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 
@@ -165,7 +167,11 @@ fn encode_table(blocks: &[BlockMeta]) -> Vec<u8> {
 
 fn decode_table(bytes: &[u8]) -> Decode<Vec<BlockMeta>> {
     let mut from = Reader::new(bytes);
+    let none = from.bad("blocks");
     let count = from.count(36, "blocks")?;
+    if count == 0 {
+        return Err(none);
+    }
     let mut blocks: Vec<BlockMeta> = Vec::with_capacity(count);
     for _ in 0..count {
         let bad = from.bad("block order");

@@ -121,6 +121,13 @@ proptest! {
 }
 
 #[test]
+fn a_block_or_a_table_of_nothing_is_refused() {
+    let nothing = 0_u32.to_le_bytes();
+    assert!(Block::parse(nothing.into()).is_err());
+    assert!(decode_table(&nothing).is_err());
+}
+
+#[test]
 fn a_filter_of_many_names_errs_on_about_one_in_a_hundred() {
     let mut bloom = Bloom::for_names(20_000);
     let hash = |n: u64| hash_of((BucketId(1), &n.to_be_bytes(), Reverse(0)));

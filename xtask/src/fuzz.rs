@@ -100,7 +100,6 @@ fn build(workspace: &Workspace, work: &Path) -> Result<PathBuf> {
     command
         .args(["build", "--package", "fuzz", "--target", &host])
         .env("RUSTFLAGS", FLAGS.join(" "))
-        .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_TARGET_DIR", work);
     process::run_as_progress(&mut command)?;
     Ok(work.join(host).join("debug/fuzz"))

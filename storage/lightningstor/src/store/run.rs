@@ -76,6 +76,10 @@ impl BlockMeta {
     fn offset(&self) -> u64 {
         u64::from(self.offset) * ALIGN as u64
     }
+
+    fn end(&self) -> u64 {
+        self.offset() + u64::from(self.len)
+    }
 }
 
 /// A checked range of the file.
@@ -165,7 +169,8 @@ fn encode_table(blocks: &[BlockMeta]) -> Vec<u8> {
     out.bytes
 }
 
-fn decode_table(bytes: &[u8]) -> Decode<Vec<BlockMeta>> {
+/// The blocks of a file, which lie one behind the other and end before `limit`.
+fn decode_table(bytes: &[u8], limit: u64) -> Decode<Vec<BlockMeta>> {
     let mut from = Reader::new(bytes);
     let none = from.bad("blocks");
     let count = from.count(36, "blocks")?;
@@ -187,11 +192,10 @@ fn decode_table(bytes: &[u8]) -> Decode<Vec<BlockMeta>> {
             version: Version(version),
             key: from.raw(key_len, "key")?.into(),
         };
-        let follows = blocks.last().is_none_or(|last| {
-            let end = last.offset() + u64::from(last.len);
-            last.rank() < block.rank() && end <= block.offset()
-        });
-        if !follows || len == 0 {
+        let follows = blocks
+            .last()
+            .is_none_or(|last| last.rank() < block.rank() && last.end() <= block.offset());
+        if !follows || len == 0 || block.end() > limit {
             return Err(bad);
         }
         blocks.push(block);

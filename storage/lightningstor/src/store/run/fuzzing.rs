@@ -5,6 +5,9 @@ use std::rc::Rc;
 use super::*;
 use crate::store::index::{ObjectEntry, Shown};
 
+/// Where the blocks of a file end.
+const FILE_BYTES: u64 = 1 << 30;
+
 /// A block, with the entries of its slots.
 pub fn block(data: &[u8]) {
     let Ok(block) = Block::parse(data.into()) else {
@@ -49,7 +52,8 @@ pub fn frame(data: &[u8]) {
     if let Some(Ok(foot)) = with_foot(data).map(|right| Foot::decode(&right)) {
         assert_eq!(Foot::decode(&foot.encode()), Ok(foot));
     }
-    if let Ok(blocks) = decode_table(data) {
+    if let Ok(blocks) = decode_table(data, FILE_BYTES) {
+        assert!(blocks.iter().all(|block| block.end() <= FILE_BYTES));
         assert!(blocks.is_sorted_by(|a, b| a.rank() < b.rank()));
         assert!(encode_table(&blocks) == data, "a table has one form");
     }

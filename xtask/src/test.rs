@@ -10,8 +10,8 @@ use crate::process;
 use crate::setup::{self, Scope};
 use crate::workspace::{Profile, Workspace};
 
-/// How long each fuzz target runs.
-const FUZZ_SECONDS: u64 = 3;
+/// How long each fuzz target runs; libFuzzer adds up to a second.
+const FUZZ_SECONDS: u64 = 2;
 
 /// Sets up, builds the server, model-checks the engine, fuzzes, runs nextest with `nextest` appended.
 /// More `seeds` than the model test plays by itself take longer than a test may otherwise.

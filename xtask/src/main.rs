@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod fuzz;
 mod process;
 mod quickstart;
 mod setup;
@@ -49,6 +50,8 @@ enum Command {
         #[arg(last = true)]
         nextest: Vec<String>,
     },
+    /// Fuzz every decoder of outside bytes for a while
+    Fuzz(fuzz::Options),
     /// Check layering, sizes, fences and wording of the tree
     Tidy,
     /// Measure beside the peers
@@ -78,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Quickstart(options) => quickstart::run(&workspace, &options)?,
         Command::Test { seeds, nextest } => test::run(&workspace, seeds, &nextest)?,
+        Command::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Command::Tidy => return tidy::run(&workspace),
         Command::Bench(options) => bench::run(&workspace, &options)?,
     }

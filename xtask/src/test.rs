@@ -5,16 +5,26 @@
 
 use anyhow::{Result, ensure};
 
+use crate::fuzz;
 use crate::process;
 use crate::setup::{self, Scope};
 use crate::workspace::{Profile, Workspace};
 
-/// Sets up, builds the server, model-checks the engine, runs nextest with `nextest` appended.
+/// How long each fuzz target runs; libFuzzer adds up to a second.
+const FUZZ_SECONDS: u64 = 2;
+
+/// Sets up, builds the server, model-checks the engine, fuzzes, runs nextest with `nextest` appended.
 /// More `seeds` than the model test plays by itself take longer than a test may otherwise.
 pub fn run(workspace: &Workspace, seeds: Option<u64>, nextest: &[String]) -> Result<()> {
     let clients = setup::run(workspace, Scope::Clients)?;
     let server = workspace.build_server(Profile::Dev)?;
     check_interleavings(workspace)?;
+    let options = fuzz::Options {
+        seconds: FUZZ_SECONDS,
+        input: None,
+        target: None,
+    };
+    fuzz::run(workspace, &options)?;
     let mut command = workspace.cargo();
     command
         .args(["nextest", "run", "--workspace"])

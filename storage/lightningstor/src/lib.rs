@@ -4,11 +4,14 @@
 //! one shard. [`http`] speaks S3 to clients, [`node`] puts both on the shards of an engine.
 //!
 //! It reaches disk, network and clock through [`engine`] alone, so that all of it runs under the
-//! simulator.
+//! simulator. The fuzz targets are about what [`store`] reads from disk, and are built without the rest.
 
 #![forbid(unsafe_code)]
 
+#[cfg(not(fuzzing))]
 pub mod http;
+#[cfg(not(fuzzing))]
 mod md5_lanes;
+#[cfg(not(fuzzing))]
 pub mod node;
 pub mod store;

@@ -557,6 +557,9 @@ pub(crate) fn each_record<'a, E>(
     }
 }
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 #[cfg(test)]
 #[path = "format/tests.rs"]
 mod tests;

@@ -34,6 +34,8 @@ mod walk;
 
 pub use config::{FlushMode, LogConfig, RECORD_BYTES_LIMIT};
 pub use error::LogError;
+#[cfg(fuzzing)]
+pub use format::fuzzing;
 pub use log::Log;
 pub use types::{
     Appended, FLUSH_BUCKETS, LogMetrics, Lsn, Position, Record, RecordBuf, Recovered, SegmentInfo,

@@ -36,6 +36,14 @@ const TOOLS: &[Tool] = &[
         scope: Scope::Clients,
     },
     Tool {
+        name: "c++",
+        why: "builds libFuzzer for the fuzz targets",
+        packages: &["g++"],
+        probe: &["c++", "--version"],
+        strict: true,
+        scope: Scope::Clients,
+    },
+    Tool {
         name: "git",
         why: "tells tidy and quickstart which files are the tree",
         packages: &["git"],

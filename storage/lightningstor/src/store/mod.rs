@@ -23,6 +23,8 @@ mod data;
 mod error;
 mod extent;
 mod fetch;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod image;
 mod index;
 mod locks;

@@ -22,6 +22,8 @@ mod block;
 mod bloom;
 mod cache;
 mod file;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(test)]
 mod tests;
 
@@ -75,6 +77,10 @@ impl BlockMeta {
 
     fn offset(&self) -> u64 {
         u64::from(self.offset) * ALIGN as u64
+    }
+
+    fn end(&self) -> u64 {
+        self.offset() + u64::from(self.len)
     }
 }
 
@@ -169,9 +175,14 @@ fn encode_table(blocks: &[BlockMeta]) -> impl Iterator<Item = Vec<u8>> + '_ {
     std::iter::once(count).chain(pieces)
 }
 
-fn decode_table(bytes: &[u8]) -> Decode<Vec<BlockMeta>> {
+/// The blocks of a file, which lie one behind the other and end before `limit`.
+fn decode_table(bytes: &[u8], limit: u64) -> Decode<Vec<BlockMeta>> {
     let mut from = Reader::new(bytes);
+    let none = from.bad("blocks");
     let count = from.count(36, "blocks")?;
+    if count == 0 {
+        return Err(none);
+    }
     let mut blocks: Vec<BlockMeta> = Vec::with_capacity(count);
     for _ in 0..count {
         let bad = from.bad("block order");
@@ -187,11 +198,10 @@ fn decode_table(bytes: &[u8]) -> Decode<Vec<BlockMeta>> {
             version: Version(version),
             key: from.raw(key_len, "key")?.into(),
         };
-        let follows = blocks.last().is_none_or(|last| {
-            let end = last.offset() + u64::from(last.len);
-            last.rank() < block.rank() && end <= block.offset()
-        });
-        if !follows || len == 0 {
+        let follows = blocks
+            .last()
+            .is_none_or(|last| last.rank() < block.rank() && last.end() <= block.offset());
+        if !follows || len == 0 || block.end() > limit {
             return Err(bad);
         }
         blocks.push(block);

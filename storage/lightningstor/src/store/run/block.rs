@@ -2,7 +2,7 @@
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
-//! | 0 | 4 | number of slots |
+//! | 0 | 4 | number of slots, at least 1 |
 //! | 4 | 4 each | offset of each slot |
 //! | | | slots: u16 key length, u64 bucket, u64 version, key, u8 kind, entry |
 //!
@@ -126,7 +126,12 @@ impl Block {
     /// Takes a block's bytes; every slot of it can be reached afterwards. Their order is the
     /// writer's, which a CRC vouches for.
     pub(in crate::store) fn parse(bytes: Box<[u8]>) -> Decode<Block> {
-        let count = Reader::new(&bytes).count(4 + SLOT_HEAD + 1, "slots")?;
+        let mut from = Reader::new(&bytes);
+        let none = from.bad("slots");
+        let count = from.count(4 + SLOT_HEAD + 1, "slots")?;
+        if count == 0 {
+            return Err(none);
+        }
         let block = Block { bytes, count };
         let mut least = 4 + 4 * count;
         for number in 0..count {

@@ -126,7 +126,8 @@ impl Frame {
             return Ok(None);
         };
         let table = read_section(file, foot.table).await?;
-        let Some(blocks) = table.and_then(|bytes| decode_table(&bytes).ok()) else {
+        let decode = |bytes: Vec<u8>| decode_table(&bytes, foot.bloom.offset).ok();
+        let Some(blocks) = table.and_then(decode) else {
             return Ok(None);
         };
         Ok(Some(Frame {
@@ -327,12 +328,11 @@ impl Run {
     ) -> Result<Vec<Block>, StoreError> {
         let begin = self.blocks[first].offset();
         let rest = self.blocks[first..].iter();
-        let end_of = |block: &BlockMeta| block.offset() + u64::from(block.len);
         let count = rest
-            .take_while(|block| end_of(block) - begin <= bytes_max.min(PIECE) as u64)
+            .take_while(|block| block.end() - begin <= bytes_max.min(PIECE) as u64)
             .count();
         let span = first..first + count.max(1);
-        let len = end_of(&self.blocks[span.end - 1]) - begin;
+        let len = self.blocks[span.end - 1].end() - begin;
         let file = self.copies.iter().flatten().next();
         let read = match file {
             Some(file) => read_range(file, begin, len as usize).await,

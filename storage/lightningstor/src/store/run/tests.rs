@@ -104,11 +104,13 @@ proptest! {
             })
             .collect();
         let table = encode_table(&blocks).collect::<Vec<_>>().concat();
-        prop_assert_eq!(decode_table(&table), Ok(blocks));
+        let end = blocks.last().map_or(0, BlockMeta::end);
+        prop_assert!(decode_table(&table, end - 1).is_err(), "a block lies behind the blocks' end");
+        prop_assert_eq!(decode_table(&table, end), Ok(blocks));
         let mut flipped = table.clone();
         flipped[at.index(table.len())] ^= 1 << bit;
         // The CRC over the table is the foot's; here it must only not panic.
-        let _ = decode_table(&flipped);
+        let _ = decode_table(&flipped, end);
         let section = Section { offset: 8192, len: table.len() as u32, crc: 7 };
         let foot = Foot { number: 3, partition: 1, slots: 9, bloom: section, table: section };
         let bytes = foot.encode();
@@ -118,6 +120,13 @@ proptest! {
         flipped[at.index(bytes.len())] ^= 1 << bit;
         prop_assert!(Foot::decode(&flipped).is_err());
     }
+}
+
+#[test]
+fn a_block_or_a_table_of_nothing_is_refused() {
+    let nothing = 0_u32.to_le_bytes();
+    assert!(Block::parse(nothing.into()).is_err());
+    assert!(decode_table(&nothing, u64::MAX).is_err());
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! The stable compiler carries LLVM's coverage pass, so that neither nightly nor another tool is
 //! needed. Flags would reach build scripts too, unless the target is named; and they change every
 //! artefact, so that the build has a target directory of its own. What a target has learnt stays
-//! there in a corpus; the committed seeds are what it begins with.
+//! there in a corpus; the committed seeds are what it begins with. A run of counted inputs learns
+//! nothing and begins from the seeds alone, so that the same tree meets the same inputs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,6 +40,9 @@ pub struct Options {
     /// How long each target runs
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
+    /// Ends each target after this many inputs too, which are the same at every run
+    #[arg(long)]
+    pub inputs: Option<u64>,
     /// Runs the target once with this input
     #[arg(long, requires = "target")]
     pub input: Option<PathBuf>,
@@ -76,7 +80,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     for target in targets {
         match &options.input {
             Some(input) => replay(&place, &target, input)?,
-            None => fuzz(&place, &target, options.seconds)?,
+            None => fuzz(&place, &target, options.seconds, options.inputs)?,
         }
     }
     Ok(())
@@ -120,8 +124,17 @@ fn command(place: &Place, target: &str) -> Command {
     command
 }
 
-fn fuzz(place: &Place, target: &str, seconds: u64) -> Result<()> {
-    let corpus = place.work.join("corpus").join(target);
+fn fuzz(place: &Place, target: &str, seconds: u64, inputs: Option<u64>) -> Result<()> {
+    let learnt = place.work.join("corpus").join(target);
+    let corpus = if inputs.is_some() {
+        place.work.join("repeated").join(target)
+    } else {
+        learnt
+    };
+    if inputs.is_some() && corpus.exists() {
+        let emptied = std::fs::remove_dir_all(&corpus);
+        emptied.with_context(|| format!("cannot empty {}", corpus.display()))?;
+    }
     let found = place.work.join("found").join(target);
     for dir in [&corpus, &found] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -132,13 +145,15 @@ fn fuzz(place: &Place, target: &str, seconds: u64) -> Result<()> {
         .arg(format!("-max_len={INPUT_BYTES_MAX}"))
         .arg(format!("-artifact_prefix={}/", found.display()))
         .arg("-print_final_stats=1")
+        .args(inputs.map(|inputs| format!("-runs={inputs}")))
+        .args(inputs.map(|_| "-seed=1"))
         .args([&corpus, &place.seeds.join(target)]);
     let log = place.work.join(format!("{target}.log"));
     let deadline = Duration::from_secs(seconds) + GRACE;
     match process::bounded(&mut command, &log, deadline) {
         Ok(said) => {
             let count = number(&said, "stat::number_of_executed_units:");
-            println!("{target:<18} {count:>9} inputs in {seconds} s, none failed");
+            println!("{target:<18} {count:>9} inputs in at most {seconds} s, none failed");
             Ok(())
         }
         Err(failed) => {

@@ -10,8 +10,10 @@ use crate::process;
 use crate::setup::{self, Scope};
 use crate::workspace::{Profile, Workspace};
 
-/// How long each fuzz target runs; libFuzzer adds up to a second.
-const FUZZ_SECONDS: u64 = 2;
+/// Inputs that each fuzz target gets, the same at every run.
+const FUZZ_INPUTS: u64 = 4000;
+/// How long it may take for them at most.
+const FUZZ_SECONDS: u64 = 6;
 
 /// Sets up, builds the server, model-checks the engine, fuzzes, runs nextest with `nextest` appended.
 /// More `seeds` than the model test plays by itself take longer than a test may otherwise.
@@ -21,6 +23,7 @@ pub fn run(workspace: &Workspace, seeds: Option<u64>, nextest: &[String]) -> Res
     check_interleavings(workspace)?;
     let options = fuzz::Options {
         seconds: FUZZ_SECONDS,
+        inputs: Some(FUZZ_INPUTS),
         input: None,
         target: None,
     };

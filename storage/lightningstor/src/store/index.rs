@@ -305,7 +305,7 @@ impl Index {
     }
 
     fn set_bucket(&mut self, name: Box<str>, row: BucketRow) {
-        self.next_bucket = self.next_bucket.max(row.id.0 + 1);
+        self.next_bucket = self.next_bucket.max(row.id.0.saturating_add(1));
         self.buckets.insert(name, row);
     }
 

@@ -18,6 +18,7 @@ use crate::buf::Pool;
 use crate::config::{EngineConfig, SpinPolicy, ValidConfig};
 use crate::endpoint::{self, Endpoint};
 use crate::error::{CallError, Error, ErrorKind};
+use crate::flows::Flow;
 use crate::mailbox::SpscRing;
 use crate::metrics::ShardMetrics;
 use crate::sched::SchedGroup;
@@ -471,6 +472,7 @@ impl EngineHandle {
             let info = TaskInfo {
                 group: SchedGroup::FOREGROUND,
                 level: 0,
+                flow: Flow::OWN,
             };
             let body = async move {
                 // The caller may have gone; its call still ran.

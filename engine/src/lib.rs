@@ -24,6 +24,7 @@ mod endpoint;
 mod engine;
 mod error;
 mod event;
+mod flows;
 pub mod fs;
 mod guest;
 mod limits;
@@ -57,6 +58,7 @@ pub use config::{EngineConfig, SpinPolicy, ValidConfig};
 pub use engine::{Capabilities, Engine, EngineHandle, LocalFut};
 pub use error::{CallError, Error, ErrorKind};
 pub use event::EventFd;
+pub use flows::Flow;
 pub use guest::{GuestIov, GuestMem, IOV_MAX};
 pub use limits::raise_open_files;
 pub use pages::{PAGES_MAX, Pages};
@@ -71,7 +73,8 @@ use shard::{ShardCore, current};
 use task::TaskInfo;
 use timer::TimerId;
 
-/// Starts a task on this shard in a scheduling group. It works at its starter's service level.
+/// Starts a task on this shard in a scheduling group. It works at its starter's service level and for
+/// its starter's [`Flow`].
 ///
 /// # Panics
 /// When the shard holds its most tasks (65,536): bound what you spawn.
@@ -85,6 +88,7 @@ where
         TaskInfo {
             group,
             level: shard.level(),
+            flow: shard.flow(),
         },
         future,
     )
@@ -104,9 +108,41 @@ where
         TaskInfo {
             group,
             level: shard.level(),
+            flow: shard.flow(),
         },
         future,
     )
+}
+
+/// As [`try_spawn_local`], for the shard's own work ([`Flow::OWN`]), whoever starts it.
+///
+/// # Errors
+/// [`CallError::Busy`] when the shard holds its most tasks.
+pub fn try_spawn_own<F>(group: SchedGroup, future: F) -> Result<Task<F::Output>, CallError>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    let shard = current();
+    shard.try_spawn(
+        TaskInfo {
+            group,
+            level: shard.level(),
+            flow: Flow::OWN,
+        },
+        future,
+    )
+}
+
+/// Says whose work this task does, from this poll on, and the tasks that it starts: flows share their
+/// group's CPU alike, however many tasks each keeps ready.
+pub fn set_flow(flow: Flow) {
+    current().set_flow(flow);
+}
+
+/// Whose work this task does.
+pub fn flow() -> Flow {
+    current().flow()
 }
 
 /// The shard that runs this task.

@@ -3,7 +3,7 @@
 //! Tasks belong to scheduling groups. A group's virtual time advances by the CPU time that its
 //! tasks used, divided by its shares; the runnable group with the least virtual time runs. A group
 //! that wakes after idling starts at the current minimum, less a credit when it is interactive:
-//! idle time is not saved up. Disk operations pass the same way by bytes once the device is at
+//! idle time is not saved up. Within a group the flows are treated alike (module `flows`). Disk operations pass the same way by bytes once the device is at
 //! its depth.
 
 use std::collections::VecDeque;
@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use hdrhistogram::Histogram;
 
 use crate::backend::{Op, SlotId};
+use crate::flows::{Flow, Flows};
 use crate::time::Nanos;
 
 /// A class of tasks with a share of the shard's CPU and disk. The same on every shard.
@@ -66,6 +67,9 @@ pub(crate) fn default_groups() -> Vec<GroupSpec> {
     ]
 }
 
+/// Where a task waits for its turn.
+pub(crate) type Place = (SchedGroup, Flow);
+
 /// Longest credit of a waking interactive group over the others.
 const WAKE_CREDIT_NS: u64 = 1_000_000;
 /// Virtual time is CPU time times this, divided by shares.
@@ -76,7 +80,7 @@ const DELAY_SAMPLE: u64 = 16;
 struct Group {
     spec: GroupSpec,
     vruntime: u64,
-    queue: VecDeque<(u32, Nanos)>,
+    ready: Flows,
     stats: GroupStats,
 }
 
@@ -120,7 +124,7 @@ impl Scheduler {
             .map(|spec| Group {
                 spec,
                 vruntime: 0,
-                queue: VecDeque::new(),
+                ready: Flows::new(),
                 stats: GroupStats::new(),
             })
             .collect();
@@ -131,9 +135,9 @@ impl Scheduler {
         self.ready
     }
 
-    pub(crate) fn push(&mut self, group: SchedGroup, task: u32, now: Nanos) {
+    pub(crate) fn push(&mut self, (group, flow): Place, task: u32, now: Nanos) {
         let index = group.index();
-        if self.groups[index].queue.is_empty() {
+        if self.groups[index].ready.is_empty() {
             let floor = self.runnable().map(|g| g.vruntime).min();
             let woken = &mut self.groups[index];
             if let Some(floor) = floor {
@@ -146,31 +150,29 @@ impl Scheduler {
                 woken.vruntime = woken.vruntime.max(floor.saturating_sub(credit));
             }
         }
-        self.groups[index].queue.push_back((task, now));
+        self.groups[index].ready.push(flow, task, now);
         self.ready += 1;
     }
 
     fn runnable(&self) -> impl Iterator<Item = &Group> {
-        self.groups.iter().filter(|g| !g.queue.is_empty())
+        self.groups.iter().filter(|g| !g.ready.is_empty())
     }
 
-    /// The next task and its group. `pick(n)` chooses among the first `n` of the queue.
+    /// The next task and its place. `pick(n)` chooses among the first `n` of its queue.
     pub(crate) fn pop(
         &mut self,
         now: Nanos,
         pick: impl FnOnce(u32) -> u32,
-    ) -> Option<(u32, SchedGroup)> {
+    ) -> Option<(u32, Place)> {
         let index = self
             .groups
             .iter()
             .enumerate()
-            .filter(|(_, g)| !g.queue.is_empty())
+            .filter(|(_, g)| !g.ready.is_empty())
             .min_by_key(|(_, g)| g.vruntime)
             .map(|(index, _)| index)?;
         let group = &mut self.groups[index];
-        let choice = pick(group.queue.len().min(8) as u32) as usize;
-        group.queue.swap(0, choice);
-        let (task, queued) = group.queue.pop_front()?;
+        let (task, flow, queued) = group.ready.pop(pick)?;
         self.ready -= 1;
         group.stats.polls += 1;
         if group.stats.polls % DELAY_SAMPLE == 1 {
@@ -179,12 +181,13 @@ impl Scheduler {
                 .delay
                 .saturating_record((now - queued).as_nanos() as u64);
         }
-        Some((task, SchedGroup(index as u8)))
+        Some((task, (SchedGroup(index as u8), flow)))
     }
 
     /// Charges a poll. Returns true when it was a stall.
-    pub(crate) fn charge(&mut self, group: SchedGroup, used_ns: u64, stall_ns: u64) -> bool {
+    pub(crate) fn charge(&mut self, (group, flow): Place, used_ns: u64, stall_ns: u64) -> bool {
         let group = &mut self.groups[group.index()];
+        group.ready.charge(flow, used_ns);
         group.vruntime += used_ns * SHARE_SCALE / u64::from(group.spec.cpu_shares);
         group.stats.busy_ns += used_ns;
         group.stats.longest_poll_ns = group.stats.longest_poll_ns.max(used_ns);
@@ -202,7 +205,7 @@ impl Scheduler {
 
     pub(crate) fn clear(&mut self) {
         for group in &mut self.groups {
-            group.queue.clear();
+            group.ready.clear();
         }
         self.ready = 0;
     }
@@ -337,13 +340,13 @@ mod tests {
         let mut sched = Scheduler::new(default_groups());
         let mut used = [0_u64; 2];
         for group in [SchedGroup::FOREGROUND, SchedGroup::BACKGROUND] {
-            sched.push(group, u32::from(group.0), Nanos(0));
+            sched.push((group, Flow::OWN), u32::from(group.0), Nanos(0));
         }
         for _ in 0..12_000 {
-            let (task, group) = sched.pop(Nanos(0), |_| 0).unwrap();
-            used[group.index()] += 1000;
-            sched.charge(group, 1000, u64::MAX);
-            sched.push(group, task, Nanos(0));
+            let (task, place) = sched.pop(Nanos(0), |_| 0).unwrap();
+            used[place.0.index()] += 1000;
+            sched.charge(place, 1000, u64::MAX);
+            sched.push(place, task, Nanos(0));
         }
         let ratio = used[0] as f64 / used[1] as f64;
         assert!(
@@ -355,21 +358,21 @@ mod tests {
     #[test]
     fn a_group_that_slept_does_not_starve_the_others() {
         let mut sched = Scheduler::new(default_groups());
-        sched.push(SchedGroup::BACKGROUND, 1, Nanos(0));
+        sched.push((SchedGroup::BACKGROUND, Flow::OWN), 1, Nanos(0));
         for _ in 0..1000 {
-            let (task, group) = sched.pop(Nanos(0), |_| 0).unwrap();
-            sched.charge(group, 1_000_000, u64::MAX);
-            sched.push(group, task, Nanos(0));
+            let (task, place) = sched.pop(Nanos(0), |_| 0).unwrap();
+            sched.charge(place, 1_000_000, u64::MAX);
+            sched.push(place, task, Nanos(0));
         }
-        sched.push(SchedGroup::FOREGROUND, 0, Nanos(0));
+        sched.push((SchedGroup::FOREGROUND, Flow::OWN), 0, Nanos(0));
         let mut foreground_ns = 0;
-        while let Some((task, group)) = sched.pop(Nanos(0), |_| 0) {
-            if group == SchedGroup::BACKGROUND {
+        while let Some((task, place)) = sched.pop(Nanos(0), |_| 0) {
+            if place.0 == SchedGroup::BACKGROUND {
                 break;
             }
             foreground_ns += 100_000;
-            sched.charge(group, 100_000, u64::MAX);
-            sched.push(group, task, Nanos(0));
+            sched.charge(place, 100_000, u64::MAX);
+            sched.push(place, task, Nanos(0));
         }
         assert!(
             foreground_ns <= 2 * WAKE_CREDIT_NS,

@@ -18,6 +18,7 @@ use crate::config::ValidConfig;
 use crate::endpoint::Endpoint;
 use crate::engine::Mesh;
 use crate::error::CallError;
+use crate::flows::Flow;
 use crate::metrics::{Counters, ShardMetrics};
 use crate::op::Leaves;
 use crate::rng::Rng;
@@ -251,31 +252,33 @@ impl ShardCore {
                     .borrow_mut()
                     .pop(self.now.get(), |n| backend.pick(n))
             };
-            let Some((index, group)) = picked else { break };
+            let Some((index, place)) = picked else { break };
             let before = self.now.get();
-            if !self.poll_task(index) {
+            let Some(flow) = self.poll_task(index) else {
                 continue;
-            }
+            };
             ran = true;
             let after = self.backend.borrow_mut().after_poll();
             self.now.set(after);
             let used = (after - before).as_nanos() as u64;
-            if self.sched.borrow_mut().charge(group, used, self.stall_ns) {
-                self.counters.report_stall(self.id, group, used);
+            // Who it worked for may have become known in this poll.
+            let charged = (place.0, flow);
+            if self.sched.borrow_mut().charge(charged, used, self.stall_ns) {
+                self.counters.report_stall(self.id, place.0, used);
             }
         }
         ran
     }
 
-    fn poll_task(self: &Rc<Self>, index: u32) -> bool {
-        let Some((mut future, task, info)) = self.tasks.borrow_mut().begin(index) else {
-            return false;
-        };
+    /// Polls a task; whose work that was, or `None` when there was nothing to poll.
+    fn poll_task(self: &Rc<Self>, index: u32) -> Option<Flow> {
+        let (mut future, task, info) = self.tasks.borrow_mut().begin(index)?;
         let waker = waker(self.endpoint.number, task);
         self.running.set(Some(Running { task, info }));
         let poll = future
             .as_mut()
             .poll(&mut std::task::Context::from_waker(&waker));
+        let flow = self.flow();
         self.running.set(None);
         let ended = if poll.is_ready() {
             self.tasks.borrow_mut().finish(index);
@@ -284,13 +287,13 @@ impl ShardCore {
             self.tasks.borrow_mut().pause(index, future)
         };
         drop(ended);
-        true
+        Some(flow)
     }
 
     fn make_ready(&self, index: u32, generation: Option<u32>) {
         let queued = self.tasks.borrow_mut().queue(index, generation);
-        if let Some(group) = queued {
-            self.sched.borrow_mut().push(group, index, self.now.get());
+        if let Some(place) = queued {
+            self.sched.borrow_mut().push(place, index, self.now.get());
         }
     }
 
@@ -447,6 +450,19 @@ impl ShardCore {
 
     pub(crate) fn level(&self) -> u8 {
         self.running.get().map_or(0, |r| r.info.level)
+    }
+
+    pub(crate) fn flow(&self) -> Flow {
+        self.running.get().map_or(Flow::OWN, |r| r.info.flow)
+    }
+
+    /// Changes whose work the running task does, from now on.
+    pub(crate) fn set_flow(&self, flow: Flow) {
+        if let Some(mut running) = self.running.get() {
+            running.info.flow = flow;
+            self.running.set(Some(running));
+            self.tasks.borrow_mut().set_flow(running.task, flow);
+        }
     }
 
     /// # Panics

@@ -142,11 +142,12 @@ impl<T: 'static> Sharded<T> {
         );
         let permit = Permit::acquire(&core, group)?;
         let (answer, answered) = oneshot::channel();
-        let sharded = self.clone();
+        let (sharded, flow) = (self.clone(), core.flow());
         let message: Message = Box::new(move |core| {
             let info = TaskInfo {
                 group: group.sched,
                 level: group.level,
+                flow,
             };
             let body = async move {
                 let Some(value) = sharded.try_local() else {

@@ -12,7 +12,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
 
 use crate::endpoint;
-use crate::sched::SchedGroup;
+use crate::flows::Flow;
+use crate::sched::{Place, SchedGroup};
 use crate::shard::with_current;
 
 pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()>>>;
@@ -76,6 +77,8 @@ pub(crate) struct TaskInfo {
     pub(crate) group: SchedGroup,
     /// Level of the service group on whose behalf the task runs; calls go to higher levels only.
     pub(crate) level: u8,
+    /// Whose work it does, within its group.
+    pub(crate) flow: Flow,
 }
 
 struct Entry {
@@ -136,14 +139,14 @@ impl Tasks {
 
     /// Marks a task as queued; `None` when it is already, or gone. Without a generation any
     /// current holder of the index is meant.
-    pub(crate) fn queue(&mut self, index: u32, generation: Option<u32>) -> Option<SchedGroup> {
+    pub(crate) fn queue(&mut self, index: u32, generation: Option<u32>) -> Option<Place> {
         let entry = self.entries.get_mut(index as usize)?;
         let current = generation.is_none_or(|g| g == entry.generation);
         if !entry.live || entry.queued || !current {
             return None;
         }
         entry.queued = true;
-        Some(entry.info.group)
+        Some((entry.info.group, entry.info.flow))
     }
 
     /// Takes a queued task's future out to be polled.
@@ -160,6 +163,14 @@ impl Tasks {
             },
             entry.info,
         ))
+    }
+
+    /// Changes whose work a live task does.
+    pub(crate) fn set_flow(&mut self, task: TaskRef, flow: Flow) {
+        let entry = &mut self.entries[task.index as usize];
+        if entry.live && entry.generation == task.generation {
+            entry.info.flow = flow;
+        }
     }
 
     /// Puts a pending task back. A task cancelled meanwhile is freed and its future returned to be
@@ -327,6 +338,7 @@ mod tests {
         let info = TaskInfo {
             group: SchedGroup::FOREGROUND,
             level: 0,
+            flow: Flow::OWN,
         };
         let first = tasks.insert(info, Box::pin(async {})).ok().unwrap();
         drop(tasks.cancel(first));

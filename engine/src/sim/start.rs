@@ -9,6 +9,7 @@ use crate::buf::Pool;
 use crate::config::{EngineConfig, ValidConfig};
 use crate::engine::{EngineHandle, Mesh};
 use crate::error::{Error, ErrorKind};
+use crate::flows::Flow;
 use crate::sched::SchedGroup;
 use crate::shard::{ShardCore, ShardId, ShardParts};
 use crate::task::TaskInfo;
@@ -47,6 +48,7 @@ impl Tickable for SimCore {
         let info = TaskInfo {
             group: SchedGroup::FOREGROUND,
             level: 0,
+            flow: Flow::OWN,
         };
         self.core.spawn(info, task).detach();
     }

@@ -63,7 +63,9 @@ pub enum Job {
 pub struct Bars {
     /// CPU of the server for an operation, a key or a GB.
     pub cpu: &'static str,
-    /// The same, held against nginx.
+    /// CPU of the work that a server leaves for later, in the same unit.
+    pub cpu_after: &'static str,
+    /// `cpu`, held against nginx.
     pub cpu_beside: &'static str,
     /// Operations a second.
     pub rate: &'static str,
@@ -83,6 +85,7 @@ macro_rules! bars {
     ($cell:literal) => {
         Bars {
             cpu: concat!($cell, "/cpu"),
+            cpu_after: concat!($cell, "/cpu-after"),
             cpu_beside: concat!($cell, "/cpu-beside-nginx"),
             rate: concat!($cell, "/rate"),
             wall: concat!($cell, "/wall"),

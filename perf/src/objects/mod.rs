@@ -44,6 +44,12 @@ use crate::report::Row;
 
 /// Length of the window that every cell runs once before the first round, uncounted.
 const WARM_UP_S: u64 = 2;
+/// How long the contenders must rest together before a window.
+const REST: Duration = Duration::from_millis(500);
+/// CPU that they may use meanwhile: a tick of the kernel's count.
+const REST_CPU_MAX: Duration = Duration::from_millis(10);
+/// Rests that are tried: what is not done after a minute runs beside the window.
+const RESTS_MAX: usize = 120;
 /// The part of a window that the idle contenders may use together before it is told.
 const IDLE_PART_MAX: f64 = 0.05;
 
@@ -172,6 +178,7 @@ impl Bench {
             eprintln!("filling {}", site.name);
             data::fill(site, cells)?;
         }
+        self.rest(cells[0])?;
         let mut series = self.series(cells)?;
         for one in &mut series {
             self.prepare(one)?;
@@ -266,8 +273,11 @@ impl Bench {
             !cpu.is_zero(),
             "the server used no CPU that the kernel has counted"
         );
+        let ended = site.cpu()?;
+        self.rest(cell)?;
+        let after = site.cpu()?.saturating_sub(ended);
         data::check_written(site, cell, &self.pool)?;
-        Ok(Sample { report, cpu })
+        Ok(Sample { report, cpu, after })
     }
 
     fn script(&self, series: &Series, site: &Site) -> Result<String> {
@@ -293,6 +303,24 @@ impl Bench {
         let status = Command::new("sync").arg("-f").arg(self.dir.path()).status();
         let status = status.context("run sync")?;
         ensure!(status.success(), "sync ended with {status}");
+        Ok(())
+    }
+
+    /// Waits until no contender works any more: merges and compaction after a window of PUTs are that
+    /// window's, and stand in its own row.
+    fn rest(&self, cell: Cell) -> Result<()> {
+        let cpu = || self.sites.iter().map(Site::cpu).sum::<Result<Duration>>();
+        let mut before = cpu()?;
+        for _ in 0..RESTS_MAX {
+            std::thread::sleep(REST);
+            let now = cpu()?;
+            if now.saturating_sub(before) <= REST_CPU_MAX {
+                return Ok(());
+            }
+            before = now;
+        }
+        let waited = REST * RESTS_MAX as u32;
+        eprintln!("{}: a contender still works after {waited:?}", cell.name());
         Ok(())
     }
 

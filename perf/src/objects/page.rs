@@ -86,7 +86,8 @@ impl Section {
 const ABOUT_OBJECTS: &str = "
 Each server runs alone on CPU 1 and wrk on CPU 0, over presigned URLs on loopback; rounds interleave
 the contenders. A figure is the median of the rounds, beside it the smallest and the largest. CPU is
-that of the server's whole process tree. Our PUTs are durable before they are answered; s3s-fs syncs
+that of the server's whole process tree. No window begins before all contenders rest; what a server
+still does after a window of PUTs (merges, compaction) is that row's `cpu-after`. Our PUTs are durable before they are answered; s3s-fs syncs
 nothing, and nginx serves static files without checking anything. A ratio is to the median of the
 contender or row that it names, in the same run. A bar is always \"at most\": 12,000 PUT/s are at most
 83.3 us a PUT, 2.5 GB for a CPU-second are at most 400 ms of CPU for a GB. `restart`, `scale`,

@@ -44,6 +44,8 @@ pub struct Sample {
     pub report: Report,
     /// CPU of the server and everything below it.
     pub cpu: Duration,
+    /// The same between the load's end and the contenders' rest.
+    pub after: Duration,
 }
 
 /// All windows of one contender in one cell.
@@ -62,7 +64,9 @@ pub struct Series {
 enum Metric {
     /// CPU for an operation, a key or a GB.
     Cpu,
-    /// The same, held against nginx.
+    /// CPU after a window, for the same.
+    CpuAfter,
+    /// `Cpu`, held against nginx.
     CpuBeside,
     P50,
     P99,
@@ -71,8 +75,9 @@ enum Metric {
     Yield,
 }
 
-const METRICS: [Metric; 7] = [
+const METRICS: [Metric; 8] = [
     Metric::Cpu,
+    Metric::CpuAfter,
     Metric::CpuBeside,
     Metric::P50,
     Metric::P99,
@@ -93,6 +98,7 @@ impl Metric {
     fn applies(self, cell: Cell, contender: &str) -> bool {
         match self {
             Self::Cpu | Self::P50 | Self::P99 | Self::Rate => true,
+            Self::CpuAfter => matches!(cell.job(), Job::Put(_)),
             Self::CpuBeside => is_small_get(cell) && contender == OURS,
             Self::Wall => cell == Cell::PutSmall64,
             Self::Yield => is_big(cell),
@@ -103,6 +109,7 @@ impl Metric {
         let bars = cell.bars();
         match self {
             Self::Cpu => bars.cpu,
+            Self::CpuAfter => bars.cpu_after,
             Self::CpuBeside => bars.cpu_beside,
             Self::P50 => bars.p50,
             Self::P99 => bars.p99,
@@ -114,10 +121,10 @@ impl Metric {
 
     fn unit(self, cell: Cell) -> &'static str {
         match (self, cell.job()) {
-            (Self::Cpu, _) if is_big(cell) => "ms CPU/GB",
+            (Self::Cpu | Self::CpuAfter, _) if is_big(cell) => "ms CPU/GB",
             (Self::Cpu, Job::List(_)) => "us CPU/key",
             (Self::Cpu, Job::Roll(_)) => "us CPU/page",
-            (Self::Cpu | Self::CpuBeside, _) => "us CPU/op",
+            (Self::Cpu | Self::CpuAfter | Self::CpuBeside, _) => "us CPU/op",
             (Self::P50 | Self::P99, _) => "ms",
             (Self::Rate, Job::List(_)) => "keys/s",
             (Self::Rate, Job::Roll(_)) => "pages/s",
@@ -128,8 +135,9 @@ impl Metric {
     }
 
     fn value(self, cell: Cell, sample: Sample) -> f64 {
-        let Sample { report, cpu } = sample;
+        let Sample { report, cpu, after } = sample;
         let requests = report.requests as f64;
+        let cpu = if self == Self::CpuAfter { after } else { cpu };
         let (cpu, wall) = (cpu.as_secs_f64(), report.duration.as_secs_f64());
         let (ops, gigabytes) = match cell.job() {
             Job::Get(bytes) | Job::Put(bytes) => (requests, requests * bytes as f64 / 1e9),
@@ -137,8 +145,8 @@ impl Metric {
             Job::Roll(_) => (requests, 0.0),
         };
         match self {
-            Self::Cpu if is_big(cell) => cpu * 1e3 / gigabytes,
-            Self::Cpu | Self::CpuBeside => cpu * 1e6 / ops,
+            Self::Cpu | Self::CpuAfter if is_big(cell) => cpu * 1e3 / gigabytes,
+            Self::Cpu | Self::CpuAfter | Self::CpuBeside => cpu * 1e6 / ops,
             Self::P50 => report.p50.as_secs_f64() * 1e3,
             Self::P99 => report.p99.as_secs_f64() * 1e3,
             Self::Rate => ops / wall,
@@ -271,7 +279,11 @@ mod tests {
             cell,
             contender,
             answer_bytes_min: 0,
-            samples: vec![Sample { report, cpu }],
+            samples: vec![Sample {
+                report,
+                cpu,
+                after: Duration::ZERO,
+            }],
         }
     }
 

@@ -205,7 +205,7 @@ impl Commit {
             return Ok(());
         }
         let flight = Rc::clone(self).fly();
-        let task = engine::try_spawn_local(SchedGroup::FOREGROUND, flight);
+        let task = engine::try_spawn_own(SchedGroup::FOREGROUND, flight);
         task.map_err(|_| LogError::Busy)?.detach();
         self.placing.set(true);
         self.flights.set(self.flights.get() + 1);
@@ -369,7 +369,7 @@ impl Commit {
             log.quiet.notify_all();
         };
         // Without a task it is tried again when the next batch is durable, and by close.
-        if let Ok(task) = engine::try_spawn_local(SchedGroup::FOREGROUND, sealer) {
+        if let Ok(task) = engine::try_spawn_own(SchedGroup::FOREGROUND, sealer) {
             self.sealing.set(true);
             task.detach();
         }
@@ -439,7 +439,7 @@ impl Commit {
             log.topping_up.set(false);
         };
         // Without a task the next batch tries again, and at worst makes the segment itself.
-        if let Ok(task) = engine::try_spawn_local(SchedGroup::BACKGROUND, stager) {
+        if let Ok(task) = engine::try_spawn_own(SchedGroup::BACKGROUND, stager) {
             self.topping_up.set(true);
             task.detach();
         }
@@ -477,7 +477,7 @@ impl Commit {
                 *log.closed.borrow_mut() = Some(outcome);
                 log.quiet.notify_all();
             };
-            let task = engine::try_spawn_local(SchedGroup::FOREGROUND, closer);
+            let task = engine::try_spawn_own(SchedGroup::FOREGROUND, closer);
             task.map_err(|_| LogError::Busy)?.detach();
             self.state.borrow_mut().phase = Phase::Closed;
             self.closing.set(true);

@@ -118,7 +118,11 @@ fn walk(body: &[u8], mut visit: impl FnMut(&[String], Item<'_>) -> Result<()>) -
     }
 }
 
+/// NUL is in no XML document, neither as itself nor as a reference.
 fn push_text(chars: &mut String, part: &str, outside_root: bool) -> Result<()> {
+    if part.contains('\0') {
+        return Err(malformed());
+    }
     if outside_root {
         return if part.trim().is_empty() {
             Ok(())

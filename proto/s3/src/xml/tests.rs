@@ -326,6 +326,9 @@ fn delete_bodies() {
         "<Delete><Object><Key>a</Key></Object></Delete>x",
         "<Delete><Key>a</Key></Delete>",
         "<Delete><Object><Key>a & b</Key></Object></Delete>",
+        "<Delete><Object><Key>a\0b</Key></Object></Delete>",
+        "<Delete><Object><Key>a&#x0;b</Key></Object></Delete>",
+        "<Delete><Object><Key><![CDATA[\0]]></Key></Object></Delete>",
     ] {
         assert_eq!(
             delete(body).unwrap_err().code,

@@ -10,8 +10,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use engine::DmaBuf;
 use engine::net::TcpStream;
+use engine::{DmaBuf, Flow};
 use futures_util::future::{Either, select};
 use s3_wire::{HeadError, HeadLimits, Parsed, RequestHead, S3Error, S3ErrorCode, parse_head};
 
@@ -52,6 +52,7 @@ pub(crate) async fn serve(server: &Rc<Server>, stream: TcpStream) {
     // Without it small answers wait for the client's delayed acknowledgement; a socket that refuses
     // is already broken, and the first receive says so.
     let _ = stream.set_nodelay();
+    engine::set_flow(Flow::UNKNOWN);
     let stream = Rc::new(stream);
     let mut inbox = Inbox::new(Rc::clone(&stream));
     let after = loop {

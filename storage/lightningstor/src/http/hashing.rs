@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use engine::{CallError, DmaBuf, SchedGroup, Task};
+use engine::{CallError, DmaBuf, Flow, SchedGroup, Task};
 use futures_channel::oneshot;
 
 use crate::md5_lanes::{LANES_MAX, Lanes, Md5, Piece};
@@ -52,6 +52,7 @@ struct Job {
     done: usize,
     hurry: oneshot::Receiver<()>,
     answer: oneshot::Sender<(Md5, DmaBuf)>,
+    flow: Flow,
 }
 
 impl Hashing {
@@ -97,6 +98,7 @@ impl Hashing {
             done: 0,
             hurry,
             answer,
+            flow: engine::flow(),
         });
         if let Some(rounds) = self.waiting.take() {
             rounds.wake();
@@ -198,6 +200,10 @@ impl Hashing {
         });
         let mut pieces: Vec<Piece<'_>> = pieces.collect();
         self.lanes.update(&mut pieces);
+        // A round is the work of whoever has waited for it longest.
+        if let Some(first) = round.first() {
+            engine::set_flow(first.flow);
+        }
         for job in round.into_iter().rev() {
             if job.done < job.buf.len() {
                 jobs.push_front(job);

@@ -1,5 +1,6 @@
 //! From a head to an answer: who is it, what is wanted, may they, and then the operation.
 
+use engine::Flow;
 use s3_wire::checksum::{BodyDigests, BodyPromise};
 use s3_wire::metadata::amz_field;
 use s3_wire::request::ObjectPath;
@@ -168,10 +169,13 @@ pub(crate) async fn perform(exchange: &Exchange<'_>, body: &mut Body<'_>) -> Don
     let bucket = op
         .bucket()
         .and_then(|name| server.store.buckets().lookup(name));
+    let tenant = TenantId(users.tenant(user));
+    // The connection's next request begins as this one's tenant's, too.
+    engine::set_flow(Flow::of_tenant(tenant.0));
     let call = Call {
         exchange,
         user,
-        tenant: TenantId(users.tenant(user)),
+        tenant,
         payload: who.payload,
         bucket,
     };

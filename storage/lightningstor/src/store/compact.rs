@@ -150,8 +150,8 @@ impl Inner {
     ) -> Result<Vec<Live>, StoreError> {
         // In the order of the index, so that neighbours are found in one block.
         found.sort_by(|one, next| {
-            let name = |c: &Candidate| (c.record.bucket, c.record.key.clone());
-            name(one).cmp(&name(next))
+            let buckets = one.record.bucket.cmp(&next.record.bucket);
+            buckets.then_with(|| one.record.key.cmp(&next.record.key))
         });
         let mut live = Vec::new();
         for candidate in found {

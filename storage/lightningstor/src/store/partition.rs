@@ -435,7 +435,7 @@ impl Inner {
                 }
             }
         };
-        if let Ok(task) = engine::try_spawn_local(SchedGroup::BACKGROUND, body) {
+        if let Ok(task) = engine::try_spawn_own(SchedGroup::BACKGROUND, body) {
             task.detach();
         }
     }

@@ -4,6 +4,8 @@
 //! `enter`; under the simulator the world does. At most one shard is the thread's current one, and
 //! all of a shard's state is reached through it.
 
+mod seen;
+
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -11,6 +13,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
+
+pub use seen::Shard;
 
 use crate::backend::{Completion, IoBackend, Op, RawHandle, SlotId, Wait};
 use crate::buf::{Pool, Registration};
@@ -582,28 +586,5 @@ impl ShardCore {
             sq_full: self.backend.borrow().sq_full(),
             pool: self.pool.usage(),
         }
-    }
-}
-
-/// A shard as seen by functions sent to it.
-pub struct Shard {
-    core: Rc<ShardCore>,
-}
-
-impl Shard {
-    pub(crate) fn new(core: &Rc<ShardCore>) -> Shard {
-        Shard {
-            core: Rc::clone(core),
-        }
-    }
-
-    /// Its number.
-    pub fn id(&self) -> ShardId {
-        self.core.id
-    }
-
-    /// Its counters and histograms.
-    pub fn metrics(&self) -> ShardMetrics {
-        self.core.metrics()
     }
 }

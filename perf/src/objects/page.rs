@@ -27,6 +27,13 @@ pub const OBJECTS: Section = Section {
     about: ABOUT_OBJECTS,
 };
 
+/// The section of `perf objects` when only the trial of many keys runs: it takes long.
+pub const SCALE: Section = Section {
+    heading: "LightningStor: 10,000,000 keys",
+    suite: "objects",
+    about: ABOUT_SCALE,
+};
+
 /// The section of `perf big-object`.
 pub const BIG_OBJECT: Section = Section {
     heading: "LightningStor: one object of 6 GiB",
@@ -93,6 +100,11 @@ contender or row that it names, in the same run. A bar is always \"at most\": 12
 83.3 us a PUT, 2.5 GB for a CPU-second are at most 400 ms of CPU for a GB. `restart`, `scale`,
 `compaction`, `tenants` and `idle` are trials of our node alone: one shard on CPU 1, but `idle` at its
 defaults.
+";
+
+const ABOUT_SCALE: &str = "
+A node with one shard on CPU 1 takes 10,000,000 objects of a few bytes from one client on CPU 0. Memory
+is what the kernel says of the node's process.
 ";
 
 const ABOUT_BIG_OBJECT: &str = "

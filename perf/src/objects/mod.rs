@@ -71,7 +71,11 @@ pub fn run(args: &ObjectsArgs) -> Result<Vec<Row>> {
     rows.extend(trials(args, &wrk, &parent)?);
     if let Some(path) = &args.report {
         let is_scale = cells.is_empty() && args.trials() == [trial::Trial::Scale];
-        let section = if is_scale { &page::SCALE } else { &page::OBJECTS };
+        let section = if is_scale {
+            &page::SCALE
+        } else {
+            &page::OBJECTS
+        };
         page::write(path, section, &facts, &rows)?;
         eprintln!("written: {}", path.display());
     }

@@ -31,6 +31,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;
     let encoded = descriptors.encode_to_vec();
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a build script runs outside of the engine"
+    )]
     std::fs::write(out.join("descriptors.bin"), &encoded)?;
 
     tonic_prost_build::configure()

@@ -4,10 +4,13 @@
 //! medians with their spread. A figure is never taken from an earlier run, and a contender whose
 //! work was not checked in the run has no figure. Tables and JSON go to stdout, facts to stderr.
 
+mod chainfire;
 mod engine;
 mod machine;
 mod objects;
 mod page;
+mod proc;
+mod process;
 mod report;
 
 use std::process::ExitCode;
@@ -31,6 +34,8 @@ enum Bench {
     Engine(engine::EngineArgs),
     /// GET, PUT and LIST of objects, beside nginx, s3s-fs and Garage; trials of our node alone.
     Objects(Box<objects::ObjectsArgs>),
+    /// Put, get, watch and lease of ChainFire beside etcd, on one and on three nodes.
+    Chainfire(chainfire::ChainfireArgs),
     /// One object of 6 GiB, up and down, and the memory that the server needs for it.
     BigObject(objects::big::BigObjectArgs),
 }
@@ -46,6 +51,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let (rows, json, strict) = match cli.bench {
         Bench::Engine(args) => (engine::run(&args)?, args.json, args.strict),
         Bench::Objects(args) => (objects::run(&args)?, args.json, args.strict),
+        Bench::Chainfire(args) => (chainfire::run(&args)?, args.json, args.strict),
         Bench::BigObject(args) => (objects::big::run(&args)?, args.json, args.strict),
     };
     print(&rows, json)?;

@@ -28,6 +28,8 @@ enum Suite {
     Engine,
     /// GET, PUT and LIST beside nginx and s3s-fs; restart, memory, compaction and tenants of our node
     Objects,
+    /// Put, get, watch and lease of ChainFire beside etcd, on one and on three nodes
+    Chainfire,
     /// An object of 6 GiB and the memory that it takes
     BigObject,
 }
@@ -37,6 +39,7 @@ impl Suite {
         match self {
             Self::Engine => "engine",
             Self::Objects => "objects",
+            Self::Chainfire => "chainfire",
             Self::BigObject => "big-object",
         }
     }
@@ -47,6 +50,10 @@ impl Suite {
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut command = workspace.cargo();
     if options.suite == Suite::BigObject {
+        command.env("ULTRACLOUD_BIN", workspace.build_server(Profile::Release)?);
+    }
+    if options.suite == Suite::Chainfire {
+        setup::run_as_progress(workspace, Scope::Bench)?;
         command.env("ULTRACLOUD_BIN", workspace.build_server(Profile::Release)?);
     }
     if options.suite == Suite::Objects {

@@ -17,10 +17,10 @@ use clap::Args;
 
 use super::client::Client;
 use super::contenders::{Node, OURS, Setup};
-use super::proc::{self, Memory};
 use super::site::Endpoint;
 use super::{body, page, show_facts, temporary};
 use crate::machine::Facts;
+use crate::proc::{self, Memory};
 use crate::report::{Limit, Row, Spread};
 
 const MIB: u64 = 1 << 20;

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::proc;
-use super::process::{Process, SERVER_CPU};
 use super::site::{Keys, Site};
+use crate::proc;
+use crate::process::{Process, SERVER_CPU};
 
 pub use ultracloud::{Cpus, Node, Setup};
 

@@ -10,9 +10,9 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 
-use super::process::LOAD_CPU;
 use super::site::Endpoint;
 use crate::machine;
+use crate::process::LOAD_CPU;
 
 /// Connections that fill a server.
 const LANES: u32 = 64;

@@ -15,9 +15,7 @@ mod contenders;
 mod data;
 mod fill;
 mod options;
-mod page;
-mod proc;
-mod process;
+pub mod page;
 mod rows;
 mod script;
 mod site;
@@ -40,6 +38,7 @@ use self::rows::{Sample, Series};
 use self::script::{Body, Script};
 use self::site::Site;
 use crate::machine::{Facts, Mount};
+use crate::process;
 use crate::report::Row;
 
 /// Length of the window that every cell runs once before the first round, uncounted.

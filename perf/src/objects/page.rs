@@ -34,6 +34,13 @@ pub const SCALE: Section = Section {
     about: ABOUT_SCALE,
 };
 
+/// The section of `perf chainfire`.
+pub const CHAINFIRE: Section = Section {
+    heading: "ChainFire",
+    suite: "chainfire",
+    about: ABOUT_CHAINFIRE,
+};
+
 /// The section of `perf big-object`.
 pub const BIG_OBJECT: Section = Section {
     heading: "LightningStor: one object of 6 GiB",
@@ -100,6 +107,15 @@ contender or row that it names, in the same run. A bar is always \"at most\": 12
 83.3 us a PUT, 2.5 GB for a CPU-second are at most 400 ms of CPU for a GB. `restart`, `scale`,
 `compaction`, `tenants` and `idle` are trials of our node alone: one shard on CPU 1, but `idle` at its
 defaults.
+";
+
+const ABOUT_CHAINFIRE: &str = "
+Clusters of one (n1) and three members (n3), ours and Debian's etcd; every member runs on CPU 1 with
+fsync on, the load on CPU 0, a connection for each client, 256 B a value. Rounds interleave the
+contenders. A figure is the median of the rounds; CPU is that of all members. A rate is judged turned
+over: 1.5 times etcd's puts are at most 0.667 of its wall time a put. `watch-event` is from a put until
+the last of 1,000 watchers has the event; `lease-grant` and `memory` are with 100,000 leases and 1,000,000
+keys on one member.
 ";
 
 const ABOUT_SCALE: &str = "

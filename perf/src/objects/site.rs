@@ -12,8 +12,8 @@ use s3_wire::sigv4::{RequestToSign, Signer, presign};
 
 use super::cell::Job;
 use super::client::Client;
-use super::proc;
-use super::process::Process;
+use crate::proc;
+use crate::process::Process;
 
 /// The region of every signature.
 pub const REGION: &str = "us-east-1";

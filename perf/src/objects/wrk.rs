@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::process::{LOAD_CPU, Process, pinned};
 use super::script::REPORT;
+use crate::process::{LOAD_CPU, Process, pinned};
 
 /// What wrk may take beyond its window: reading targets, and answers that are late.
 const GRACE: Duration = Duration::from_mins(2);

@@ -91,6 +91,14 @@ const TOOLS: &[Tool] = &[
         strict: true,
         scope: Scope::Bench,
     },
+    Tool {
+        name: "etcd",
+        why: "the peer of the ChainFire benchmark",
+        packages: &["etcd-server"],
+        probe: &["etcd", "--version"],
+        strict: true,
+        scope: Scope::Bench,
+    },
 ];
 
 /// Installs what is missing of the scope's tools and reports all of them.
@@ -113,8 +121,8 @@ pub fn ensure(scope: Scope, report: &mut Report) -> Result<()> {
         let version = version(tool)
             .with_context(|| format!("{} was installed but does not run", tool.name))?;
         report.line(State::Installed, tool.name, &version, tool.why)?;
-        if tool.name == "nginx" {
-            leave_nginx_stopped()?;
+        if let "nginx" | "etcd" = tool.name {
+            leave_stopped(tool.name)?;
         }
     }
     Ok(())
@@ -180,18 +188,18 @@ fn by_hand(packages: &[&str]) -> String {
     )
 }
 
-/// Disables and stops the system's nginx, which the package may have started; benchmarks run
-/// their own with their own configuration. Called only right after the package was installed.
-fn leave_nginx_stopped() -> Result<()> {
+/// Disables and stops the system's service of a tool, which the package may have started; benchmarks
+/// run their own with their own configuration. Called only right after the package was installed.
+fn leave_stopped(service: &str) -> Result<()> {
     if Path::new("/run/systemd/system").is_dir() {
-        process::run_as_progress(Command::new("systemctl").args(["disable", "--now", "nginx"]))?;
+        process::run_as_progress(Command::new("systemctl").args(["disable", "--now", service]))?;
     }
-    let Ok(pid) = std::fs::read_to_string("/run/nginx.pid") else {
+    let Ok(pid) = std::fs::read_to_string(format!("/run/{service}.pid")) else {
         return Ok(());
     };
     let pid = pid.trim();
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if name.trim() == "nginx" {
+    if name.trim() == service {
         process::run_as_progress(Command::new("kill").args(["-QUIT", pid]))?;
     }
     Ok(())

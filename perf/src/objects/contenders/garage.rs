@@ -13,8 +13,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::{Contender, START_DEADLINE};
-use crate::objects::process::{self, Process, SERVER_CPU, pinned};
 use crate::objects::site::{Access, Endpoint, Keys, REGION, Site, free_address};
+use crate::process::{self, Process, SERVER_CPU, pinned};
 
 pub(super) const NAME: &str = "garage";
 pub(super) const NAME_UNSYNCED: &str = "garage-unsynced";

@@ -10,8 +10,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use super::Contender;
-use crate::objects::process::{self, Process, SERVER_CPU, pinned};
 use crate::objects::site::{Access, Endpoint, Site, free_address};
+use crate::process::{self, Process, SERVER_CPU, pinned};
 
 pub(super) const NAME: &str = "nginx";
 

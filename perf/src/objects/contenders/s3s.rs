@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::Contender;
-use crate::objects::process::{self, Process, SERVER_CPU, pinned};
 use crate::objects::site::{Access, Endpoint, Site, free_address};
+use crate::process::{self, Process, SERVER_CPU, pinned};
 
 pub(super) const NAME: &str = "s3s-fs";
 /// It walks the whole tree for every page: of 100,000 keys a page takes many seconds.

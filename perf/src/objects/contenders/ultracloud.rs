@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 
 use super::Contender;
 use crate::objects::client::Client;
-use crate::objects::process::{self, Process, SERVER_CPU, on_cpus};
 use crate::objects::site::{Access, Endpoint, Keys, Site};
+use crate::process::{self, Process, SERVER_CPU, on_cpus};
 
 pub(super) const NAME: &str = "ultracloud";
 

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::{Lab, row};
 use crate::objects::contenders::{Cpus, Setup};
-use crate::objects::proc::{self, Memory};
+use crate::proc::{self, Memory};
 use crate::report::Row;
 
 /// The most that an idle node may hold.

@@ -17,8 +17,8 @@ use super::tiny::Tiny;
 use super::{Lab, Window, row};
 use crate::machine;
 use crate::objects::contenders::{Node, Setup};
-use crate::objects::proc;
 use crate::objects::script::Body;
+use crate::proc;
 use crate::report::Row;
 
 /// The most memory that ten million keys may take.

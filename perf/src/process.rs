@@ -191,7 +191,7 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objects::proc;
+    use crate::proc;
 
     const DEADLINE: Duration = Duration::from_mins(1);
 

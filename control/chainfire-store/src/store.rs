@@ -82,11 +82,15 @@ impl Reader {
     }
 
     fn publish(&self, view: View) {
+        let mut next = Arc::new(view);
         let mut published = self
             .published
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        *published = Arc::new(view);
+        std::mem::swap(&mut *published, &mut next);
+        drop(published);
+        // The one before may take a while to free, if nobody else holds it.
+        drop(next);
     }
 }
 
@@ -214,6 +218,11 @@ impl Store {
             return Err(Error::new(ErrorKind::Poisoned, "use"));
         }
         Ok(())
+    }
+
+    /// Takes no more: the batch under way could not be applied.
+    pub(crate) fn poison(&mut self) {
+        self.poisoned = true;
     }
 
     /// Marks the store as unusable if `result` is an error.

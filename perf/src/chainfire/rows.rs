@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_judged_by_its_times_of_etcds() {
-        for (answers, kept) in [(15_000, true), (14_999, false)] {
+        for (answers, kept) in [(15_010, true), (14_990, false)] {
             let rows = rows(&[series(ONE[1], OURS, answers), series(ONE[1], ETCD, 10_000)]);
             let rows = rows.unwrap();
             assert_eq!(verdict(&rows, "put-c64-n1/wall"), Some(kept));

@@ -42,8 +42,9 @@ pub enum TransportError {
 /// The pieces of a snapshot, read as they are sent.
 pub type SnapshotChunks = Box<dyn Iterator<Item = io::Result<Bytes>> + Send>;
 
-/// Carries calls to other members. Calls may overlap and overtake each other; each is answered at
-/// most once. An implementation keeps its connections and reconnects by itself.
+/// Carries calls to other members. Calls may overlap and overtake each other. A call of
+/// [`Method::Propose`] or [`Method::Change`] is delivered at most once: an implementation does not
+/// send it again by itself. An implementation keeps its connections and reconnects by itself.
 pub trait Transport: Clone + Send + Sync + 'static {
     /// Asks `member` (whose identity is `to`) for `method`, waiting for at most `deadline`. The
     /// other side answers with [`crate::Node::receive`].

@@ -57,7 +57,12 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     pub(crate) async fn lead_change(&self, change: &Change) -> Result<()> {
         let deadline = self.deadline();
         let make = async {
-            let _turn = self.inner.changing.lock().await;
+            // Refused at once where one is under way; one that is just being finished is awaited.
+            plan(&self.known()?, change)?;
+            let _turn = match change {
+                Change::Transfer { .. } => None,
+                _ => Some(self.inner.changing.lock().await),
+            };
             let known = self.known()?;
             let plan = plan(&known, change)?;
             self.make(&known, plan).await
@@ -85,9 +90,11 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             Plan::Joint {
                 voters,
                 members,
+                demoted,
                 retain,
             } => {
                 let change = ChangeMembers::Batch(vec![
+                    ChangeMembers::SetNodes(demoted),
                     ChangeMembers::AddNodes(members),
                     ChangeMembers::ReplaceAllVoters(voters),
                 ]);

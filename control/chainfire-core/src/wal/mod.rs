@@ -30,7 +30,6 @@ use crate::error::Result;
 use crate::types::{Entry, LogId, Vote};
 use crate::wal::record::{Kind, parse_record};
 use crate::wal::recover::Recovered;
-#[cfg(test)]
 pub(crate) use crate::wal::state::position;
 use crate::wal::state::{Located, Place, State};
 pub use crate::wal::writer::Writer;
@@ -92,6 +91,40 @@ pub struct Opened<D: Disk> {
     pub writer: Writer<D>,
     /// What the handle queues.
     pub jobs: Jobs,
+}
+
+impl<D: Disk> Opened<D> {
+    /// Writes a vote and one entry without a running writer. Entries after `applied` stay; a log
+    /// that ends before it, as after a snapshot, begins anew behind it.
+    pub(crate) fn write_now(
+        &mut self,
+        applied: Option<LogId>,
+        vote: Vote,
+        entry: Entry,
+    ) -> io::Result<()> {
+        let results: Arc<Mutex<Vec<io::Result<()>>>> = Arc::default();
+        let done = || -> Done {
+            let results = results.clone();
+            Box::new(move |result| lock(&results).push(result))
+        };
+        let mut jobs = Vec::new();
+        {
+            let mut state = lock(&self.wal.state);
+            if let Some(applied) = applied.filter(|&applied| state.last() < Some(applied)) {
+                state.purge(applied);
+                jobs.push(Job::Purge(applied));
+            }
+            let entries = vec![state.push(entry, None).map_err(io::Error::other)?];
+            jobs.push(Job::Append {
+                entries,
+                done: done(),
+            });
+            jobs.push(Job::Vote { vote, done: done() });
+        }
+        self.writer.step(&mut jobs);
+        let results = std::mem::take(&mut *lock(&results));
+        results.into_iter().collect()
+    }
 }
 
 /// The queue between the handles and the writer.

@@ -81,7 +81,10 @@ fn a_long_compaction_goes_in_steps_that_nobody_sees() {
         purge_versions_max: 7,
         ..options()
     });
-    let mut fast = Machine::new();
+    let mut fast = Machine::with(Options {
+        purge_versions_max: 1_000,
+        ..options()
+    });
     for machine in [&mut slow, &mut fast] {
         for i in 0..200 {
             machine.put(&format!("k{}", i % 10), &i.to_string());

@@ -1,6 +1,6 @@
 //! etcd's semantics in the plainest form: a whole map for each revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -70,6 +70,19 @@ impl Model {
 
     pub fn at(&self, revision: i64) -> &Map {
         &self.maps[revision as usize]
+    }
+
+    /// The keys of which a finished compaction leaves a version: those that were there at its
+    /// revision, and those that changed at it (put or deleted) or later.
+    pub fn kept(&self) -> BTreeSet<Bytes> {
+        let later = self
+            .events
+            .iter()
+            .filter(|batch| batch.revision >= self.compacted);
+        let changed = later.flat_map(|batch| &batch.events);
+        let changed = changed.map(|event| event.kv.as_ref().unwrap().key.clone());
+        let base = self.at(self.compacted.max(1)).keys().cloned();
+        base.chain(changed).collect()
     }
 
     fn begin(&self) -> Work<'_> {

@@ -138,7 +138,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         6 => put().prop_map(|put| Step::Do(Op::Put(put))),
         3 => delete().prop_map(|delete| Step::Do(Op::DeleteRange(delete))),
         6 => txn().prop_map(|txn| Step::Do(Op::Txn(txn))),
-        1 => (-1_i64..9).prop_map(Step::Compact),
+        3 => (-1_i64..6).prop_map(Step::Compact),
         2 => (1_i64..4, 0_i64..9)
             .prop_map(|(id, ttl)| Step::Do(Op::LeaseGrant(LeaseGrantRequest { ttl, id }))),
         1 => (1_i64..4).prop_map(|id| Step::Do(Op::LeaseRevoke(LeaseRevokeRequest { id }))),

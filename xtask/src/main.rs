@@ -6,6 +6,7 @@
 
 mod bench;
 mod fuzz;
+mod lane;
 mod process;
 mod quickstart;
 mod setup;
@@ -54,6 +55,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Check layering, sizes, fences and wording of the tree
     Tidy,
+    /// Run a proof lane: real binaries through a story, with artifacts below work/
+    Lane(lane::Options),
     /// Measure beside the peers
     Bench(bench::Options),
 }
@@ -83,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test { seeds, nextest } => test::run(&workspace, seeds, &nextest)?,
         Command::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Command::Tidy => return tidy::run(&workspace),
+        Command::Lane(options) => lane::run(&workspace, &options)?,
         Command::Bench(options) => bench::run(&workspace, &options)?,
     }
     Ok(ExitCode::SUCCESS)

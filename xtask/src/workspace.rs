@@ -89,12 +89,17 @@ impl Workspace {
     /// For tests the whole workspace is selected, so that features resolve as they do for the tests
     /// and nothing is compiled twice. A release has its own features only.
     pub fn build_server(&self, profile: Profile) -> Result<PathBuf> {
+        self.build(profile, "ultracloud")
+    }
+
+    /// Builds a binary, which is called as its package is, and gives its path.
+    pub fn build(&self, profile: Profile, binary: &str) -> Result<PathBuf> {
         let mut command = self.cargo();
-        command.args(["build", "--bin", "ultracloud"]);
-        command.args(match profile {
-            Profile::Dev => ["--workspace"].as_slice(),
-            Profile::Release => ["--release", "--package", "ultracloud"].as_slice(),
-        });
+        command.args(["build", "--bin", binary]);
+        match profile {
+            Profile::Dev => command.arg("--workspace"),
+            Profile::Release => command.args(["--release", "--package", binary]),
+        };
         command.arg("--message-format=json-render-diagnostics");
         let output = command
             .stdin(Stdio::null())
@@ -108,8 +113,8 @@ impl Workspace {
                 output.status
             );
         }
-        executable(&String::from_utf8_lossy(&output.stdout), "ultracloud")
-            .context("cargo built no binary named ultracloud")
+        executable(&String::from_utf8_lossy(&output.stdout), binary)
+            .with_context(|| format!("cargo built no binary named {binary}"))
     }
 }
 

@@ -1,0 +1,163 @@
+//! Members of a ChainFire cluster as processes, and the command line that operators use on them.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::process::{self, Running};
+
+/// How long anything may take that the story waits for.
+pub const DEADLINE: Duration = Duration::from_mins(1);
+
+/// A member: its ports and directory, and its process while it runs.
+pub struct Member {
+    /// Its name.
+    pub name: &'static str,
+    /// Where clients are served.
+    pub client: String,
+    /// Where other members are served.
+    pub peer: String,
+    dir: PathBuf,
+    process: Option<Running>,
+    starts: u32,
+}
+
+/// Whether the cluster is made by the start.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    New,
+    Existing,
+}
+
+impl Member {
+    /// A member that does not run yet, with an empty directory.
+    pub fn new(name: &'static str, dir: &Path) -> Result<Self> {
+        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let (client, peer) = (bind()?, bind()?);
+        let dir = dir.join(name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self {
+            name,
+            client: client.local_addr()?.to_string(),
+            peer: peer.local_addr()?.to_string(),
+            dir,
+            process: None,
+            starts: 0,
+        })
+    }
+
+    /// `name=URL`, as the initial cluster is written.
+    pub fn entry(&self) -> String {
+        format!("{}=http://{}", self.name, self.peer)
+    }
+
+    /// Starts the process; what it says goes into `NAME-N.log`.
+    pub fn start(&mut self, server: &Path, cluster: &str, state: State) -> Result<()> {
+        self.starts += 1;
+        let state = match state {
+            State::New => "new",
+            State::Existing => "existing",
+        };
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(server)
+            .args([
+                "node",
+                "--role",
+                "chainfire",
+                "--admin-listen",
+                "127.0.0.1:0",
+            ])
+            .arg("--data-dir")
+            .arg(self.dir.join("data"))
+            .args(["--chainfire-name", self.name])
+            .args(["--chainfire-listen", &self.client])
+            .args(["--chainfire-peer-listen", &self.peer])
+            .args(["--chainfire-initial-cluster", cluster])
+            .args(["--chainfire-initial-cluster-state", state]);
+        let log = self.dir.join(format!("{}-{}.log", self.name, self.starts));
+        self.process = Some(Running::start(&mut command, &log)?);
+        Ok(())
+    }
+
+    /// Kills the process, as a power cut of its machine would.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Kills it and empties its directory of everything but its logs.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.kill();
+        fs::remove_dir_all(self.dir.join("data"))
+            .with_context(|| format!("cannot empty {}", self.dir.display()))
+    }
+
+    /// Whether its process was started and not ended.
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+}
+
+/// `ultractl chainfire` with some members as its endpoints.
+pub struct Ctl<'a> {
+    cli: &'a Path,
+    endpoints: String,
+}
+
+impl<'a> Ctl<'a> {
+    /// Asks the first of these members that answers.
+    pub fn of(cli: &'a Path, members: &[&Member]) -> Self {
+        let urls: Vec<String> = members
+            .iter()
+            .map(|member| format!("http://{}", member.client))
+            .collect();
+        Self {
+            cli,
+            endpoints: urls.join(","),
+        }
+    }
+
+    /// Its answer, which is one JSON document.
+    pub fn ask(&self, args: &[&str]) -> Result<Value> {
+        let mut command = Command::new(self.cli);
+        command
+            .args(["-o", "json", "chainfire", "--endpoints", &self.endpoints])
+            .args(args);
+        let said = process::capture(&mut command)?;
+        serde_json::from_str(&said)
+            .with_context(|| format!("`{}` said no JSON: {said}", process::shown(&command)))
+    }
+
+    /// Asks until the answer is the one that is waited for.
+    pub fn until(
+        &self,
+        what: &str,
+        args: &[&str],
+        mut is: impl FnMut(&Value) -> bool,
+    ) -> Result<Value> {
+        let mut last = String::from("nothing");
+        let found = process::until(DEADLINE, || {
+            Ok(match self.ask(args) {
+                Ok(answer) if is(&answer) => Some(answer),
+                Ok(answer) => {
+                    last = answer.to_string();
+                    None
+                }
+                Err(error) => {
+                    last = format!("{error:#}");
+                    None
+                }
+            })
+        })?;
+        match found {
+            Some(answer) => Ok(answer),
+            None => bail!("{what}: not within {DEADLINE:?}; the last answer was {last}"),
+        }
+    }
+}

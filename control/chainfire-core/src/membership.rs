@@ -1,0 +1,598 @@
+//! The rules of changing the membership: what a leader may do now, and what it refuses, saying why.
+//!
+//! One change at a time, and by the sequential verbs one voter at a time, written as one entry; any
+//! other change of voters is [`Change::Joint`], which goes through a joint membership. A change is
+//! refused where the members that answer now would not be a quorum after it. A new voter first
+//! catches up as a learner.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message as _;
+
+use crate::codec::{DecodeError, MemberMessage, decode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::{Member, Membership, NodeId, StoredMembership};
+
+/// How many entries a learner may lack and still count as caught up.
+pub const CAUGHT_UP_ENTRIES: u64 = 256;
+
+/// A change of membership or of leadership.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Adds a member that learns; with [`Member::becomes_voter`] the leader makes it a voter by
+    /// itself once it has caught up.
+    Add {
+        /// Its identity, never used before.
+        id: NodeId,
+        /// Where it is.
+        member: Member,
+    },
+    /// Makes a learner that has caught up a voter.
+    Promote {
+        /// The learner.
+        id: NodeId,
+    },
+    /// Removes a member; the leader itself hands leadership on.
+    Remove {
+        /// The member.
+        id: NodeId,
+    },
+    /// Replaces what is known of a member: its name and endpoints.
+    Update {
+        /// The member.
+        id: NodeId,
+        /// What replaces it.
+        member: Member,
+    },
+    /// Replaces the whole set of voters in one step, through a joint membership.
+    Joint {
+        /// The voters after it.
+        voters: BTreeSet<NodeId>,
+        /// Members among them that are not in the cluster yet.
+        members: BTreeMap<NodeId, Member>,
+        /// Whether voters that leave stay as learners.
+        retain: bool,
+    },
+    /// Hands leadership to a voter; to the one that has most of the log where none is named.
+    Transfer {
+        /// The voter.
+        to: Option<NodeId>,
+    },
+}
+
+/// What a leader knows when it judges a change.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// The leader.
+    pub(crate) leader: NodeId,
+    /// The newest membership, and whether it is committed.
+    pub(crate) membership: StoredMembership,
+    pub(crate) committed: bool,
+    pub(crate) last_index: u64,
+    /// How much of the log each other member has.
+    pub(crate) matched: BTreeMap<NodeId, u64>,
+    /// Who answered lately; the leader itself counts.
+    pub(crate) reachable: BTreeSet<NodeId>,
+}
+
+/// What to do for a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Write this membership, which differs by at most one voter.
+    Append(Membership),
+    /// Replace what is known of members.
+    Set(BTreeMap<NodeId, Member>),
+    /// Go to these voters through a joint membership.
+    Joint {
+        voters: BTreeSet<NodeId>,
+        members: BTreeMap<NodeId, Member>,
+        retain: bool,
+    },
+    /// Hand leadership over.
+    Transfer(NodeId),
+}
+
+fn refused(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Refused, what)
+}
+
+fn quorum(voters: &BTreeSet<NodeId>) -> usize {
+    voters.len() / 2 + 1
+}
+
+impl Known {
+    fn voters(&self) -> &BTreeSet<NodeId> {
+        static NONE: BTreeSet<NodeId> = BTreeSet::new();
+        self.membership.get_joint_config().last().unwrap_or(&NONE)
+    }
+
+    fn members(&self) -> BTreeMap<NodeId, Member> {
+        self.membership
+            .nodes()
+            .map(|(&id, member)| (id, member.clone()))
+            .collect()
+    }
+
+    /// Whether `id` has nearly all of the log.
+    pub(crate) fn caught_up(&self, id: NodeId) -> bool {
+        let matched = self.matched.get(&id).copied();
+        id == self.leader
+            || matched.is_some_and(|matched| matched + CAUGHT_UP_ENTRIES >= self.last_index)
+    }
+
+    /// Why no change may begin now, if so.
+    pub(crate) fn under_way(&self) -> Option<String> {
+        if self.committed && self.membership.get_joint_config().len() == 1 {
+            return None;
+        }
+        let at = self.membership.log_id().map_or(0, |id| id.index());
+        Some(format!(
+            "a change of the membership (entry {at}) is under way; wait until it is committed"
+        ))
+    }
+
+    fn require_settled(&self) -> Result<()> {
+        self.under_way().map_or(Ok(()), |why| Err(refused(why)))
+    }
+
+    fn require_member(&self, id: NodeId) -> Result<Member> {
+        let member = self.membership.get_node(&id).cloned();
+        member.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no member {id:x}")))
+    }
+
+    fn require_quorum(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+        let answering = voters.intersection(&self.reachable).count();
+        if answering >= quorum(voters) {
+            return Ok(());
+        }
+        let silent: Vec<String> = voters
+            .difference(&self.reachable)
+            .map(|id| format!("{id:x}"))
+            .collect();
+        Err(refused(format!(
+            "only {answering} of the {} voters after it answer, {} are needed; first repair or \
+             remove {}",
+            voters.len(),
+            quorum(voters),
+            silent.join(", "),
+        )))
+    }
+
+    fn append(&self, voters: BTreeSet<NodeId>, members: BTreeMap<NodeId, Member>) -> Result<Plan> {
+        let membership = Membership::new(vec![voters], members);
+        let membership = membership
+            .map_err(|error| Error::caused(ErrorKind::Invalid, "the membership", error))?;
+        Ok(Plan::Append(membership))
+    }
+
+    fn require_free_urls(&self, id: NodeId, urls: &[String]) -> Result<()> {
+        for (&other, member) in self.membership.nodes() {
+            if let Some(url) = member.peer_urls.iter().find(|url| urls.contains(url))
+                && other != id
+            {
+                let what = format!("member {other:x} already has the peer URL {url}");
+                return Err(Error::new(ErrorKind::Exists, what));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to do for `change`, or why it is refused.
+pub(crate) fn plan(known: &Known, change: &Change) -> Result<Plan> {
+    if !matches!(change, Change::Transfer { .. }) {
+        known.require_settled()?;
+    }
+    match change {
+        Change::Add { id, member } => {
+            if known.membership.get_node(id).is_some() {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("member {id:x} exists"),
+                ));
+            }
+            known.require_free_urls(*id, &member.peer_urls)?;
+            let mut members = known.members();
+            members.insert(*id, member.clone());
+            known.append(known.voters().clone(), members)
+        }
+        Change::Promote { id } => promote(known, *id),
+        Change::Remove { id } => {
+            known.require_member(*id)?;
+            let mut voters = known.voters().clone();
+            if voters.remove(id) {
+                if voters.is_empty() {
+                    return Err(refused(format!("member {id:x} is the last voter")));
+                }
+                known.require_quorum(&voters)?;
+            }
+            let mut members = known.members();
+            members.remove(id);
+            known.append(voters, members)
+        }
+        Change::Update { id, member } => {
+            let before = known.require_member(*id)?;
+            known.require_free_urls(*id, &member.peer_urls)?;
+            let becomes_voter = before.becomes_voter;
+            let member = Member {
+                becomes_voter,
+                ..member.clone()
+            };
+            Ok(Plan::Set(BTreeMap::from([(*id, member)])))
+        }
+        Change::Joint {
+            voters,
+            members,
+            retain,
+        } => joint(known, voters, members, *retain),
+        Change::Transfer { to } => transfer(known, *to),
+    }
+}
+
+fn promote(known: &Known, id: NodeId) -> Result<Plan> {
+    let mut member = known.require_member(id)?;
+    let mut voters = known.voters().clone();
+    if !voters.insert(id) {
+        return Err(refused(format!(
+            "member {id:x} is a voter already, not a learner"
+        )));
+    }
+    if !known.caught_up(id) {
+        let matched = known.matched.get(&id).copied().unwrap_or(0);
+        return Err(refused(format!(
+            "learner {id:x} has entries up to {matched} of {}; promote it when it has caught up",
+            known.last_index
+        )));
+    }
+    known.require_quorum(&voters)?;
+    member.becomes_voter = false;
+    let mut members = known.members();
+    members.insert(id, member);
+    known.append(voters, members)
+}
+
+fn joint(
+    known: &Known,
+    voters: &BTreeSet<NodeId>,
+    members: &BTreeMap<NodeId, Member>,
+    retain: bool,
+) -> Result<Plan> {
+    if voters.is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, "a cluster needs a voter"));
+    }
+    for (id, member) in members {
+        if known.membership.get_node(id).is_some() {
+            return Err(Error::new(
+                ErrorKind::Exists,
+                format!("member {id:x} exists"),
+            ));
+        }
+        known.require_free_urls(*id, &member.peer_urls)?;
+    }
+    for id in voters {
+        if !members.contains_key(id) {
+            known.require_member(*id)?;
+        }
+    }
+    // New members begin empty: those that have the log now must be a quorum by themselves.
+    let ready: BTreeSet<NodeId> = known
+        .reachable
+        .iter()
+        .copied()
+        .filter(|&id| known.voters().contains(&id) || known.caught_up(id))
+        .collect();
+    let known = Known {
+        reachable: ready,
+        ..known.clone()
+    };
+    known.require_quorum(voters)?;
+    Ok(Plan::Joint {
+        voters: voters.clone(),
+        members: members.clone(),
+        retain,
+    })
+}
+
+fn transfer(known: &Known, to: Option<NodeId>) -> Result<Plan> {
+    let candidates = known
+        .voters()
+        .iter()
+        .copied()
+        .filter(|&id| id != known.leader);
+    let to = match to {
+        Some(id) if id == known.leader => return Ok(Plan::Transfer(id)),
+        Some(id) => id,
+        None => candidates
+            .filter(|id| known.reachable.contains(id))
+            .max_by_key(|id| known.matched.get(id).copied())
+            .ok_or_else(|| refused("no other voter answers"))?,
+    };
+    known.require_member(to)?;
+    if !known.voters().contains(&to) {
+        return Err(refused(format!(
+            "member {to:x} is a learner and cannot lead"
+        )));
+    }
+    if !known.reachable.contains(&to) {
+        return Err(refused(format!(
+            "member {to:x} does not answer and cannot lead now"
+        )));
+    }
+    Ok(Plan::Transfer(to))
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct ChangeMessage {
+    #[prost(enumeration = "Verb", tag = "1")]
+    verb: i32,
+    #[prost(uint64, tag = "2")]
+    id: u64,
+    #[prost(message, repeated, tag = "3")]
+    members: Vec<MemberMessage>,
+    #[prost(uint64, repeated, tag = "4")]
+    voters: Vec<u64>,
+    #[prost(bool, tag = "5")]
+    retain: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+enum Verb {
+    Unspecified = 0,
+    Add = 1,
+    Promote = 2,
+    Remove = 3,
+    Update = 4,
+    Joint = 5,
+    Transfer = 6,
+}
+
+pub(crate) fn encode_change(change: &Change) -> bytes::Bytes {
+    let mut message = ChangeMessage::default();
+    match change {
+        Change::Add { id, member } => {
+            message.set_verb(Verb::Add);
+            message.members = vec![MemberMessage::new(*id, member)];
+        }
+        Change::Promote { id } => {
+            message.set_verb(Verb::Promote);
+            message.id = *id;
+        }
+        Change::Remove { id } => {
+            message.set_verb(Verb::Remove);
+            message.id = *id;
+        }
+        Change::Update { id, member } => {
+            message.set_verb(Verb::Update);
+            message.members = vec![MemberMessage::new(*id, member)];
+        }
+        Change::Joint {
+            voters,
+            members,
+            retain,
+        } => {
+            message.set_verb(Verb::Joint);
+            message.voters = voters.iter().copied().collect();
+            message.members = members
+                .iter()
+                .map(|(&id, member)| MemberMessage::new(id, member))
+                .collect();
+            message.retain = *retain;
+        }
+        Change::Transfer { to } => {
+            message.set_verb(Verb::Transfer);
+            message.voters = to.iter().copied().collect();
+        }
+    }
+    message.encode_to_vec().into()
+}
+
+pub(crate) fn decode_change(bytes: bytes::Bytes) -> std::result::Result<Change, DecodeError> {
+    const OBJECT: &str = "membership change";
+    let message: ChangeMessage = decode(OBJECT, bytes)?;
+    let verb = message.verb();
+    let mut members: BTreeMap<NodeId, Member> = message
+        .members
+        .into_iter()
+        .map(MemberMessage::into_parts)
+        .collect();
+    let mut one = || {
+        members
+            .pop_first()
+            .ok_or_else(|| DecodeError::new(OBJECT, "no member"))
+    };
+    Ok(match verb {
+        Verb::Add => {
+            let (id, member) = one()?;
+            Change::Add { id, member }
+        }
+        Verb::Update => {
+            let (id, member) = one()?;
+            Change::Update { id, member }
+        }
+        Verb::Promote => Change::Promote { id: message.id },
+        Verb::Remove => Change::Remove { id: message.id },
+        Verb::Joint => Change::Joint {
+            voters: message.voters.into_iter().collect(),
+            members,
+            retain: message.retain,
+        },
+        Verb::Transfer => Change::Transfer {
+            to: message.voters.first().copied(),
+        },
+        Verb::Unspecified => return Err(DecodeError::new(OBJECT, "no verb")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::position;
+
+    fn member(name: &str) -> Member {
+        let url = format!("http://{name}:2380");
+        Member {
+            name: name.to_owned(),
+            peer_urls: vec![url],
+            ..Member::default()
+        }
+    }
+
+    fn three() -> Known {
+        let members = BTreeMap::from([1, 2, 3, 4].map(|id| (id, member(&format!("m{id}")))));
+        let membership = Membership::new(vec![BTreeSet::from([1, 2, 3])], members).unwrap();
+        Known {
+            leader: 1,
+            membership: StoredMembership::new(Some(position(1, 5)), membership),
+            committed: true,
+            last_index: 1000,
+            matched: BTreeMap::from([(2, 1000), (3, 900), (4, 1000)]),
+            reachable: BTreeSet::from([1, 2, 3, 4]),
+        }
+    }
+
+    fn voters(plan: Plan) -> Vec<NodeId> {
+        let Plan::Append(membership) = plan else {
+            panic!("{plan:?}")
+        };
+        membership.get_joint_config()[0].iter().copied().collect()
+    }
+
+    fn kind(known: &Known, change: &Change) -> ErrorKind {
+        plan(known, change).unwrap_err().kind()
+    }
+
+    #[test]
+    fn one_voter_changes_at_a_time() {
+        let known = three();
+        assert_eq!(
+            voters(plan(&known, &Change::Promote { id: 4 }).unwrap()),
+            [1, 2, 3, 4]
+        );
+        assert_eq!(
+            voters(plan(&known, &Change::Remove { id: 1 }).unwrap()),
+            [2, 3]
+        );
+        assert_eq!(
+            voters(plan(&known, &Change::Remove { id: 4 }).unwrap()),
+            [1, 2, 3]
+        );
+        let add = Change::Add {
+            id: 5,
+            member: member("m5"),
+        };
+        assert_eq!(voters(plan(&known, &add).unwrap()), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_change_under_way_refuses_all_others_but_a_transfer() {
+        let mut known = three();
+        known.committed = false;
+        assert_eq!(kind(&known, &Change::Promote { id: 4 }), ErrorKind::Refused);
+        let error = plan(&known, &Change::Remove { id: 3 }).unwrap_err();
+        assert!(error.to_string().contains("entry 5"), "{error}");
+        let to_most_advanced = plan(&known, &Change::Transfer { to: None }).unwrap();
+        assert_eq!(to_most_advanced, Plan::Transfer(2));
+    }
+
+    #[test]
+    fn a_learner_that_lags_or_does_not_exist_is_not_promoted() {
+        let mut known = three();
+        known.matched.insert(4, 1000 - CAUGHT_UP_ENTRIES - 1);
+        assert_eq!(kind(&known, &Change::Promote { id: 4 }), ErrorKind::Refused);
+        assert_eq!(kind(&known, &Change::Promote { id: 3 }), ErrorKind::Refused);
+        assert_eq!(
+            kind(&known, &Change::Promote { id: 9 }),
+            ErrorKind::NotFound
+        );
+    }
+
+    #[test]
+    fn a_change_that_would_lose_the_quorum_is_refused() {
+        let mut known = three();
+        known.reachable = BTreeSet::from([1, 2]);
+        assert_eq!(kind(&known, &Change::Remove { id: 2 }), ErrorKind::Refused);
+        assert_eq!(
+            voters(plan(&known, &Change::Remove { id: 3 }).unwrap()),
+            [1, 2]
+        );
+        assert_eq!(kind(&known, &Change::Promote { id: 4 }), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn identities_and_urls_are_not_used_twice() {
+        let known = three();
+        let again = Change::Add {
+            id: 2,
+            member: member("m9"),
+        };
+        assert_eq!(kind(&known, &again), ErrorKind::Exists);
+        let same_url = Change::Add {
+            id: 9,
+            member: member("m2"),
+        };
+        assert_eq!(kind(&known, &same_url), ErrorKind::Exists);
+        let moved = Change::Update {
+            id: 2,
+            member: member("m3"),
+        };
+        assert_eq!(kind(&known, &moved), ErrorKind::Exists);
+        assert!(
+            plan(
+                &known,
+                &Change::Update {
+                    id: 2,
+                    member: member("m2")
+                }
+            )
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_joint_change_needs_members_that_have_the_log() {
+        let known = three();
+        let change = |voters: &[u64]| Change::Joint {
+            voters: voters.iter().copied().collect(),
+            members: voters
+                .iter()
+                .filter(|&&id| id > 4)
+                .map(|&id| (id, member(&format!("m{id}"))))
+                .collect(),
+            retain: false,
+        };
+        assert!(plan(&known, &change(&[2, 4, 5])).is_ok());
+        assert_eq!(kind(&known, &change(&[5, 6, 7])), ErrorKind::Refused);
+        assert_eq!(kind(&known, &change(&[])), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_change_is_read_as_it_was_written() {
+        let joint = Change::Joint {
+            voters: BTreeSet::from([1, 9]),
+            members: BTreeMap::from([(9, member("m9"))]),
+            retain: true,
+        };
+        let changes = [
+            Change::Add {
+                id: 3,
+                member: Member {
+                    becomes_voter: true,
+                    ..member("m3")
+                },
+            },
+            Change::Promote { id: 3 },
+            Change::Remove { id: 3 },
+            Change::Update {
+                id: 3,
+                member: member("x"),
+            },
+            joint,
+            Change::Transfer { to: None },
+            Change::Transfer { to: Some(2) },
+        ];
+        for change in changes {
+            assert_eq!(decode_change(encode_change(&change)).unwrap(), change);
+        }
+    }
+}

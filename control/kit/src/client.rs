@@ -20,6 +20,10 @@ use tonic::transport::{Channel, Endpoint};
 use crate::Error;
 use crate::tls::ClientTls;
 
+/// Bytes that the other side may send ahead, on a call and on all of a connection.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
 /// How a channel behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -56,7 +60,8 @@ pub fn channel(url: &str, tls: Option<&ClientTls>, options: Options) -> Result<C
         .http2_keep_alive_interval(options.ping_interval)
         .keep_alive_timeout(options.ping_timeout)
         .keep_alive_while_idle(true)
-        .http2_adaptive_window(true);
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
     let tls = match endpoint.uri().scheme_str() {
         Some("http") => None,
         Some("https") => match tls {

@@ -31,15 +31,16 @@ impl Source<'_> {
     ///
     /// # Errors
     /// Always.
-    pub fn refuse<T>(&self, span: &Range<usize>, what: &str) -> Result<T, Refused> {
+    pub fn refuse<T, E: From<Refused>>(&self, span: &Range<usize>, what: &str) -> Result<T, E> {
         let before = &self.text[..span.start.min(self.text.len())];
         let last = before.rsplit('\n').next().unwrap_or_default();
-        Err(Refused {
+        let refused = Refused {
             path: self.path.to_owned(),
             line: before.matches('\n').count() + 1,
             column: last.chars().count() + 1,
             what: what.to_owned(),
-        })
+        };
+        Err(refused.into())
     }
 
     /// The value, or the default, if it lies in the range.

@@ -14,11 +14,14 @@ use crate::grpc::streams::Answers;
 
 /// What a piece holds, about.
 const PIECE_BYTES: usize = 256 << 10;
+/// etcd's clients know by the length that a checksum is there: it is 32 past a multiple of this.
+const PAGE_BYTES: usize = 512;
 /// Pieces that were read and not sent yet.
 const PIECES_WAITING_MAX: usize = 4;
 
 impl Api {
-    /// The state as of now, in pieces, and at the end a SHA-256 of them, as etcd's clients expect.
+    /// The state as of now, in pieces, zeros up to a whole page, and a SHA-256 of all that, as etcd's
+    /// clients expect.
     pub fn snapshot(self: &Arc<Api>) -> Answers<SnapshotResponse> {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING_MAX);
         let header = self.current_header();
@@ -35,6 +38,7 @@ impl Api {
         };
         tokio::task::spawn_blocking(move || {
             let mut digest = Sha256::new();
+            let mut length = 0;
             for chunk in Snapshot::new(view, PIECE_BYTES) {
                 let chunk: bytes::Bytes = match chunk {
                     Ok(chunk) => chunk.into(),
@@ -46,9 +50,15 @@ impl Api {
                     }
                 };
                 digest.update(&chunk);
+                length += chunk.len();
                 if sender.blocking_send(Ok(piece(chunk))).is_err() {
                     return;
                 }
+            }
+            let padding = vec![0; length.next_multiple_of(PAGE_BYTES) - length];
+            digest.update(&padding);
+            if sender.blocking_send(Ok(piece(padding.into()))).is_err() {
+                return;
             }
             let sum = digest.finalize().to_vec().into();
             let _ = sender.blocking_send(Ok(piece(sum)));

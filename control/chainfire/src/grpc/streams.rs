@@ -49,7 +49,7 @@ impl History for ClientHistory {
 
     fn events(&self, spec: &Spec, from: i64) -> Result<Step, HistoryError> {
         let view = self.api.consensus.view();
-        if from <= view.compact_revision() {
+        if from < view.compact_revision() {
             return Err(HistoryError::Compacted(view.compact_revision()));
         }
         let failed = |error| HistoryError::Failed(crate::api::read_error(error));

@@ -35,7 +35,7 @@ impl History for Kept {
     }
 
     fn events(&self, spec: &Spec, from: i64) -> Result<Step, HistoryError> {
-        if from <= self.compacted {
+        if from < self.compacted {
             return Err(HistoryError::Compacted(self.compacted));
         }
         let events = self.events.lock().unwrap();

@@ -5,6 +5,7 @@
 //! types promise; bytes that break a promise are a [`DecodeError`], never a panic.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use bytes::Bytes;
 use prost::Message;
@@ -25,7 +26,7 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    pub(crate) fn new(object: &'static str, what: impl ToString) -> Self {
+    pub(crate) fn new(object: &'static str, what: impl fmt::Display) -> Self {
         Self {
             object,
             what: what.to_string(),

@@ -37,7 +37,7 @@ pub trait Disk: Clone + Send + Sync + 'static {
 /// An open file. Clones are the same file; all methods may be called at the same time.
 pub trait DiskFile: Clone + Send + Sync + 'static {
     /// Its length in bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 
     /// Cuts or extends it with zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
@@ -170,7 +170,7 @@ impl RealFile {
 }
 
 impl DiskFile for RealFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

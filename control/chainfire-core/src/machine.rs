@@ -16,6 +16,7 @@ use openraft::async_runtime::watch::WatchSender as _;
 use openraft::storage::{
     ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot,
 };
+use openraft::type_config::TypeConfigExt as _;
 use tokio::sync::oneshot;
 
 use crate::codec::{decode_log_id, decode_membership, encode_log_id, encode_membership};
@@ -166,19 +167,21 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 
 type WatchSenderOf<E, T> =
     openraft::type_config::alias::WatchSenderOf<TypeConfig<<E as Environment>::Runtime>, T>;
+type WatchReceiverOf<E, T> =
+    openraft::type_config::alias::WatchReceiverOf<TypeConfig<<E as Environment>::Runtime>, T>;
 type Responder<E> = ApplyResponder<TypeConfig<<E as Environment>::Runtime>>;
 
 /// A [`StateMachine`] as Raft drives it.
 pub(crate) struct Machine<E: Environment, S: StateMachine> {
-    pub(crate) environment: E,
-    pub(crate) state: Arc<Mutex<S>>,
-    pub(crate) waiting: Waiting<S::Outcome>,
+    environment: E,
+    state: Arc<Mutex<S>>,
+    waiting: Waiting<S::Outcome>,
     /// Tells readers how far it has applied.
-    pub(crate) applied: Mutex<WatchSenderOf<E, Option<LogId>>>,
-    pub(crate) durability: Durability,
-    pub(crate) membership: StoredMembership,
-    pub(crate) unsynced_bytes: u64,
-    pub(crate) unsynced_batches: u64,
+    applied: Mutex<WatchSenderOf<E, Option<LogId>>>,
+    durability: Durability,
+    membership: StoredMembership,
+    unsynced_bytes: u64,
+    unsynced_batches: u64,
 }
 
 /// Entries on their way through one transaction.
@@ -207,6 +210,31 @@ impl<E: Environment> Batch<E> {
 }
 
 impl<E: Environment, S: StateMachine> Machine<E, S> {
+    /// Drives `state`, and tells how far it has applied.
+    ///
+    /// # Errors
+    /// A standing that cannot be read.
+    pub(crate) fn new(
+        environment: E,
+        state: S,
+        waiting: Waiting<S::Outcome>,
+        durability: Durability,
+    ) -> io::Result<(Self, WatchReceiverOf<E, Option<LogId>>)> {
+        let (last, membership) = parse_standing(&state.standing()?)?;
+        let (sender, applied) = TypeConfig::<E::Runtime>::watch_channel(last);
+        let machine = Self {
+            environment,
+            state: Arc::new(Mutex::new(state)),
+            waiting,
+            applied: Mutex::new(sender),
+            durability,
+            membership,
+            unsynced_bytes: 0,
+            unsynced_batches: 0,
+        };
+        Ok((machine, applied))
+    }
+
     fn add(&mut self, batch: &mut Batch<E>, entry: Entry, responder: Option<Responder<E>>) {
         batch.last = Some(entry.log_id);
         batch.responders.extend(responder);

@@ -5,6 +5,9 @@
 //! refused where the members that answer now would not be a quorum after it. A new voter first
 //! catches up as a learner.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
@@ -86,6 +89,8 @@ pub(crate) enum Plan {
     Joint {
         voters: BTreeSet<NodeId>,
         members: BTreeMap<NodeId, Member>,
+        /// Voters that stay as learners.
+        demoted: BTreeMap<NodeId, Member>,
         retain: bool,
     },
     /// Hand leadership over.
@@ -98,6 +103,13 @@ fn refused(what: impl Into<String>) -> Error {
 
 fn quorum(voters: &BTreeSet<NodeId>) -> usize {
     voters.len() / 2 + 1
+}
+
+fn append(voters: BTreeSet<NodeId>, members: BTreeMap<NodeId, Member>) -> Result<Plan> {
+    let membership = Membership::new(vec![voters], members);
+    let membership =
+        membership.map_err(|error| Error::caused(ErrorKind::Invalid, "the membership", error))?;
+    Ok(Plan::Append(membership))
 }
 
 impl Known {
@@ -158,13 +170,6 @@ impl Known {
         )))
     }
 
-    fn append(&self, voters: BTreeSet<NodeId>, members: BTreeMap<NodeId, Member>) -> Result<Plan> {
-        let membership = Membership::new(vec![voters], members);
-        let membership = membership
-            .map_err(|error| Error::caused(ErrorKind::Invalid, "the membership", error))?;
-        Ok(Plan::Append(membership))
-    }
-
     fn require_free_urls(&self, id: NodeId, urls: &[String]) -> Result<()> {
         for (&other, member) in self.membership.nodes() {
             if let Some(url) = member.peer_urls.iter().find(|url| urls.contains(url))
@@ -194,7 +199,7 @@ pub(crate) fn plan(known: &Known, change: &Change) -> Result<Plan> {
             known.require_free_urls(*id, &member.peer_urls)?;
             let mut members = known.members();
             members.insert(*id, member.clone());
-            known.append(known.voters().clone(), members)
+            append(known.voters().clone(), members)
         }
         Change::Promote { id } => promote(known, *id),
         Change::Remove { id } => {
@@ -208,7 +213,7 @@ pub(crate) fn plan(known: &Known, change: &Change) -> Result<Plan> {
             }
             let mut members = known.members();
             members.remove(id);
-            known.append(voters, members)
+            append(voters, members)
         }
         Change::Update { id, member } => {
             let before = known.require_member(*id)?;
@@ -230,7 +235,7 @@ pub(crate) fn plan(known: &Known, change: &Change) -> Result<Plan> {
 }
 
 fn promote(known: &Known, id: NodeId) -> Result<Plan> {
-    let mut member = known.require_member(id)?;
+    known.require_member(id)?;
     let mut voters = known.voters().clone();
     if !voters.insert(id) {
         return Err(refused(format!(
@@ -245,10 +250,7 @@ fn promote(known: &Known, id: NodeId) -> Result<Plan> {
         )));
     }
     known.require_quorum(&voters)?;
-    member.becomes_voter = false;
-    let mut members = known.members();
-    members.insert(id, member);
-    known.append(voters, members)
+    append(voters, known.members())
 }
 
 fn joint(
@@ -286,9 +288,26 @@ fn joint(
         ..known.clone()
     };
     known.require_quorum(voters)?;
+    // Who is voted out on purpose is not made a voter again.
+    let demoted = known.voters().difference(voters).filter_map(|id| {
+        let member = known.membership.get_node(id)?;
+        let becomes_voter = false;
+        Some((
+            *id,
+            Member {
+                becomes_voter,
+                ..member.clone()
+            },
+        ))
+    });
     Ok(Plan::Joint {
         voters: voters.clone(),
         members: members.clone(),
+        demoted: if retain {
+            demoted.collect()
+        } else {
+            BTreeMap::new()
+        },
         retain,
     })
 }
@@ -422,177 +441,4 @@ pub(crate) fn decode_change(bytes: bytes::Bytes) -> std::result::Result<Change, 
         },
         Verb::Unspecified => return Err(DecodeError::new(OBJECT, "no verb")),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wal::position;
-
-    fn member(name: &str) -> Member {
-        let url = format!("http://{name}:2380");
-        Member {
-            name: name.to_owned(),
-            peer_urls: vec![url],
-            ..Member::default()
-        }
-    }
-
-    fn three() -> Known {
-        let members = BTreeMap::from([1, 2, 3, 4].map(|id| (id, member(&format!("m{id}")))));
-        let membership = Membership::new(vec![BTreeSet::from([1, 2, 3])], members).unwrap();
-        Known {
-            leader: 1,
-            membership: StoredMembership::new(Some(position(1, 5)), membership),
-            committed: true,
-            last_index: 1000,
-            matched: BTreeMap::from([(2, 1000), (3, 900), (4, 1000)]),
-            reachable: BTreeSet::from([1, 2, 3, 4]),
-        }
-    }
-
-    fn voters(plan: Plan) -> Vec<NodeId> {
-        let Plan::Append(membership) = plan else {
-            panic!("{plan:?}")
-        };
-        membership.get_joint_config()[0].iter().copied().collect()
-    }
-
-    fn kind(known: &Known, change: &Change) -> ErrorKind {
-        plan(known, change).unwrap_err().kind()
-    }
-
-    #[test]
-    fn one_voter_changes_at_a_time() {
-        let known = three();
-        assert_eq!(
-            voters(plan(&known, &Change::Promote { id: 4 }).unwrap()),
-            [1, 2, 3, 4]
-        );
-        assert_eq!(
-            voters(plan(&known, &Change::Remove { id: 1 }).unwrap()),
-            [2, 3]
-        );
-        assert_eq!(
-            voters(plan(&known, &Change::Remove { id: 4 }).unwrap()),
-            [1, 2, 3]
-        );
-        let add = Change::Add {
-            id: 5,
-            member: member("m5"),
-        };
-        assert_eq!(voters(plan(&known, &add).unwrap()), [1, 2, 3]);
-    }
-
-    #[test]
-    fn a_change_under_way_refuses_all_others_but_a_transfer() {
-        let mut known = three();
-        known.committed = false;
-        assert_eq!(kind(&known, &Change::Promote { id: 4 }), ErrorKind::Refused);
-        let error = plan(&known, &Change::Remove { id: 3 }).unwrap_err();
-        assert!(error.to_string().contains("entry 5"), "{error}");
-        let to_most_advanced = plan(&known, &Change::Transfer { to: None }).unwrap();
-        assert_eq!(to_most_advanced, Plan::Transfer(2));
-    }
-
-    #[test]
-    fn a_learner_that_lags_or_does_not_exist_is_not_promoted() {
-        let mut known = three();
-        known.matched.insert(4, 1000 - CAUGHT_UP_ENTRIES - 1);
-        assert_eq!(kind(&known, &Change::Promote { id: 4 }), ErrorKind::Refused);
-        assert_eq!(kind(&known, &Change::Promote { id: 3 }), ErrorKind::Refused);
-        assert_eq!(
-            kind(&known, &Change::Promote { id: 9 }),
-            ErrorKind::NotFound
-        );
-    }
-
-    #[test]
-    fn a_change_that_would_lose_the_quorum_is_refused() {
-        let mut known = three();
-        known.reachable = BTreeSet::from([1, 2]);
-        assert_eq!(kind(&known, &Change::Remove { id: 2 }), ErrorKind::Refused);
-        assert_eq!(
-            voters(plan(&known, &Change::Remove { id: 3 }).unwrap()),
-            [1, 2]
-        );
-        assert_eq!(kind(&known, &Change::Promote { id: 4 }), ErrorKind::Refused);
-    }
-
-    #[test]
-    fn identities_and_urls_are_not_used_twice() {
-        let known = three();
-        let again = Change::Add {
-            id: 2,
-            member: member("m9"),
-        };
-        assert_eq!(kind(&known, &again), ErrorKind::Exists);
-        let same_url = Change::Add {
-            id: 9,
-            member: member("m2"),
-        };
-        assert_eq!(kind(&known, &same_url), ErrorKind::Exists);
-        let moved = Change::Update {
-            id: 2,
-            member: member("m3"),
-        };
-        assert_eq!(kind(&known, &moved), ErrorKind::Exists);
-        assert!(
-            plan(
-                &known,
-                &Change::Update {
-                    id: 2,
-                    member: member("m2")
-                }
-            )
-            .is_ok()
-        );
-    }
-
-    #[test]
-    fn a_joint_change_needs_members_that_have_the_log() {
-        let known = three();
-        let change = |voters: &[u64]| Change::Joint {
-            voters: voters.iter().copied().collect(),
-            members: voters
-                .iter()
-                .filter(|&&id| id > 4)
-                .map(|&id| (id, member(&format!("m{id}"))))
-                .collect(),
-            retain: false,
-        };
-        assert!(plan(&known, &change(&[2, 4, 5])).is_ok());
-        assert_eq!(kind(&known, &change(&[5, 6, 7])), ErrorKind::Refused);
-        assert_eq!(kind(&known, &change(&[])), ErrorKind::Invalid);
-    }
-
-    #[test]
-    fn a_change_is_read_as_it_was_written() {
-        let joint = Change::Joint {
-            voters: BTreeSet::from([1, 9]),
-            members: BTreeMap::from([(9, member("m9"))]),
-            retain: true,
-        };
-        let changes = [
-            Change::Add {
-                id: 3,
-                member: Member {
-                    becomes_voter: true,
-                    ..member("m3")
-                },
-            },
-            Change::Promote { id: 3 },
-            Change::Remove { id: 3 },
-            Change::Update {
-                id: 3,
-                member: member("x"),
-            },
-            joint,
-            Change::Transfer { to: None },
-            Change::Transfer { to: Some(2) },
-        ];
-        for change in changes {
-            assert_eq!(decode_change(encode_change(&change)).unwrap(), change);
-        }
-    }
 }

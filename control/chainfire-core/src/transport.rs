@@ -42,8 +42,9 @@ pub enum TransportError {
 /// The pieces of a snapshot, read as they are sent.
 pub type SnapshotChunks = Box<dyn Iterator<Item = io::Result<Bytes>> + Send>;
 
-/// Carries calls to other members. Calls may overlap and overtake each other; each is answered at
-/// most once. An implementation keeps its connections and reconnects by itself.
+/// Carries calls to other members. Calls may overlap and overtake each other. A call of
+/// [`Method::Propose`] or [`Method::Change`] is delivered at most once: an implementation does not
+/// send it again by itself. An implementation keeps its connections and reconnects by itself.
 pub trait Transport: Clone + Send + Sync + 'static {
     /// Asks `member` (whose identity is `to`) for `method`, waiting for at most `deadline`. The
     /// other side answers with [`crate::Node::receive`].
@@ -155,8 +156,8 @@ where
     }
 }
 
-fn undecodable<R: AsyncRuntime + 'static>(error: DecodeError) -> RPCError<TypeConfig<R>> {
-    RPCError::Network(NetworkError::new(&error))
+fn undecodable<R: AsyncRuntime + 'static>(error: &DecodeError) -> RPCError<TypeConfig<R>> {
+    RPCError::Network(NetworkError::new(error))
 }
 
 impl<R, T> RaftNetworkV2<TypeConfig<R>> for Link<R, T>
@@ -176,7 +177,7 @@ where
         let answer = self
             .call(method, RPCTypes::AppendEntries, body, &option)
             .await?;
-        rpc::decode_append_response(answer).map_err(undecodable)
+        rpc::decode_append_response(answer).map_err(|error| undecodable(&error))
     }
 
     async fn vote(
@@ -188,7 +189,7 @@ where
         let answer = self
             .call(Method::Vote, RPCTypes::Vote, body, &option)
             .await?;
-        rpc::decode_vote_response(answer).map_err(undecodable)
+        rpc::decode_vote_response(answer).map_err(|error| undecodable(&error))
     }
 
     async fn pre_vote(
@@ -200,7 +201,7 @@ where
         let answer = self
             .call(Method::PreVote, RPCTypes::Vote, body, &option)
             .await?;
-        rpc::decode_vote_response(answer).map_err(undecodable)
+        rpc::decode_vote_response(answer).map_err(|error| undecodable(&error))
     }
 
     async fn full_snapshot(

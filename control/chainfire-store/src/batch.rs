@@ -98,7 +98,7 @@ impl<'s> Batch<'s> {
     ///
     /// # Errors
     /// Reading failed, an earlier batch has failed, or the command is of a kind that this version
-    /// does not know: then this replica must not go on.
+    /// does not know. The store takes no more then: this replica must not go on.
     ///
     /// # Panics
     /// If the log goes backwards: `entry_index` must grow.
@@ -106,6 +106,7 @@ impl<'s> Batch<'s> {
         self.store.check_alive()?;
         self.advance(entry_index);
         let Some(op) = &command.op else {
+            self.store.poison();
             return Err(Error::new(
                 ErrorKind::Format,
                 format!("entry {entry_index} holds a command that a newer version wrote"),
@@ -115,7 +116,10 @@ impl<'s> Batch<'s> {
         match answered {
             Ok(reply) => Ok(Ok(reply)),
             Err(ReadError::Refused(refusal)) => Ok(Err(refusal)),
-            Err(ReadError::Store(error)) => Err(error),
+            Err(ReadError::Store(error)) => {
+                self.store.poison();
+                Err(error)
+            }
         }
     }
 
@@ -138,6 +142,7 @@ impl<'s> Batch<'s> {
     /// # Errors
     /// The storage failed. Nothing of the batch is visible then, and the store takes no more.
     pub fn commit(self, meta: AppliedMeta, durable: Durable) -> Result<Vec<EventBatch>, Error> {
+        self.store.check_alive()?;
         assert!(self.open.is_empty(), "no transaction is left open");
         let mut state = self.state;
         state.meta = Arc::new(meta);

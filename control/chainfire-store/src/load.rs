@@ -138,6 +138,11 @@ pub(crate) fn load(txn: &ReadTransaction) -> Result<State, Error> {
         let found = format!("open: format {FORMAT} is expected, {} found", row.format);
         return Err(Error::new(ErrorKind::Format, found));
     }
+    if row.revision < 1 || row.compacted > row.revision || row.purge_main < 0 {
+        return Err(Error::corrupt(
+            "read the state's row: 0 < compacted <= revision is expected",
+        ));
+    }
     let mut state = row.into_state();
     load_auth(txn, &mut state)?;
     load_leases(txn, &mut state)?;
@@ -185,9 +190,9 @@ fn load_index(txn: &ReadTransaction, state: &mut State) -> Result<(), Error> {
     for row in versions.iter().during("read the versions")? {
         let (at, bytes) = row.during("read a version")?;
         let at = Revision::from_bytes(*at.value());
-        if at.main > state.revision {
+        if at.main < 1 || at.main > state.revision {
             let what = format!(
-                "version {}.{}: revision {} is the last",
+                "version {}.{}: a revision from 1 to {} is expected",
                 at.main, at.sub, state.revision
             );
             return Err(Error::corrupt(what));

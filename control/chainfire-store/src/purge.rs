@@ -2,8 +2,9 @@
 //!
 //! A version becomes garbage when a later one of its key is at or before the compacted revision.
 //! That later one stands between the last compaction and this one: so it is enough to walk what
-//! was written between the two, and to drop the predecessors of what is met. The cost follows the
-//! changes, not the keys. Readers never see the difference: they may not read there.
+//! was written from the one to the other, and to drop the predecessors of what is met (and
+//! tombstones, of which the last compaction has left those at its own revision). The cost follows
+//! the changes, not the keys. Readers never see the difference: they may not read there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

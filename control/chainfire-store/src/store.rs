@@ -46,9 +46,11 @@ pub struct Options {
     pub cache_bytes: usize,
     /// A commit becomes durable when this many before it were not.
     pub undurable_batches_max: u32,
-    /// A commit becomes durable when this many bytes of versions are not yet.
+    /// A commit becomes durable when this many bytes of versions are not yet. The batch waits for
+    /// that flush: small is even, large is fast.
     pub undurable_bytes_max: u64,
-    /// Versions that one batch looks at for a compaction under way.
+    /// Versions that one batch looks at for a compaction under way; each costs it about as much as
+    /// a put.
     pub purge_versions_max: usize,
     /// A lease lives at least this long: etcd's 1.5 election timeouts, rounded up.
     pub lease_ttl_s_min: i64,
@@ -59,8 +61,8 @@ impl Default for Options {
         Self {
             cache_bytes: 256 << 20,
             undurable_batches_max: 4_096,
-            undurable_bytes_max: 32 << 20,
-            purge_versions_max: 1_024,
+            undurable_bytes_max: 8 << 20,
+            purge_versions_max: 128,
             lease_ttl_s_min: 2,
         }
     }
@@ -82,11 +84,15 @@ impl Reader {
     }
 
     fn publish(&self, view: View) {
+        let mut next = Arc::new(view);
         let mut published = self
             .published
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        *published = Arc::new(view);
+        std::mem::swap(&mut *published, &mut next);
+        drop(published);
+        // The one before may take a while to free, if nobody else holds it.
+        drop(next);
     }
 }
 
@@ -214,6 +220,11 @@ impl Store {
             return Err(Error::new(ErrorKind::Poisoned, "use"));
         }
         Ok(())
+    }
+
+    /// Takes no more: the batch under way could not be applied.
+    pub(crate) fn poison(&mut self) {
+        self.poisoned = true;
     }
 
     /// Marks the store as unusable if `result` is an error.

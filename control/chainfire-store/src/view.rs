@@ -224,7 +224,7 @@ impl View {
         }
         Ok(CatchUp {
             batches,
-            next_revision: self.state.revision + 1,
+            next_revision: from.max(self.state.revision + 1),
         })
     }
 

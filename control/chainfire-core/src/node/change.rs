@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
 use crate::membership::{Change, Known, Plan, encode_change, plan};
 use crate::node::propose::write_error;
+use crate::node::status::contacts;
 use crate::node::{ConfigOf, Node, fatal};
 use crate::rpc::Method;
 use crate::transport::Transport;
@@ -56,7 +57,12 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     pub(crate) async fn lead_change(&self, change: &Change) -> Result<()> {
         let deadline = self.deadline();
         let make = async {
-            let _turn = self.inner.changing.lock().await;
+            // Refused at once where one is under way; one that is just being finished is awaited.
+            plan(&self.known()?, change)?;
+            let _turn = match change {
+                Change::Transfer { .. } => None,
+                _ => Some(self.inner.changing.lock().await),
+            };
             let known = self.known()?;
             let plan = plan(&known, change)?;
             self.make(&known, plan).await
@@ -84,9 +90,11 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             Plan::Joint {
                 voters,
                 members,
+                demoted,
                 retain,
             } => {
                 let change = ChangeMembers::Batch(vec![
+                    ChangeMembers::SetNodes(demoted),
                     ChangeMembers::AddNodes(members),
                     ChangeMembers::ReplaceAllVoters(voters),
                 ]);
@@ -169,8 +177,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         let matched: BTreeMap<NodeId, u64> = replication
             .filter_map(|(&id, matched)| Some((id, matched.as_ref()?.index())))
             .collect();
-        let mut reachable: BTreeSet<NodeId> = self
-            .contacts(&metrics)
+        let mut reachable: BTreeSet<NodeId> = contacts::<E>(&metrics)
             .into_iter()
             .filter(|(_, since)| *since <= self.silence_max())
             .map(|(id, _)| id)

@@ -9,21 +9,20 @@ mod status;
 use std::collections::BTreeMap;
 use std::io;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{Fatal, InitializeError, RaftError};
-use openraft::type_config::TypeConfigExt as _;
 use openraft::{Config, Raft, RaftMetrics, SnapshotPolicy, StepDownPolicy};
 use tokio::sync::mpsc;
 
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::log_store::LogStore;
-use crate::machine::{Durability, Machine, StateMachine, Waiting, parse_standing};
+use crate::machine::{Durability, Machine, StateMachine, Waiting};
 use crate::transport::{Directory, Network, Transport};
 use crate::types::{LogId, Member, NodeId, TypeConfig};
 use crate::wal::{self, Opened, Wal, WalOptions};
@@ -106,7 +105,7 @@ impl Options {
     }
 }
 
-struct Inner<E: Environment, T: Transport, S: StateMachine> {
+pub(crate) struct Inner<E: Environment, T: Transport, S: StateMachine> {
     options: Options,
     environment: E,
     transport: T,
@@ -152,22 +151,14 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             .start_writer(writer, jobs)
             .map_err(|error| Error::storage("starting the log's writer", error))?;
         let reader = machine.reader();
-        let standing = machine
-            .standing()
-            .and_then(|standing| parse_standing(&standing))
-            .map_err(|error| Error::storage("reading where the state machine stands", error))?;
-        let (applied_sender, applied) = ConfigOf::<E>::watch_channel(standing.0);
         let waiting = Waiting::default();
-        let machine = Machine {
-            environment: environment.clone(),
-            state: Arc::new(Mutex::new(machine)),
-            waiting: waiting.clone(),
-            applied: Mutex::new(applied_sender),
-            durability: options.durability,
-            membership: standing.1,
-            unsynced_bytes: 0,
-            unsynced_batches: 0,
-        };
+        let (machine, applied) = Machine::new(
+            environment.clone(),
+            machine,
+            waiting.clone(),
+            options.durability,
+        )
+        .map_err(storage("reading where the state machine stands"))?;
         let directory = Directory::default();
         let network = Network {
             from: options.id,
@@ -199,7 +190,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         let node = Self {
             inner: Arc::new(inner),
         };
-        drop(E::Runtime::spawn(read::serve(node.clone(), read_queue)));
+        drop(E::Runtime::spawn(read::serve(
+            Arc::downgrade(&node.inner),
+            read_queue,
+        )));
         drop(E::Runtime::spawn(change::tend(node.clone())));
         Ok(node)
     }
@@ -258,6 +252,11 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         flushed.map_err(|error| Error::storage("making the log's tail durable", error))
     }
 
+    #[cfg(test)]
+    pub(crate) fn log(&self) -> &Wal<<E::Disk as crate::disk::Disk>::File> {
+        &self.inner.wal
+    }
+
     pub(crate) fn metrics(&self) -> RaftMetrics<ConfigOf<E>> {
         self.inner.raft.metrics().borrow_watched().clone()
     }
@@ -268,6 +267,16 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
 
     fn deadline(&self) -> InstantOf<E> {
         <InstantOf<E> as openraft::Instant>::now() + self.inner.options.request_timeout
+    }
+
+    /// Fails where the member has stopped, by itself or on demand.
+    fn check_running(&self) -> Result<()> {
+        if self.stopping() {
+            return Err(Error::new(ErrorKind::Stopped, "the member has stopped"));
+        }
+        let metrics = self.inner.raft.metrics();
+        let state = metrics.borrow_watched().running_state.clone();
+        state.map_err(fatal)
     }
 
     fn stopping(&self) -> bool {

@@ -80,9 +80,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
 
     /// Waits a moment before the leader is looked for again.
     pub(crate) async fn pause(&self, deadline: InstantOf<E>) -> Result<()> {
-        if self.stopping() {
-            return Err(Error::new(ErrorKind::Stopped, "the member has stopped"));
-        }
+        self.check_running()?;
         if <InstantOf<E> as openraft::Instant>::now() + RETRY >= deadline {
             let what = match self.leader() {
                 Some(leader) => format!("the leader {leader:x} cannot be reached"),
@@ -95,6 +93,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     }
 
     async fn hand_over(&self, proposal: &Proposal, deadline: InstantOf<E>) -> Result<Handed> {
+        self.check_running()?;
         let Some(leader) = self.leader() else {
             return Ok(Handed::No);
         };

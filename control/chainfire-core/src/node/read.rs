@@ -4,6 +4,8 @@
 //! leader answers with that position after a quorum has confirmed that it still leads (no clock is
 //! trusted); any other member asks the leader.
 
+use std::sync::Weak;
+
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::AsyncRuntime;
@@ -13,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
-use crate::node::{InstantOf, Node, fatal};
+use crate::node::{Inner, InstantOf, Node, fatal};
 use crate::rpc::{self, Method};
 use crate::transport::Transport;
 use crate::types::LogId;
@@ -60,6 +62,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     }
 
     async fn read_position(&self, deadline: InstantOf<E>) -> Result<Option<LogId>> {
+        self.check_running()?;
         let Some(leader) = self.leader() else {
             return Err(Error::new(ErrorKind::Unavailable, "no leader is known"));
         };
@@ -98,8 +101,9 @@ fn retryable(kind: ErrorKind) -> bool {
 }
 
 /// Asks once for all reads that wait, again and again, until the member stops.
+/// The queue ends with the last handle on the member, so this holds none while it waits.
 pub(crate) async fn serve<E: Environment, T: Transport, S: StateMachine>(
-    node: Node<E, T, S>,
+    node: Weak<Inner<E, T, S>>,
     mut queue: mpsc::Receiver<Waiter>,
 ) {
     let mut waiters = Vec::new();
@@ -108,6 +112,8 @@ pub(crate) async fn serve<E: Environment, T: Transport, S: StateMachine>(
         while let Ok(waiter) = queue.try_recv() {
             waiters.push(waiter);
         }
+        let Some(inner) = node.upgrade() else { return };
+        let node = Node { inner };
         let answer = node
             .barrier_round()
             .await

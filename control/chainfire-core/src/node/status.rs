@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
 use crate::node::{ConfigOf, Node};
 use crate::transport::Transport;
-use crate::types::{Member, NodeId, Term};
+use crate::types::{LogId, Member, NodeId, Term};
 
 /// What a member does in the cluster now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,21 +84,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         self.inner.options.election * 2
     }
 
-    /// How long each other member has been silent, where this one leads.
-    pub(crate) fn contacts(
-        &self,
-        metrics: &RaftMetrics<ConfigOf<E>>,
-    ) -> BTreeMap<NodeId, Duration> {
-        let heartbeats = metrics.heartbeat.iter().flatten();
-        heartbeats
-            .filter_map(|(&id, at)| Some((id, at.as_ref()?.elapsed())))
-            .collect()
-    }
-
     /// What this member knows now.
     pub fn status(&self) -> Status {
         let metrics = self.metrics();
-        let contacts = self.contacts(&metrics);
+        let contacts = contacts::<E>(&metrics);
         let leads = metrics.state.is_leader();
         let membership = &metrics.membership_config;
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
@@ -111,7 +100,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             };
             let silence = silence.filter(|_| leads);
             let matched = metrics.replication.as_ref().and_then(|all| all.get(&id));
-            let matched = matched.and_then(|matched| matched.as_ref().map(|id| id.index()));
+            let matched = matched.and_then(|matched| matched.as_ref().map(LogId::index));
             MemberStatus {
                 id,
                 member: member.clone(),
@@ -138,10 +127,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             leader: metrics.current_leader,
             term: metrics.current_term,
             last_index: metrics.last_log_index,
-            committed: metrics.local_committed.as_ref().map(|id| id.index()),
+            committed: metrics.local_committed.as_ref().map(LogId::index),
             applied: self.inner.applied.borrow_watched().map(|id| id.index()),
-            snapshot: metrics.snapshot.as_ref().map(|id| id.index()),
-            purged: metrics.purged.as_ref().map(|id| id.index()),
+            snapshot: metrics.snapshot.as_ref().map(LogId::index),
+            purged: metrics.purged.as_ref().map(LogId::index),
             voters: membership.get_joint_config().clone(),
             members: members.collect(),
             waiting: self.inner.waiting.len(),
@@ -179,6 +168,16 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             _ => Err(Error::new(ErrorKind::Stopped, "the member has stopped")),
         }
     }
+}
+
+/// How long each other member has been silent, where this one leads.
+pub(crate) fn contacts<E: Environment>(
+    metrics: &RaftMetrics<ConfigOf<E>>,
+) -> BTreeMap<NodeId, Duration> {
+    let heartbeats = metrics.heartbeat.iter().flatten();
+    heartbeats
+        .filter_map(|(&id, at)| Some((id, at.as_ref()?.elapsed())))
+        .collect()
 }
 
 fn role(state: ServerState) -> Role {

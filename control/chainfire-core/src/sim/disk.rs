@@ -233,6 +233,14 @@ impl SimDisk {
             .full = true;
     }
 
+    /// Ends all faults.
+    pub(crate) fn repair(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.fail_next_sync = false;
+        inner.fail_next_write = false;
+        inner.full = false;
+    }
+
     /// Syncs of files so far.
     pub(crate) fn syncs(&self) -> u64 {
         self.inner
@@ -371,7 +379,7 @@ fn may_write(inner: &mut Inner) -> io::Result<()> {
 }
 
 impl DiskFile for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         self.with(|content| Ok(content.current.len() as u64), |_| Ok(()))
     }
 

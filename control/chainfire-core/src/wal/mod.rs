@@ -29,6 +29,7 @@ use crate::disk::{Disk, DiskFile};
 use crate::error::Result;
 use crate::types::{Entry, LogId, Vote};
 use crate::wal::record::{Kind, parse_record};
+use crate::wal::recover::Recovered;
 pub(crate) use crate::wal::state::position;
 use crate::wal::state::{Located, Place, State};
 pub use crate::wal::writer::Writer;
@@ -92,6 +93,40 @@ pub struct Opened<D: Disk> {
     pub jobs: Jobs,
 }
 
+impl<D: Disk> Opened<D> {
+    /// Writes a vote and one entry without a running writer. Entries after `applied` stay; a log
+    /// that ends before it, as after a snapshot, begins anew behind it.
+    pub(crate) fn write_now(
+        &mut self,
+        applied: Option<LogId>,
+        vote: Vote,
+        entry: Entry,
+    ) -> io::Result<()> {
+        let results: Arc<Mutex<Vec<io::Result<()>>>> = Arc::default();
+        let done = || -> Done {
+            let results = results.clone();
+            Box::new(move |result| lock(&results).push(result))
+        };
+        let mut jobs = Vec::new();
+        {
+            let mut state = lock(&self.wal.state);
+            if let Some(applied) = applied.filter(|&applied| state.last() < Some(applied)) {
+                state.purge(applied);
+                jobs.push(Job::Purge(applied));
+            }
+            let entries = vec![state.push(entry, None).map_err(io::Error::other)?];
+            jobs.push(Job::Append {
+                entries,
+                done: done(),
+            });
+            jobs.push(Job::Vote { vote, done: done() });
+        }
+        self.writer.step(&mut jobs);
+        let results = std::mem::take(&mut *lock(&results));
+        results.into_iter().collect()
+    }
+}
+
 /// The queue between the handles and the writer.
 pub struct Jobs(mpsc::Receiver<Job>);
 
@@ -122,7 +157,11 @@ pub fn open<D: Disk>(disk: D, options: WalOptions) -> Result<Opened<D>> {
         (64 << 10..1 << 32).contains(&options.segment_bytes),
         "a segment has at least 64 KiB and less than 4 GiB"
     );
-    let (state, writer, boot) = recover::recover(disk, options)?;
+    let Recovered {
+        state,
+        writer,
+        boot,
+    } = recover::recover(disk, options)?;
     let (sender, jobs) = mpsc::channel(options.queue_max);
     Ok(Opened {
         wal: Wal {
@@ -141,7 +180,7 @@ fn closed() -> io::Error {
 
 impl<F: DiskFile> Wal<F> {
     /// The number of this run; no run before had it.
-    pub fn boot(&self) -> u32 {
+    pub(crate) fn boot(&self) -> u32 {
         self.boot
     }
 
@@ -167,7 +206,8 @@ impl<F: DiskFile> Wal<F> {
     }
 
     /// Segments there are.
-    pub fn segments(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn segments(&self) -> usize {
         lock(&self.state).files.len()
     }
 

@@ -218,7 +218,7 @@ mod tests {
     fn a_record_is_read_as_written_and_only_in_its_segment() {
         let mut bytes = vec![0; SEGMENT_HEADER];
         push_record(&mut bytes, 7, batch(3), Kind::Vote, |out| {
-            out.extend_from_slice(b"payload")
+            out.extend_from_slice(b"payload");
         });
         let record = parse_record(&bytes, SEGMENT_HEADER, 7).unwrap();
         assert_eq!(record.kind, Kind::Vote);
@@ -232,7 +232,7 @@ mod tests {
     fn any_changed_bit_of_a_record_is_seen() {
         let mut bytes = Vec::new();
         push_record(&mut bytes, 1, batch(1), Kind::Entry, |out| {
-            out.extend_from_slice(b"12345678")
+            out.extend_from_slice(b"12345678");
         });
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();

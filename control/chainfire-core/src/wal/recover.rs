@@ -33,10 +33,14 @@ struct Segment<'a> {
     bytes: &'a [u8],
 }
 
-pub(crate) fn recover<D: Disk>(
-    disk: D,
-    options: WalOptions,
-) -> Result<(Arc<Mutex<State<D::File>>>, Writer<D>, u32)> {
+/// A log as it was found, open for this run.
+pub(crate) struct Recovered<D: Disk> {
+    pub(crate) state: Arc<Mutex<State<D::File>>>,
+    pub(crate) writer: Writer<D>,
+    pub(crate) boot: u32,
+}
+
+pub(crate) fn recover<D: Disk>(disk: D, options: WalOptions) -> Result<Recovered<D>> {
     let names = disk
         .list()
         .map_err(|error| Error::storage("listing the log", error))?;
@@ -54,34 +58,8 @@ pub(crate) fn recover<D: Disk>(
         },
         highest: BTreeMap::new(),
     };
-    let mut end = SEGMENT_HEADER as u64;
-    let mut previous: Option<(u64, u64)> = None;
+    let end = replay.segments(&disk, &segments)?;
     let last = segments.last_key_value().map(|(&number, _)| number);
-    for (&number, name) in &segments {
-        let (bytes, previous_end) = read_segment(&disk, &mut replay, number, name)?;
-        if let Some((before, before_end)) = previous
-            && (number != before + 1 || previous_end != before_end)
-        {
-            let what = format!(
-                "the segment before it should be {} and end at {previous_end}, but {} ends at \
-                 {before_end}",
-                segment_name(number - 1),
-                segment_name(before),
-            );
-            return Err(Error::corrupt(name, 16, what));
-        }
-        let segment = Segment {
-            number,
-            name,
-            bytes: &bytes,
-        };
-        let segment_end = replay.segment(&segment)?;
-        if Some(number) == last {
-            replay.check_tail(&segment, segment_end)?;
-        }
-        end = segment_end as u64;
-        previous = Some((number, end));
-    }
     replay.check_purged(segments.first_key_value().map(|(_, name)| name.as_str()))?;
     let boot = replay.durable.boot.wrapping_add(1);
     replay.durable.boot = boot;
@@ -102,7 +80,11 @@ pub(crate) fn recover<D: Disk>(
     writer
         .open_run()
         .map_err(|error| Error::storage("opening the log for a new run", error))?;
-    Ok((state, writer, boot))
+    Ok(Recovered {
+        state,
+        writer,
+        boot,
+    })
 }
 
 fn read_segment<D: Disk>(
@@ -113,7 +95,7 @@ fn read_segment<D: Disk>(
 ) -> Result<(Vec<u8>, u64)> {
     let reading = |error| Error::storage(format!("reading {name}"), error);
     let file = disk.open(name).map_err(reading)?;
-    let len = file.len().map_err(reading)?;
+    let len = file.size().map_err(reading)?;
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     file.read_at(0, &mut bytes).map_err(reading)?;
     let previous_end = parse_segment_header(&bytes, number)
@@ -124,6 +106,43 @@ fn read_segment<D: Disk>(
 }
 
 impl<F: Clone> Replay<F> {
+    /// Replays all segments; where the last one ends.
+    fn segments<D: Disk<File = F>>(
+        &mut self,
+        disk: &D,
+        segments: &BTreeMap<u64, String>,
+    ) -> Result<u64> {
+        let mut end = SEGMENT_HEADER as u64;
+        let mut previous: Option<(u64, u64)> = None;
+        let last = segments.last_key_value().map(|(&number, _)| number);
+        for (&number, name) in segments {
+            let (bytes, previous_end) = read_segment(disk, self, number, name)?;
+            if let Some((before, before_end)) = previous
+                && (number != before + 1 || previous_end != before_end)
+            {
+                let what = format!(
+                    "the segment before it should be {} and end at {previous_end}, but {} ends at \
+                     {before_end}",
+                    segment_name(number - 1),
+                    segment_name(before),
+                );
+                return Err(Error::corrupt(name, 16, what));
+            }
+            let segment = Segment {
+                number,
+                name,
+                bytes: &bytes,
+            };
+            let segment_end = self.segment(&segment)?;
+            if Some(number) == last {
+                self.check_tail(&segment, segment_end)?;
+            }
+            end = segment_end as u64;
+            previous = Some((number, end));
+        }
+        Ok(end)
+    }
+
     /// Replays a segment's records; where they end.
     fn segment(&mut self, segment: &Segment<'_>) -> Result<usize> {
         let mut at = SEGMENT_HEADER;

@@ -205,7 +205,7 @@ fn damage_of_what_was_durable_is_an_error_with_file_and_offset() {
     drop(log);
     let name = segment_name(1);
     let file = disk.reopened().open(&name).unwrap();
-    let mut bytes = vec![0; file.len().unwrap() as usize];
+    let mut bytes = vec![0; file.size().unwrap() as usize];
     file.read_at(0, &mut bytes).unwrap();
     let mut at = record::SEGMENT_HEADER;
     let mut records = Vec::new();

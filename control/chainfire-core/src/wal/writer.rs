@@ -137,7 +137,7 @@ impl<D: Disk> Writer<D> {
             | Job::Truncate { done, .. }
             | Job::Flush { done } = job
             {
-                done(result.as_ref().map(|()| ()).map_err(copy_error));
+                done(result.as_ref().copied().map_err(copy_error));
             }
         }
         if result.is_ok() {
@@ -173,7 +173,7 @@ impl<D: Disk> Writer<D> {
                 for Pending { entry, ticket } in entries {
                     let offset = self.position.offset + self.buffer.len() as u64;
                     self.push(Kind::Entry, |_, out| {
-                        EntryMessage::from(entry).encode_raw(out)
+                        EntryMessage::from(entry).encode_raw(out);
                     });
                     let len = self.position.offset + self.buffer.len() as u64 - offset;
                     let segment = self.position.segment;
@@ -191,14 +191,14 @@ impl<D: Disk> Writer<D> {
             Job::Vote { vote, .. } => {
                 self.durable.vote = Some((*vote).into());
                 self.push(Kind::Vote, |_, out| {
-                    VoteMessage::from(*vote).encode_raw(out)
+                    VoteMessage::from(*vote).encode_raw(out);
                 });
             }
             Job::Committed(committed) => {
                 self.durable.committed = committed.map(Into::into);
                 if let Some(id) = *committed {
                     self.push(Kind::Committed, |_, out| {
-                        LogIdMessage::from(id).encode_raw(out)
+                        LogIdMessage::from(id).encode_raw(out);
                     });
                 }
             }
@@ -214,7 +214,7 @@ impl<D: Disk> Writer<D> {
                 self.durable.purged = Some((*upto).into());
                 self.purge_pending = Some(*upto);
                 self.push(Kind::Purge, |_, out| {
-                    LogIdMessage::from(*upto).encode_raw(out)
+                    LogIdMessage::from(*upto).encode_raw(out);
                 });
             }
             Job::Flush { .. } => {}
@@ -234,7 +234,7 @@ impl<D: Disk> Writer<D> {
             start: self.position.offset as u32,
         };
         push_record(&mut buffer, self.position.segment, id, kind, |out| {
-            payload(self, out)
+            payload(self, out);
         });
         self.buffer = buffer;
     }
@@ -287,7 +287,7 @@ impl<D: Disk> Writer<D> {
             && let Some(name) = self.position.spares.pop()
         {
             let file = self.disk.open(&name)?;
-            if file.len()? == size {
+            if file.size()? == size {
                 return Ok((name, file));
             }
         }

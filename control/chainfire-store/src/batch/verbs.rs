@@ -19,6 +19,7 @@ use super::{Batch, Reply};
 use crate::auth::{Access, Auth, Identity};
 use crate::lease::{LEASE_TTL_S_MAX, Lease, attached_to};
 use crate::reads::ReadError;
+use crate::revision::Revision;
 use crate::size::cost;
 use crate::state::Alarm;
 
@@ -113,6 +114,9 @@ impl Batch<'_> {
         if request.revision > self.state.revision {
             return Err(RpcError::FutureRev);
         }
+        // The walk begins at the last compaction's own revision: a tombstone there was kept.
+        let from = Revision::new(self.state.compacted.max(0), 0);
+        self.state.purge_next = self.state.purge_next.min(from);
         self.state.compacted = request.revision;
         Ok(CompactionResponse {
             header: Some(self.state.header()),

@@ -2,7 +2,7 @@
 
 use bytes::Buf;
 use crc_fast::{CrcAlgorithm, Digest};
-use redb::WriteTransaction;
+use redb::{TableDefinition, WriteTransaction};
 
 use super::{HEAD, KIND_END, KIND_ROWS, MAGIC, TAIL, Table, crc32c};
 use crate::error::{During, Error, ErrorKind};
@@ -53,12 +53,13 @@ impl Restore<'_> {
         if kind == KIND_END {
             return self.check_end(payload);
         }
+        let mut rows = Vec::new();
         while !payload.is_empty() {
-            let (table, key, value) = self.split_row(&mut payload)?;
-            self.write_row(table, key, value)?;
-            self.rows += 1;
+            rows.push(self.split_row(&mut payload)?);
         }
-        Ok(())
+        self.rows += rows.len() as u64;
+        rows.chunk_by(|one, next| one.table == next.table)
+            .try_for_each(|rows| self.write_rows(rows[0].table, rows))
     }
 
     /// Makes the snapshot the store's state, durably.
@@ -130,7 +131,7 @@ impl Restore<'_> {
     }
 
     /// Takes the next row off a payload.
-    fn split_row<'c>(&self, payload: &mut &'c [u8]) -> Result<(Table, &'c [u8], &'c [u8]), Error> {
+    fn split_row<'c>(&self, payload: &mut &'c [u8]) -> Result<Row<'c>, Error> {
         let number = self.number - 1;
         if payload.len() < 9 {
             return Err(damaged(number, "a whole row"));
@@ -144,41 +145,67 @@ impl Restore<'_> {
         let (key, rest) = payload.split_at(key_len);
         let (value, rest) = rest.split_at(value_len);
         *payload = rest;
-        Ok((table, key, value))
+        Ok(Row { table, key, value })
     }
 
-    fn write_row(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Error> {
-        let number = self.number - 1;
-        let name = || std::str::from_utf8(key).map_err(|_| damaged(number, "a name in UTF-8"));
+    /// Writes rows of one table.
+    fn write_rows(&self, table: Table, rows: &[Row<'_>]) -> Result<(), Error> {
         match table {
-            Table::Versions => {
-                let at: &RevisionBytes = key
-                    .try_into()
-                    .map_err(|_| damaged(number, "a revision of 12 bytes"))?;
-                let mut rows = self.txn.open_table(VERSIONS).during("open the versions")?;
-                rows.insert(at, value).during("write a version")?;
-            }
-            Table::Leases => {
-                if key.len() != 8 || value.len() != 16 {
-                    return Err(damaged(number, "a lease of 8 and 16 bytes"));
-                }
-                let (mut key, mut value) = (key, value);
-                let times = (value.get_i64(), value.get_i64());
-                let mut rows = self.txn.open_table(LEASES).during("open the leases")?;
-                rows.insert(key.get_i64(), times).during("write a lease")?;
-            }
-            Table::Users | Table::Roles | Table::State => {
-                let table = match table {
-                    Table::Users => USERS,
-                    Table::Roles => ROLES,
-                    _ => STATE,
-                };
-                let mut rows = self.txn.open_table(table).during("open a table")?;
-                rows.insert(name()?, value).during("write a row")?;
-            }
+            Table::Versions => self.write_versions(rows),
+            Table::Leases => self.write_leases(rows),
+            Table::Users => self.write_names(USERS, rows),
+            Table::Roles => self.write_names(ROLES, rows),
+            Table::State => self.write_names(STATE, rows),
+        }
+    }
+
+    fn write_versions(&self, rows: &[Row<'_>]) -> Result<(), Error> {
+        let mut versions = self.txn.open_table(VERSIONS).during("open the versions")?;
+        for row in rows {
+            let at: &RevisionBytes = row
+                .key
+                .try_into()
+                .map_err(|_| damaged(self.number - 1, "a revision of 12 bytes"))?;
+            versions.insert(at, row.value).during("write a version")?;
         }
         Ok(())
     }
+
+    fn write_leases(&self, rows: &[Row<'_>]) -> Result<(), Error> {
+        let mut leases = self.txn.open_table(LEASES).during("open the leases")?;
+        for row in rows {
+            let (mut key, mut value) = (row.key, row.value);
+            if key.len() != 8 || value.len() != 16 {
+                return Err(damaged(self.number - 1, "a lease of 8 and 16 bytes"));
+            }
+            let times = (value.get_i64(), value.get_i64());
+            leases
+                .insert(key.get_i64(), times)
+                .during("write a lease")?;
+        }
+        Ok(())
+    }
+
+    fn write_names(
+        &self,
+        table: TableDefinition<'_, &'static str, &'static [u8]>,
+        rows: &[Row<'_>],
+    ) -> Result<(), Error> {
+        let mut table = self.txn.open_table(table).during("open a table")?;
+        for row in rows {
+            let name = std::str::from_utf8(row.key)
+                .map_err(|_| damaged(self.number - 1, "a name in UTF-8"))?;
+            table.insert(name, row.value).during("write a row")?;
+        }
+        Ok(())
+    }
+}
+
+/// A row of a chunk.
+struct Row<'c> {
+    table: Table,
+    key: &'c [u8],
+    value: &'c [u8],
 }
 
 fn damaged(chunk: u64, expected: &str) -> Error {

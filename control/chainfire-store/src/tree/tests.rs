@@ -57,7 +57,7 @@ proptest! {
         from in 0_u16..600,
         to in 0_u16..600,
     ) {
-        let mut tree = Tree::default();
+        let mut tree: Tree<Pair> = Tree::default();
         let mut model = BTreeMap::new();
         let mut copies = Vec::new();
         for (at, (key, op)) in ops.into_iter().enumerate() {

@@ -1,0 +1,18 @@
+//! The state machine seen from outside: etcd's semantics case by case, a model of its history,
+//! crashes, snapshots.
+#![allow(clippy::unwrap_used)]
+
+mod alarms;
+mod auth;
+mod compaction;
+mod disk;
+mod etcd;
+mod faults;
+mod history;
+mod keys;
+mod leases;
+mod model;
+mod plan;
+mod snapshots;
+mod support;
+mod txns;

@@ -31,13 +31,21 @@ pub fn router(state: Arc<NodeState>) -> Router {
 }
 
 async fn ready(State(state): Shared) -> Response {
-    answer(state.phase().why_not())
+    let not_ready = || state.chainfire().and_then(|node| node.not_ready());
+    answer(state.phase().why_not().or_else(not_ready))
 }
 
 async fn health(State(state): Shared) -> Response {
     let mut why = state.phase().why_not();
     if let (None, Some(node)) = (&why, state.lightningstor()) {
         why = failed_writes(&node.poisoned().await);
+    }
+    if let (None, Some(node)) = (&why, state.chainfire()) {
+        why = node.failed().map(|cause| {
+            format!(
+                "failed: ChainFire serves no more: {cause}; check the disk, then restart the node"
+            )
+        });
     }
     answer(why)
 }
@@ -71,6 +79,9 @@ async fn metrics(State(state): Shared) -> Response {
     }
     if let Some(node) = state.lightningstor() {
         text.push_str(&node.prometheus().await);
+    }
+    if let Some(node) = state.chainfire() {
+        text.push_str(&node.prometheus());
     }
     let serving = u8::from(state.phase().why_not().is_none());
     text.push_str("# HELP uc_node_serving 1 when the node serves.\n# TYPE uc_node_serving gauge\n");

@@ -3,6 +3,7 @@
 //!
 //! | key | default | allowed |
 //! | --- | --- | --- |
+//! | `roles` | `["lightningstor"]` | `lightningstor`, `chainfire`, or both |
 //! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
 //! | `shards.pool_mib` | 48 | 8 to 65536, in MiB a shard |
 //! | `admin.listen` | 127.0.0.1:9001 | an address and port |
@@ -14,14 +15,29 @@
 //! | `lightningstor.body_cache_mib` | 256 | 0 to 65536, in MiB a shard: bodies past 64 KiB that are read again, in memory beside the pool; 0 for none |
 //! | `lightningstor.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
 //! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`; one for each access key |
+//! | `chainfire.name` | default | the member's name |
+//! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |
+//! | `chainfire.peer_listen` | 127.0.0.1:2380 | an address and port for other members |
+//! | `chainfire.advertise_client_urls` | what it listens on | URLs that clients are told |
+//! | `chainfire.advertise_peer_url` | what it listens on | the URL that other members are told |
+//! | `chainfire.initial_cluster` | this member alone | `name=URL` of each first member, commas between |
+//! | `chainfire.initial_cluster_state` | new | `new`, or `existing` for a member that was added |
+//! | `chainfire.initial_cluster_token` | ultracloud | tells clusters of the same members apart |
+//! | `chainfire.quota_mib` | 2048 | 16 to 65536, in MiB of keys and values with history |
+//! | `[chainfire.client_tls]`, `[chainfire.peer_tls]` | none | `cert`, `key` and `ca`: PEM files; with `ca`, the other side has to show a certificate |
 //!
 //! Unknown keys are errors. The command line wins over the file.
 
+mod chainfire_part;
+
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use chainfire::node::ChainfireConfig;
+use clap::ValueEnum;
+use control_kit::config::Source;
 use lightningstor::http::{HttpConfig, Limits, ROOT_ID, User, Users};
 use lightningstor::node::NodeConfig;
 use lightningstor::store::StoreConfig;
@@ -30,6 +46,7 @@ use s3_wire::sigv4::RegionPolicy;
 use serde::Deserialize;
 use toml::Spanned;
 
+use self::chainfire_part::RawChainfire;
 use crate::NodeArgs;
 use crate::credentials::{RootCredentials, check_access_key};
 
@@ -45,9 +62,11 @@ const SHARDS_MAX: usize = 64;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawConfig {
+    roles: Option<Spanned<Vec<Role>>>,
     shards: RawShards,
     admin: RawAdmin,
     lightningstor: RawLightningStor,
+    chainfire: RawChainfire,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -85,9 +104,24 @@ struct RawUser {
     secret_key: Spanned<String>,
 }
 
+/// What a node serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Objects, over S3.
+    #[value(name = "lightningstor")]
+    LightningStor,
+    /// Coordination, over etcd's API.
+    Chainfire,
+}
+
 /// Everything that the node does by.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// What it serves; never empty.
+    pub roles: BTreeSet<Role>,
+    /// ChainFire's part, for a node with that role.
+    pub chainfire: ChainfireConfig,
     /// Where the node keeps everything.
     pub data_dir: PathBuf,
     /// Number of shards.
@@ -155,56 +189,10 @@ fn parse(args: &NodeArgs, text: &str, path: &Path) -> Result<Config> {
     raw.validate(args, &Source { text, path })
 }
 
-/// The text that spans point into.
-struct Source<'a> {
-    text: &'a str,
-    path: &'a Path,
-}
-
-impl Source<'_> {
-    /// Refuses a value, saying where it stands.
-    fn refuse<T>(&self, span: &Range<usize>, what: &str) -> Result<T> {
-        let before = &self.text[..span.start.min(self.text.len())];
-        let line = before.matches('\n').count() + 1;
-        let column = before
-            .rsplit('\n')
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .count()
-            + 1;
-        bail!(
-            "{}, line {line}, column {column}: {what}",
-            self.path.display()
-        )
-    }
-
-    /// The value, or the default, if it lies in the range.
-    fn number<T>(
-        &self,
-        raw: Option<Spanned<T>>,
-        default: T,
-        allowed: Range<T>,
-        key: &str,
-    ) -> Result<T>
-    where
-        T: PartialOrd + Copy + std::fmt::Display,
-    {
-        let Some(raw) = raw else { return Ok(default) };
-        let value = *raw.get_ref();
-        if allowed.contains(&value) {
-            return Ok(value);
-        }
-        let Range { start, end } = allowed;
-        self.refuse(
-            &raw.span(),
-            &format!("{key} is {value}; allowed: {start} to below {end}"),
-        )
-    }
-}
-
 impl RawConfig {
     fn validate(self, args: &NodeArgs, source: &Source<'_>) -> Result<Config> {
+        let roles = roles(self.roles, args, source)?;
+        let chainfire = chainfire_part::validate(self.chainfire, args, source)?;
         let cpus = engine::allowed_cpus().len();
         let count = self.shards.count;
         let shards = source.number(
@@ -244,6 +232,8 @@ impl RawConfig {
         };
         let listen = args.s3_listen.or(lightningstor.listen);
         Ok(Config {
+            roles,
+            chainfire,
             data_dir: args.data_dir.clone(),
             shards,
             pool_bytes,
@@ -262,6 +252,24 @@ impl RawConfig {
             partitions,
             body_cache_bytes: body_cache_mib << 20,
         })
+    }
+}
+
+fn roles(
+    raw: Option<Spanned<Vec<Role>>>,
+    args: &NodeArgs,
+    source: &Source<'_>,
+) -> Result<BTreeSet<Role>> {
+    if !args.roles.is_empty() {
+        return Ok(args.roles.iter().copied().collect());
+    }
+    match raw {
+        None => Ok(BTreeSet::from([Role::LightningStor])),
+        Some(raw) if raw.get_ref().is_empty() => source.refuse(
+            &raw.span(),
+            "roles is empty; name lightningstor, chainfire, or both",
+        ),
+        Some(raw) => Ok(raw.into_inner().into_iter().collect()),
     }
 }
 
@@ -367,7 +375,7 @@ fn user(raw: RawUser, source: &Source<'_>) -> Result<User> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LogFormat;
+    use crate::{ChainfireArgs, LogFormat};
 
     fn args() -> NodeArgs {
         NodeArgs {
@@ -376,6 +384,8 @@ mod tests {
             s3_listen: None,
             admin_listen: None,
             log_format: LogFormat::Text,
+            roles: Vec::new(),
+            chainfire: ChainfireArgs::default(),
         }
     }
 

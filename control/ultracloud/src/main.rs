@@ -34,7 +34,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs a node: S3 on its data directory, until SIGTERM.
+    /// Runs a node on its data directory, until SIGTERM.
     Node(NodeArgs),
 }
 
@@ -53,9 +53,41 @@ struct NodeArgs {
     /// Where health and metrics are served [default: 127.0.0.1:9001].
     #[arg(long, value_name = "ADDR")]
     admin_listen: Option<SocketAddr>,
+    /// What the node serves; repeat it for more [default: lightningstor].
+    #[arg(long = "role", value_enum, value_name = "ROLE")]
+    roles: Vec<config::Role>,
+    #[command(flatten)]
+    chainfire: ChainfireArgs,
     /// Form of the log on stderr; RUST_LOG chooses what is in it.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
+}
+
+/// ChainFire's part of it. A single node needs none of these.
+#[derive(Clone, Debug, Default, Args)]
+struct ChainfireArgs {
+    /// This member's name [default: default].
+    #[arg(long = "chainfire-name", value_name = "NAME")]
+    name: Option<String>,
+    /// Where etcd's clients are served [default: 127.0.0.1:2379].
+    #[arg(long = "chainfire-listen", value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Where other members are served [default: 127.0.0.1:2380].
+    #[arg(long = "chainfire-peer-listen", value_name = "ADDR")]
+    peer_listen: Option<SocketAddr>,
+    /// The first members as NAME=URL, commas between; at the first start only.
+    #[arg(long = "chainfire-initial-cluster", value_name = "MEMBERS")]
+    initial_cluster: Option<String>,
+    /// Whether the cluster is made now, or was there when this member was added.
+    #[arg(long = "chainfire-initial-cluster-state", value_enum)]
+    initial_cluster_state: Option<ClusterStateArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ClusterStateArg {
+    New,
+    Existing,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,7 +109,7 @@ fn main() -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

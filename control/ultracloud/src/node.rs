@@ -3,12 +3,15 @@
 //! The end is a signal (drain, exit 0), a second signal (exit at once), or a shard that died (exit
 //! non-zero with its reason: what it owned is unreachable, and a restart recovers it).
 
+use std::fmt::Write as _;
 use std::future::pending;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use chainfire::node::ChainfireNode;
 use engine::{Engine, EngineConfig, EngineHandle, ShardId};
 use lightningstor::http::ROOT_ID;
 use lightningstor::node::{LightningStorNode, NodeConfig};
@@ -19,7 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::NodeArgs;
 use crate::admin;
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::credentials::{self, Origin, RootCredentials};
 use crate::lock::DataLock;
 use crate::state::{NodePhase, NodeState, Running};
@@ -40,8 +43,12 @@ pub fn run(args: &NodeArgs) -> Result<()> {
     let _lock = DataLock::take(&config.data_dir)?;
     // Before keys are made and shown: a start that fails here has used nothing up.
     ports_are_free(&config)?;
-    let (root, origin) = credentials::load(&config.data_dir)?;
-    show_credentials(&root, &origin)?;
+    let mut root = None;
+    if config.roles.contains(&Role::LightningStor) {
+        let (made, origin) = credentials::load(&config.data_dir)?;
+        show_credentials(&made, &origin)?;
+        root = Some(made);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -55,10 +62,14 @@ pub fn run(args: &NodeArgs) -> Result<()> {
 /// node of the same user share it too, and split its clients between two stores. This bind does
 /// not share: it fails when anybody listens there.
 fn ports_are_free(config: &Config) -> Result<()> {
-    for (what, addr) in [
-        ("S3", config.s3_listen()),
-        ("the admin endpoint", config.admin_listen),
-    ] {
+    let s3 = config
+        .roles
+        .contains(&Role::LightningStor)
+        .then(|| ("S3", config.s3_listen()));
+    for (what, addr) in s3
+        .into_iter()
+        .chain([("the admin endpoint", config.admin_listen)])
+    {
         let bound = std::net::TcpListener::bind(addr);
         drop(bound.with_context(|| format!("cannot serve {what} on {addr}"))?);
     }
@@ -154,20 +165,71 @@ impl Signals {
     }
 }
 
-async fn serve(config: Config, root: RootCredentials) -> Result<()> {
+async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let state = NodeState::new();
+    let admin_addr = serve_admin(&config, &state).await?;
+    if config.roles.contains(&Role::Chainfire) {
+        let start = ChainfireNode::start(config.chainfire.clone());
+        let node = tokio::select! {
+            started = start => started.context("cannot serve ChainFire")?,
+            () = signals.next() => return Ok(()),
+        };
+        state.set_chainfire(Arc::new(node));
+    }
+    let served = match root {
+        Some(root) => serve_objects(&config, &root, &state, admin_addr, &mut signals).await,
+        None => serve_control(&state, admin_addr, &mut signals).await,
+    };
+    let ended = match state.chainfire() {
+        Some(node) => node.shutdown().await.context("ChainFire did not end well"),
+        None => Ok(()),
+    };
+    served.and(ended)
+}
+
+async fn serve_admin(config: &Config, state: &Arc<NodeState>) -> Result<SocketAddr> {
     let listener = TcpListener::bind(config.admin_listen)
         .await
         .with_context(|| format!("cannot serve the admin endpoint on {}", config.admin_listen))?;
-    let admin_addr = listener.local_addr()?;
-    let router = admin::router(Arc::clone(&state));
+    let addr = listener.local_addr()?;
+    let router = admin::router(Arc::clone(state));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "the admin endpoint ended");
         }
     });
+    Ok(addr)
+}
 
+/// A node without shards: it serves until it is told to end.
+async fn serve_control(state: &NodeState, admin: SocketAddr, signals: &mut Signals) -> Result<()> {
+    state.set_phase(NodePhase::Serving);
+    announce(None, admin, state)?;
+    signals.next().await;
+    drain_begins(state)
+}
+
+/// From now on a second signal ends the process at once.
+fn drain_begins(state: &NodeState) -> Result<()> {
+    state.set_phase(NodePhase::Draining);
+    tracing::info!("draining; a second signal ends the process at once");
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    tokio::spawn(async move {
+        signals.next().await;
+        tracing::warn!("ended at once");
+        std::process::exit(EXIT_AT_ONCE);
+    });
+    Ok(())
+}
+
+async fn serve_objects(
+    config: &Config,
+    root: &RootCredentials,
+    state: &Arc<NodeState>,
+    admin_addr: SocketAddr,
+    signals: &mut Signals,
+) -> Result<()> {
     let mut engine_config = EngineConfig::with_shards(config.shards);
     engine_config.pool_bytes = config.pool_bytes;
     engine_config.seed = credentials::random_seed()?;
@@ -187,7 +249,7 @@ async fn serve(config: Config, root: RootCredentials) -> Result<()> {
     });
     let mut deaths = watch_shards(&handle);
 
-    let mut node_config = config.lightningstor(&root)?;
+    let mut node_config = config.lightningstor(root)?;
     keep_below_open_files(&mut node_config, config.shards)?;
     let start = LightningStorNode::start(&handle, groups, node_config);
     let node = tokio::select! {
@@ -196,24 +258,18 @@ async fn serve(config: Config, root: RootCredentials) -> Result<()> {
             tracing::info!("told to end before everything was recovered");
             return engine.shutdown().context("a shard ended badly");
         }
-        shard = died(&mut deaths) => return Err(dead(shard, engine, &state)),
+        shard = died(&mut deaths) => return Err(dead(shard, engine, state)),
     };
     let node = Arc::new(node);
     state.set_lightningstor(Arc::clone(&node));
     state.set_phase(NodePhase::Serving);
-    announce(&node, admin_addr, &config)?;
+    announce(Some((&node, config)), admin_addr, state)?;
 
     tokio::select! {
         () = signals.next() => {}
-        shard = died(&mut deaths) => return Err(dead(shard, engine, &state)),
+        shard = died(&mut deaths) => return Err(dead(shard, engine, state)),
     }
-    state.set_phase(NodePhase::Draining);
-    tracing::info!("draining; a second signal ends the process at once");
-    tokio::spawn(async move {
-        signals.next().await;
-        tracing::warn!("ended at once");
-        std::process::exit(EXIT_AT_ONCE);
-    });
+    drain_begins(state)?;
     let drained = node
         .drain(DRAIN_LIMIT)
         .await
@@ -224,13 +280,30 @@ async fn serve(config: Config, root: RootCredentials) -> Result<()> {
 }
 
 /// Tells the addresses: one line that programs read, and one that people do.
-fn announce(node: &LightningStorNode, admin: std::net::SocketAddr, config: &Config) -> Result<()> {
-    let s3 = node.s3_addr();
+fn announce(
+    objects: Option<(&LightningStorNode, &Config)>,
+    admin: SocketAddr,
+    state: &NodeState,
+) -> Result<()> {
+    let mut line = String::from("listening");
+    if let Some((node, _)) = objects {
+        write!(line, " s3={}", node.s3_addr())?;
+    }
+    write!(line, " admin={admin}")?;
+    if let Some(node) = state.chainfire() {
+        let (client, peer) = (node.client_addr(), node.peer_addr());
+        write!(line, " chainfire={client} chainfire_peer={peer}")?;
+    }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "listening s3={s3} admin={admin}")?;
+    writeln!(out, "{line}")?;
     out.flush()?;
-    let (shards, partitions) = (config.shards, node.partitions());
-    tracing::info!(%s3, %admin, shards, partitions, user = ROOT_ID, "serving");
+    match objects {
+        Some((node, config)) => {
+            let (s3, shards, partitions) = (node.s3_addr(), config.shards, node.partitions());
+            tracing::info!(%s3, %admin, shards, partitions, user = ROOT_ID, "serving");
+        }
+        None => tracing::info!(%admin, "serving"),
+    }
     Ok(())
 }
 

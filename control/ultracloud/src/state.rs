@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use chainfire::node::ChainfireNode;
 use engine::{Capabilities, EngineHandle};
 use lightningstor::node::LightningStorNode;
 use tokio::sync::watch;
@@ -44,6 +45,7 @@ pub struct NodeState {
     phase: watch::Sender<NodePhase>,
     running: OnceLock<Running>,
     lightningstor: OnceLock<Arc<LightningStorNode>>,
+    chainfire: OnceLock<Arc<ChainfireNode>>,
 }
 
 impl NodeState {
@@ -53,6 +55,7 @@ impl NodeState {
             phase: watch::Sender::new(NodePhase::Starting),
             running: OnceLock::new(),
             lightningstor: OnceLock::new(),
+            chainfire: OnceLock::new(),
         })
     }
 
@@ -84,5 +87,15 @@ impl NodeState {
     /// LightningStor, once it serves.
     pub fn lightningstor(&self) -> Option<&Arc<LightningStorNode>> {
         self.lightningstor.get()
+    }
+
+    /// ChainFire runs. Later calls change nothing.
+    pub fn set_chainfire(&self, node: Arc<ChainfireNode>) {
+        let _ = self.chainfire.set(node);
+    }
+
+    /// ChainFire, once it runs.
+    pub fn chainfire(&self) -> Option<&Arc<ChainfireNode>> {
+        self.chainfire.get()
     }
 }

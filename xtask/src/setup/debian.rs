@@ -76,6 +76,22 @@ const TOOLS: &[Tool] = &[
         scope: Scope::Clients,
     },
     Tool {
+        name: "etcdctl",
+        why: "etcd's own client, against ChainFire",
+        packages: &["etcd-client"],
+        probe: &["etcdctl", "version"],
+        strict: true,
+        scope: Scope::Clients,
+    },
+    Tool {
+        name: "protoc",
+        why: "builds the protos of the etcd-client crate, which tests drive",
+        packages: &["protobuf-compiler", "libprotobuf-dev"],
+        probe: &["protoc", "--version"],
+        strict: true,
+        scope: Scope::Clients,
+    },
+    Tool {
         name: "wrk",
         why: "makes the load of the object benchmark",
         packages: &["wrk"],

@@ -1,0 +1,242 @@
+//! The JSON front, as etcd's gateway has it: `POST /v3/kv/put` with a JSON body, and so on for every
+//! request, on the port that serves gRPC.
+//!
+//! Streams answer with one JSON object a line, `{"result": ...}`, or `{"error": ...}` at their end.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use control_kit::api_error::ApiError;
+use etcd_wire::RpcError;
+use etcd_wire::etcdserverpb as pb;
+use futures_util::stream::{self, Stream, StreamExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tonic::Status;
+
+use crate::api::{Api, Caller, ETCD_VERSION, REQUEST_BYTES_MAX};
+use crate::grpc::streams;
+
+/// Base64 makes four bytes of three.
+const BODY_BYTES_MAX: usize = REQUEST_BYTES_MAX * 2;
+
+type Shared = State<Arc<Api>>;
+
+/// An error as the gateway writes it.
+struct Failed(Status);
+
+impl Failed {
+    fn json(&self) -> serde_json::Value {
+        let (text, code) = (self.0.message(), self.0.code() as i32);
+        json!({ "error": text, "code": code, "message": text })
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        (ApiError::http_status(self.0.code()), Json(self.json())).into_response()
+    }
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Failed {
+        Failed(status)
+    }
+}
+
+fn caller(api: &Api, headers: &HeaderMap) -> Result<Caller, Status> {
+    let view = api.consensus.view();
+    let auth = view.auth();
+    let token = headers.get(header::AUTHORIZATION);
+    let Some(token) = token.filter(|_| auth.is_enabled()) else {
+        return Ok(Caller::default());
+    };
+    let token = token.to_str().map_err(|_| RpcError::InvalidAuthToken)?;
+    Ok(Caller::of_token(auth, token)?)
+}
+
+/// The request in a body; an empty one is the request with nothing set.
+fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Status> {
+    let text = if body.is_empty() { b"{}" } else { body };
+    serde_json::from_slice(text).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+async fn call<Q, A, F>(
+    api: Arc<Api>,
+    headers: HeaderMap,
+    body: Bytes,
+    method: impl FnOnce(Arc<Api>, Caller, Q) -> F,
+) -> Result<Json<A>, Failed>
+where
+    Q: DeserializeOwned,
+    A: Serialize,
+    F: Future<Output = Result<A, Status>>,
+{
+    let caller = caller(&api, &headers)?;
+    let request = parsed(&body)?;
+    Ok(Json(method(api, caller, request).await?))
+}
+
+macro_rules! routes {
+    ($($path:literal => $method:ident;)*) => {
+        Router::new()$(
+            .route($path, post(async |State(api): Shared, headers: HeaderMap, body: Bytes| {
+                call(api, headers, body, async |api: Arc<Api>, caller: Caller, request| {
+                    api.$method(&caller, request).await
+                })
+                .await
+            }))
+        )*
+    };
+}
+
+/// All routes.
+pub fn router(api: Arc<Api>) -> Router {
+    kv_and_leases()
+        .merge(cluster_and_auth())
+        .route("/v3/watch", post(watch))
+        .route("/v3/lease/keepalive", post(keep_alive))
+        .route("/v3/maintenance/snapshot", post(snapshot))
+        .route("/v3/election/observe", post(observe))
+        .route("/version", get(version))
+        .route("/health", get(health))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+fn kv_and_leases() -> Router<Arc<Api>> {
+    routes! {
+        "/v3/kv/range" => range;
+        "/v3/kv/put" => put;
+        "/v3/kv/deleterange" => delete_range;
+        "/v3/kv/txn" => txn;
+        "/v3/kv/compaction" => compact;
+        "/v3/lease/grant" => lease_grant;
+        "/v3/lease/revoke" => lease_revoke;
+        "/v3/kv/lease/revoke" => lease_revoke;
+        "/v3/lease/timetolive" => lease_time_to_live;
+        "/v3/kv/lease/timetolive" => lease_time_to_live;
+        "/v3/lease/leases" => lease_leases;
+        "/v3/kv/lease/leases" => lease_leases;
+        "/v3/lock/lock" => lock;
+        "/v3/lock/unlock" => unlock;
+        "/v3/election/campaign" => campaign;
+        "/v3/election/proclaim" => proclaim;
+        "/v3/election/leader" => leader;
+        "/v3/election/resign" => resign;
+    }
+}
+
+fn cluster_and_auth() -> Router<Arc<Api>> {
+    routes! {
+        "/v3/cluster/member/add" => member_add;
+        "/v3/cluster/member/remove" => member_remove;
+        "/v3/cluster/member/update" => member_update;
+        "/v3/cluster/member/list" => member_list;
+        "/v3/cluster/member/promote" => member_promote;
+        "/v3/maintenance/alarm" => alarm;
+        "/v3/maintenance/status" => status;
+        "/v3/maintenance/defragment" => defragment;
+        "/v3/maintenance/hash" => hash;
+        "/v3/maintenance/hashkv" => hash_kv;
+        "/v3/maintenance/transfer-leadership" => move_leader;
+        "/v3/maintenance/downgrade" => downgrade;
+        "/v3/auth/enable" => auth_enable;
+        "/v3/auth/disable" => auth_disable;
+        "/v3/auth/status" => auth_status;
+        "/v3/auth/authenticate" => authenticate;
+        "/v3/auth/user/add" => user_add;
+        "/v3/auth/user/get" => user_get;
+        "/v3/auth/user/list" => user_list;
+        "/v3/auth/user/delete" => user_delete;
+        "/v3/auth/user/changepw" => user_change_password;
+        "/v3/auth/user/grant" => user_grant_role;
+        "/v3/auth/user/revoke" => user_revoke_role;
+        "/v3/auth/role/add" => role_add;
+        "/v3/auth/role/get" => role_get;
+        "/v3/auth/role/list" => role_list;
+        "/v3/auth/role/delete" => role_delete;
+        "/v3/auth/role/grant" => role_grant_permission;
+        "/v3/auth/role/revoke" => role_revoke_permission;
+    }
+}
+
+/// One line for each answer.
+fn lines<A: Serialize + 'static>(
+    answers: impl Stream<Item = Result<A, Status>> + Send + 'static,
+) -> Response {
+    let line = |answer: Result<A, Status>| {
+        let value = match answer {
+            Ok(answer) => json!({ "result": answer }),
+            Err(status) => json!({ "error": Failed(status).json() }),
+        };
+        Ok::<_, Infallible>(format!("{value}\n"))
+    };
+    let body = Body::from_stream(answers.map(line));
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Requests one after another, as a stream's body holds them.
+fn requests<Q: DeserializeOwned>(body: &[u8]) -> Vec<Result<Q, Status>> {
+    let parsed = serde_json::Deserializer::from_slice(body).into_iter::<Q>();
+    let parsed = parsed.map(|one| one.map_err(|e| Status::invalid_argument(e.to_string())));
+    parsed.collect()
+}
+
+async fn watch(State(api): Shared, headers: HeaderMap, body: Bytes) -> Result<Response, Failed> {
+    let caller = caller(&api, &headers)?;
+    let requests: Vec<Result<pb::WatchRequest, Status>> = requests(&body);
+    for request in &requests {
+        if let Err(status) = request {
+            return Err(Failed(status.clone()));
+        }
+    }
+    Ok(lines(streams::watch(&api, caller, stream::iter(requests))))
+}
+
+async fn keep_alive(State(api): Shared, body: Bytes) -> Response {
+    let requests: Vec<Result<pb::LeaseKeepAliveRequest, Status>> = requests(&body);
+    let answers = stream::iter(requests).then(move |request| {
+        let api = Arc::clone(&api);
+        async move { api.lease_keep_alive(request?).await }
+    });
+    lines(answers)
+}
+
+async fn snapshot(State(api): Shared, headers: HeaderMap) -> Result<Response, Failed> {
+    let caller = caller(&api, &headers)?;
+    api.require_admin(&caller)?;
+    Ok(lines(api.snapshot()))
+}
+
+async fn observe(State(api): Shared, headers: HeaderMap, body: Bytes) -> Result<Response, Failed> {
+    let caller = caller(&api, &headers)?;
+    let request = parsed(&body)?;
+    Ok(lines(api.observe(caller, request)))
+}
+
+async fn version() -> Json<serde_json::Value> {
+    Json(json!({ "etcdserver": ETCD_VERSION, "etcdcluster": "3.5.0" }))
+}
+
+/// As etcd's: whether a linearizable read works, and no alarm says otherwise.
+async fn health(State(api): Shared) -> (StatusCode, Json<serde_json::Value>) {
+    let reason = match api.consensus.barrier().await {
+        Err(status) => status.message().to_owned(),
+        Ok(()) if api.consensus.view().alarms().next().is_none() => String::new(),
+        Ok(()) => "ALARM".to_owned(),
+    };
+    let (status, text) = match reason.as_str() {
+        "" => (StatusCode::OK, "true"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "false"),
+    };
+    (status, Json(json!({ "health": text, "reason": reason })))
+}

@@ -1,0 +1,298 @@
+//! Raft behind the services: the state machine that it drives ([`machine`]), its calls to other
+//! members ([`transport`]) and what they call here ([`peer`]), as [`Consensus`].
+
+mod machine;
+mod peer;
+mod transport;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use chainfire_core::{Change as CoreChange, Error, ErrorKind, Node, TokioEnvironment};
+use chainfire_store::{Reader, View};
+use control_kit::stop::Stop;
+use etcd_wire::RpcError;
+use etcd_wire::chainfire::{Command, LeaseTime, outcome};
+use prost::Message as _;
+use tonic::Status;
+
+pub use machine::StoreMachine;
+pub use peer::PeerService;
+pub use transport::{PeerChannels, join};
+
+use crate::consensus::{Change, Consensus, Member, Progress, Standing};
+use crate::lease::LeaseKeeper;
+
+/// A member, in production.
+pub type RaftNode = Node<TokioEnvironment, PeerChannels, StoreMachine>;
+
+/// A member, for the services.
+pub struct RaftConsensus {
+    node: RaftNode,
+    reader: Reader,
+    cluster_id: u64,
+    channels: PeerChannels,
+    leases: Arc<LeaseKeeper>,
+    /// What answers' heads say, followed by a task: reading it costs nothing.
+    term: AtomicU64,
+    leader: AtomicU64,
+}
+
+impl RaftConsensus {
+    /// The services' side of a node that was started.
+    pub fn new(
+        node: RaftNode,
+        cluster_id: u64,
+        channels: PeerChannels,
+        leases: Arc<LeaseKeeper>,
+    ) -> Arc<RaftConsensus> {
+        let reader = node.reader().clone();
+        Arc::new(RaftConsensus {
+            node,
+            reader,
+            cluster_id,
+            channels,
+            leases,
+            term: AtomicU64::new(0),
+            leader: AtomicU64::new(0),
+        })
+    }
+
+    /// Follows who leads, until the node stops.
+    pub async fn follow(self: Arc<Self>, stop: Stop) {
+        let mut seen = (None, 0);
+        loop {
+            tokio::select! {
+                () = stop.requested() => return,
+                changed = self.node.leadership_changed(seen) => match changed {
+                    Ok(now) => seen = now,
+                    Err(_) => return,
+                },
+            }
+            let (leader, term) = seen;
+            self.term.store(term, Ordering::Relaxed);
+            self.leader
+                .store(leader.unwrap_or_default(), Ordering::Relaxed);
+            tracing::info!(
+                leader = leader.map(|id| format!("{id:x}")),
+                term,
+                "leadership"
+            );
+        }
+    }
+
+    /// The node itself.
+    pub(crate) fn node(&self) -> &RaftNode {
+        &self.node
+    }
+
+    /// A lease's time, of this member's own clock; it has to lead.
+    async fn own_lease_time(&self, id: i64, peek: bool) -> Result<Option<LeaseTime>, Status> {
+        // Who leads no more must not say that a lease lives.
+        self.barrier().await?;
+        let term = self.node.status().term;
+        Ok(self.leases.time(&self.reader.view(), term, id, peek))
+    }
+}
+
+/// etcd's error for what went wrong in consensus.
+pub(crate) fn status(error: &Error) -> Status {
+    match error.kind() {
+        ErrorKind::Unavailable => RpcError::NoLeader.into(),
+        ErrorKind::NotLeader(_) => RpcError::NotLeader.into(),
+        ErrorKind::Timeout => RpcError::Timeout.into(),
+        ErrorKind::Unknown => RpcError::TimeoutDueToLeaderFail.into(),
+        ErrorKind::Stopped => RpcError::Stopped.into(),
+        ErrorKind::Refused => Status::failed_precondition(format!("etcdserver: {error}")),
+        ErrorKind::NotFound => RpcError::MemberNotFound.into(),
+        ErrorKind::Exists => RpcError::PeerUrlExist.into(),
+        ErrorKind::Invalid => Status::invalid_argument(format!("etcdserver: {error}")),
+        _ => Status::internal(format!("etcdserver: {error}")),
+    }
+}
+
+fn core_member(member: &Member) -> chainfire_core::Member {
+    chainfire_core::Member {
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        client_urls: member.client_urls.clone(),
+        becomes_voter: !member.is_learner,
+    }
+}
+
+impl RaftConsensus {
+    /// What replaces a member: the fields that the change leaves empty stay.
+    fn updated(&self, change: &Member) -> Result<chainfire_core::Member, Status> {
+        let status = self.node.status();
+        let known = status
+            .members
+            .into_iter()
+            .find(|known| known.id == change.id);
+        let mut member = known.ok_or(RpcError::MemberNotFound)?.member;
+        if !change.name.is_empty() {
+            member.name.clone_from(&change.name);
+        }
+        if !change.peer_urls.is_empty() {
+            member.peer_urls.clone_from(&change.peer_urls);
+        }
+        if !change.client_urls.is_empty() {
+            member.client_urls.clone_from(&change.client_urls);
+        }
+        Ok(member)
+    }
+
+    fn core_change(&self, change: Change) -> Result<CoreChange, Status> {
+        Ok(match change {
+            Change::Add(member) => CoreChange::Add {
+                id: member.id,
+                member: core_member(&member),
+            },
+            Change::Remove(id) => CoreChange::Remove { id },
+            Change::Promote(id) => CoreChange::Promote { id },
+            Change::Update(member) => CoreChange::Update {
+                id: member.id,
+                member: self.updated(&member)?,
+            },
+            Change::Replace {
+                voters,
+                added,
+                retain,
+            } => {
+                let members = added.iter().map(|member| (member.id, core_member(member)));
+                CoreChange::Joint {
+                    voters: voters.into_iter().collect(),
+                    members: members.collect::<BTreeMap<_, _>>(),
+                    retain,
+                }
+            }
+        })
+    }
+
+    /// A refusal in etcd's own words, where it has some.
+    fn refused(&self, change: &Change, error: &Error) -> Status {
+        if let (Change::Promote(id), ErrorKind::Refused) = (change, error.kind()) {
+            let standing = self.standing();
+            let member = standing.members.iter().find(|member| member.id == *id);
+            if member.is_some_and(|member| !member.is_learner) {
+                return RpcError::MemberNotLearner.into();
+            }
+            if error.to_string().starts_with("learner ") {
+                return RpcError::LearnerNotReady.into();
+            }
+        }
+        if let (Change::Add(member), ErrorKind::Exists) = (change, error.kind()) {
+            let standing = self.standing();
+            if standing.members.iter().any(|known| known.id == member.id) {
+                return RpcError::MemberExist.into();
+            }
+        }
+        status(error)
+    }
+}
+
+#[tonic::async_trait]
+impl Consensus for RaftConsensus {
+    fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    fn member_id(&self) -> u64 {
+        self.node.id()
+    }
+
+    fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+
+    async fn propose(&self, command: Command) -> Result<outcome::Result, Status> {
+        let bytes = Bytes::from(command.encode_to_vec());
+        let outcome = self
+            .node
+            .propose(bytes)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(outcome?)
+    }
+
+    async fn barrier(&self) -> Result<(), Status> {
+        self.node
+            .read_barrier()
+            .await
+            .map_err(|error| status(&error))
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.reader.view()
+    }
+
+    fn standing(&self) -> Standing {
+        let status = self.node.status();
+        let others = status
+            .members
+            .iter()
+            .filter(|member| member.id != status.id);
+        let progress = others.filter_map(|member| {
+            Some(Progress {
+                id: member.id,
+                matched_index: member.matched.unwrap_or_default(),
+                last_contact_ms: member.silence.map(|silence| silence.as_millis() as u64),
+                reachable: member.reachable?,
+            })
+        });
+        let progress = progress.collect();
+        let members = status.members.into_iter().map(|known| Member {
+            id: known.id,
+            name: known.member.name,
+            peer_urls: known.member.peer_urls,
+            client_urls: known.member.client_urls,
+            is_learner: !known.voter,
+        });
+        let voters = status.voters.into_iter();
+        Standing {
+            cluster_id: self.cluster_id,
+            member_id: status.id,
+            term: status.term,
+            leader_id: status.leader.unwrap_or_default(),
+            last_log_index: status.last_index.unwrap_or_default(),
+            committed_index: status.committed.unwrap_or_default(),
+            applied_index: status.applied.unwrap_or_default(),
+            snapshot_index: status.snapshot.unwrap_or_default(),
+            purged_index: status.purged.unwrap_or_default(),
+            members: members.collect(),
+            voters: voters.map(|set| set.into_iter().collect()).collect(),
+            progress,
+            change_refused: status.change_refused,
+            failed: status.failure,
+        }
+    }
+
+    async fn change(&self, change: Change) -> Result<Vec<Member>, Status> {
+        let made = self.node.change(&self.core_change(change.clone())?).await;
+        made.map_err(|error| self.refused(&change, &error))?;
+        // What the leader committed may not be here yet. Who was removed sees no barrier any more.
+        if let Err(status) = self.barrier().await {
+            tracing::debug!(%status, "members as known here, after a change");
+        }
+        Ok(self.standing().members)
+    }
+
+    async fn transfer(&self, to: u64) -> Result<u64, Status> {
+        let to = (to != 0).then_some(to);
+        let made = self.node.change(&CoreChange::Transfer { to }).await;
+        made.map_err(|error| status(&error))?;
+        Ok(self.node.status().leader.unwrap_or_default())
+    }
+
+    async fn lease_time(&self, id: i64, peek: bool) -> Result<Option<LeaseTime>, Status> {
+        let leader = self.leader.load(Ordering::Relaxed);
+        if leader == self.node.id() {
+            return self.own_lease_time(id, peek).await;
+        }
+        let members = self.node.status().members;
+        let member = members.into_iter().find(|member| member.id == leader);
+        let member = member.ok_or(RpcError::NoLeader)?.member;
+        self.channels.lease_time(&member, id, peek).await
+    }
+}

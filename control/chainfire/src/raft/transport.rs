@@ -1,0 +1,263 @@
+//! Calls to other members, over gRPC: one channel for each URL, kept and reconnected.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use chainfire_core::{Member, Method, NodeId, SnapshotChunks, Transport, TransportError};
+use control_kit::client::{self, Options};
+use control_kit::tls::ClientTls;
+use etcd_wire::RpcError;
+use etcd_wire::chainfire::raft_client::RaftClient;
+use etcd_wire::chainfire::{
+    JoinRequest, JoinResponse, LeaseRenewRequest, LeaseTime, PeerRequest, PeerResponse,
+    SnapshotChunk, lease_renew_response,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+/// How long the leader may take to tell a lease's time.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a member may take to tell of its cluster.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Chunks of a snapshot that were read and not sent yet.
+const CHUNKS_WAITING_MAX: usize = 4;
+
+/// Connections to all other members; clones share them.
+#[derive(Clone)]
+pub struct PeerChannels(Arc<Shared>);
+
+struct Shared {
+    cluster_id: u64,
+    from: NodeId,
+    tls: Option<ClientTls>,
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+type PeerClient = RaftClient<Channel>;
+
+fn client(channel: Channel) -> PeerClient {
+    RaftClient::new(channel)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX)
+}
+
+impl PeerChannels {
+    /// Connections of a member, made when they are first used.
+    pub fn new(cluster_id: u64, from: NodeId, tls: Option<ClientTls>) -> PeerChannels {
+        PeerChannels(Arc::new(Shared {
+            cluster_id,
+            from,
+            tls,
+            channels: Mutex::default(),
+        }))
+    }
+
+    fn client(&self, member: &Member) -> Result<PeerClient, TransportError> {
+        let unreachable = |what: String| TransportError::Unreachable(what);
+        let Some(url) = member.peer_urls.first() else {
+            return Err(unreachable(format!("{} has no peer URL", member.name)));
+        };
+        let mut channels = self
+            .0
+            .channels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(url) {
+            return Ok(client(channel.clone()));
+        }
+        let channel = client::channel(url, self.0.tls.as_ref(), Options::default());
+        let channel = channel.map_err(|error| unreachable(error.to_string()))?;
+        channels.insert(url.clone(), channel.clone());
+        Ok(client(channel))
+    }
+
+    fn request(&self, body: Bytes) -> PeerRequest {
+        PeerRequest {
+            cluster_id: self.0.cluster_id,
+            from: self.0.from,
+            body,
+        }
+    }
+
+    /// Asks the leader for a lease's time.
+    pub(super) async fn lease_time(
+        &self,
+        leader: &Member,
+        id: i64,
+        peek: bool,
+    ) -> Result<Option<LeaseTime>, Status> {
+        let mut client = self.client(leader).map_err(|_| RpcError::NoLeader)?;
+        let mut request = tonic::Request::new(LeaseRenewRequest {
+            cluster_id: self.0.cluster_id,
+            id,
+            peek,
+        });
+        request.set_timeout(LEASE_TIMEOUT);
+        let answer = client.lease_renew(request).await?.into_inner();
+        match answer.result {
+            Some(lease_renew_response::Result::Time(time)) => Ok(Some(time)),
+            Some(lease_renew_response::Result::Gone(_)) => Ok(None),
+            Some(lease_renew_response::Result::NotLeader(_)) | None => {
+                Err(RpcError::LeaderChanged.into())
+            }
+        }
+    }
+}
+
+/// Asks a member of a cluster who has one of these URLs, and what the cluster is.
+///
+/// # Errors
+/// What the member answered, or that it did not.
+pub async fn join(
+    url: &str,
+    tls: Option<&ClientTls>,
+    peer_urls: Vec<String>,
+) -> Result<JoinResponse, Status> {
+    let channel = client::channel(url, tls, Options::default());
+    let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+    let asked = async { client(channel).join(JoinRequest { peer_urls }).await };
+    match tokio::time::timeout(JOIN_TIMEOUT, asked).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::unavailable("no answer in time")),
+    }
+}
+
+/// What a failed call says of whether it reached the other member.
+fn failed(status: &Status) -> TransportError {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return TransportError::Unreachable(error.to_string());
+        }
+        source = error.source();
+    }
+    match status.code() {
+        // What the other member refuses before it looks inside.
+        Code::FailedPrecondition => TransportError::Unreachable(status.message().to_owned()),
+        Code::DeadlineExceeded => TransportError::Timeout,
+        _ => TransportError::Failed(status.to_string()),
+    }
+}
+
+fn body(answered: Result<Response<PeerResponse>, Status>) -> Result<Bytes, TransportError> {
+    match answered {
+        Ok(answer) => Ok(answer.into_inner().body),
+        Err(status) => Err(failed(&status)),
+    }
+}
+
+impl Transport for PeerChannels {
+    async fn call(
+        &self,
+        _to: NodeId,
+        member: &Member,
+        method: Method,
+        request: Bytes,
+        deadline: Duration,
+    ) -> Result<Bytes, TransportError> {
+        let mut client = self.client(member)?;
+        let request = self.request(request);
+        let called = async {
+            match method {
+                Method::Vote => client.vote(request).await,
+                Method::PreVote => client.pre_vote(request).await,
+                Method::AppendEntries => client.append_entries(request).await,
+                Method::TimeoutNow => client.timeout_now(request).await,
+                Method::Propose => client.propose(request).await,
+                Method::ReadIndex => client.read_index(request).await,
+                Method::Change => client.change(request).await,
+            }
+        };
+        match tokio::time::timeout(deadline, called).await {
+            Ok(answered) => body(answered),
+            Err(_) => Err(TransportError::Timeout),
+        }
+    }
+
+    async fn send_snapshot(
+        &self,
+        _to: NodeId,
+        member: &Member,
+        head: Bytes,
+        chunks: SnapshotChunks,
+        deadline: Duration,
+    ) -> Result<Bytes, TransportError> {
+        let mut client = self.client(member)?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let head = SnapshotChunk {
+            head: Some(self.request(head)),
+            data: Bytes::new(),
+        };
+        let reading = tokio::task::spawn_blocking(move || {
+            let send = |chunk| sender.blocking_send(chunk).is_ok();
+            if !send(head) {
+                return Ok(());
+            }
+            for data in chunks {
+                let chunk = SnapshotChunk {
+                    head: None,
+                    data: data?,
+                };
+                // The other side, or the deadline, ended the call.
+                if !send(chunk) {
+                    break;
+                }
+            }
+            Ok::<(), std::io::Error>(())
+        });
+        let (progress, mut moved) = mpsc::channel(1);
+        let chunks = Counted {
+            inner: ReceiverStream::new(receiver),
+            progress,
+        };
+        let mut sending = std::pin::pin!(client.install_snapshot(chunks));
+        let answered = loop {
+            tokio::select! {
+                answered = &mut sending => break answered,
+                waited = tokio::time::timeout(deadline, moved.recv()) => match waited {
+                    Err(_) => return Err(TransportError::Timeout),
+                    // All was sent: what is left is the answer.
+                    Ok(None) => {
+                        let answered = tokio::time::timeout(deadline, &mut sending).await;
+                        break answered.map_err(|_| TransportError::Timeout)?;
+                    }
+                    Ok(Some(())) => {}
+                },
+            }
+        };
+        let answer = body(answered)?;
+        match reading.await {
+            Ok(Ok(())) => Ok(answer),
+            Ok(Err(error)) => Err(TransportError::Failed(format!(
+                "reading the snapshot: {error}"
+            ))),
+            Err(_) => Err(TransportError::Failed("reading the snapshot ended".into())),
+        }
+    }
+}
+
+/// A stream that tells of each of its items.
+struct Counted<S> {
+    inner: S,
+    progress: mpsc::Sender<()>,
+}
+
+impl<S: futures_util::Stream + Unpin> futures_util::Stream for Counted<S> {
+    type Item = S::Item;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        let polled = std::pin::Pin::new(&mut self.inner).poll_next(context);
+        if polled.is_ready() {
+            // A progress that was not looked at yet is enough.
+            let _ = self.progress.try_send(());
+        }
+        polled
+    }
+}

@@ -1,0 +1,137 @@
+//! Connections to other services: gRPC channels, plain or TLS.
+//!
+//! A channel connects when it is first used, and again after it broke. Each connection is made with
+//! the certificates that are then in the files.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::Error;
+use crate::tls::ClientTls;
+
+/// Bytes that the other side may send ahead, on a call and on all of a connection.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// How a channel behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// How long an answer to a ping may take before the connection counts as broken.
+    pub ping_timeout: Duration,
+    /// How often a connection is pinged.
+    pub ping_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            connect_timeout: Duration::from_secs(5),
+            ping_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A channel to a URL, `http://host:port` or, with TLS, `https://host:port`.
+///
+/// # Errors
+/// When the URL is none, or asks for TLS and none is given.
+pub fn channel(url: &str, tls: Option<&ClientTls>, options: Options) -> Result<Channel, Error> {
+    let not_usable = |why: Box<dyn std::error::Error + Send + Sync>| {
+        Error::address(format!("cannot connect to {url}"), why)
+    };
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|error| not_usable(error.into()))?
+        .tcp_nodelay(true)
+        .connect_timeout(options.connect_timeout)
+        .http2_keep_alive_interval(options.ping_interval)
+        .keep_alive_timeout(options.ping_timeout)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    let tls = match endpoint.uri().scheme_str() {
+        Some("http") => None,
+        Some("https") => match tls {
+            Some(tls) => Some(tls.clone()),
+            None => return Err(not_usable("an https URL needs certificates".into())),
+        },
+        _ => return Err(not_usable("expected http:// or https://".into())),
+    };
+    let connector = tower::service_fn(move |uri: Uri| connect(uri, tls.clone()));
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+async fn connect(uri: Uri, tls: Option<ClientTls>) -> io::Result<TokioIo<Link>> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
+    let host = uri.host().ok_or_else(|| invalid("the URL has no host"))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let default = if tls.is_some() { 443 } else { 80 };
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(default))).await?;
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else {
+        return Ok(TokioIo::new(Link::Plain(stream)));
+    };
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| invalid("not a host's name"))?;
+    let connector = TlsConnector::from(tls.current());
+    let stream = connector.connect(name, stream).await?;
+    Ok(TokioIo::new(Link::Tls(Box::new(stream))))
+}
+
+/// A connection of either kind.
+enum Link {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Link::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Link::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Link::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Link::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Link::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

@@ -235,7 +235,8 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         &self.inner.reader
     }
 
-    /// Ends the member: answers what it can, and makes the log's tail durable.
+    /// Ends the member: answers what it can, and makes the log's tail durable. The log's directory
+    /// is free once the last task has ended and the last handle is gone.
     ///
     /// # Errors
     /// A task of the member panicked, or the disk failed.

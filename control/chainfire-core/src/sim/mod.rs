@@ -8,6 +8,7 @@ mod conformance;
 pub(crate) mod disk;
 mod machine;
 mod network;
+mod production;
 mod runtime;
 mod scenario;
 mod stories;

@@ -8,6 +8,7 @@ use crate::sim::scenario::{self, Done};
 const SEED: &str = "CHAINFIRE_SIM_SEED";
 
 fn run_seeds(seeds: std::ops::Range<u64>) {
+    let alone = std::env::var(SEED).is_ok();
     let seeds = match std::env::var(SEED) {
         Ok(seed) => {
             let seed: u64 = seed.parse().expect("a seed is a number");
@@ -26,11 +27,18 @@ fn run_seeds(seeds: std::ops::Range<u64>) {
             done.unwrap_or_else(|_| panic!("seed {seed} failed; replay it with {SEED}={seed}"));
         println!("seed {seed}: {done:?}");
         total.acknowledged += done.acknowledged;
+        total.reads += done.reads;
         total.crashes += done.crashes;
         total.changes += done.changes;
         total.snapshots += done.snapshots;
     }
     println!("{total:?}");
+    let enough = total.acknowledged > 500
+        && total.reads > 500
+        && total.crashes > 50
+        && total.changes > 10
+        && total.snapshots > 10;
+    assert!(enough || alone, "the scenarios did too little: {total:?}");
 }
 
 #[test]

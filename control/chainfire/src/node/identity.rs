@@ -195,6 +195,7 @@ mod tests {
             initial_cluster: vec![member("a", 1), member("b", 2)],
             initial_cluster_state: ClusterState::New,
             initial_cluster_token: token.into(),
+            force_new_cluster: false,
             client_tls: None,
             peer_tls: None,
             quota_bytes: 1,

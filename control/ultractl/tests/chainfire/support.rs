@@ -63,6 +63,11 @@ impl Member {
 
     /// Starts the process; it has to have ended before.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// Starts the process with some more arguments.
+    pub fn restart_with(&mut self, more: &[&str]) {
         let mut child = Command::new(server())
             .args([
                 "node",
@@ -74,6 +79,7 @@ impl Member {
             .arg("--data-dir")
             .arg(self.data())
             .args(&self.args)
+            .args(more)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()

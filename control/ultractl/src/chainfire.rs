@@ -162,6 +162,10 @@ fn said(status: &Status) -> String {
     status.message().to_owned()
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 fn failed(status: Status) -> anyhow::Error {
     anyhow::anyhow!(said(&status))
 }

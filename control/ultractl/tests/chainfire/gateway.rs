@@ -5,10 +5,10 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Member, eventually};
+use crate::support::{DEADLINE, Member, eventually, http};
 
 fn post(member: &Member, path: &str, body: &Value) -> (u16, Value) {
-    let (status, text) = member.http(member.client, "POST", path, &body.to_string());
+    let (status, text) = http(member.client, "POST", path, &body.to_string());
     // A stream's body comes in chunks; the first line that is an object is the answer.
     let line = text
         .lines()
@@ -56,7 +56,7 @@ fn requests_are_json_in_and_out() {
     assert_eq!(status, 400);
     assert_eq!(refused["error"], "etcdserver: key is not provided");
     assert_eq!(refused["code"], 3);
-    let (status, version) = member.http(member.client, "GET", "/version", "");
+    let (status, version) = http(member.client, "GET", "/version", "");
     assert_eq!(status, 200);
     assert!(version.contains("\"etcdserver\":\"3."), "{version}");
 }

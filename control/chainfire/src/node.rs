@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::routing::get;
-use chainfire_core::{ErrorKind as CoreErrorKind, Options, TokioEnvironment};
+use chainfire_core::{
+    Environment as _, ErrorKind as CoreErrorKind, Options, StateMachine as _, TokioEnvironment,
+};
 use chainfire_store::{FileBackend, Store};
 use control_kit::server::{Limits, Port};
 use control_kit::stop::{self, Stop, Stopper};
@@ -67,7 +69,14 @@ impl ChainfireNode {
         let revision = store.view().revision();
         let hub = SharedHub::new(Hub::new(revision, WATCH_QUEUE_BYTES_MAX));
         let machine = StoreMachine::new(store, Arc::clone(&hub));
-        let node = start_node(&config.data_dir, &identity, channels.clone(), machine).await?;
+        let node = start_node(
+            &config.data_dir,
+            &identity,
+            channels.clone(),
+            machine,
+            config.force_new_cluster,
+        )
+        .await?;
         let leases = LeaseKeeper::new();
         let consensus =
             RaftConsensus::new(node, identity.cluster_id, channels, Arc::clone(&leases));
@@ -183,6 +192,7 @@ async fn start_node(
     identity: &Identity,
     channels: PeerChannels,
     machine: StoreMachine,
+    force_new_cluster: bool,
 ) -> Result<RaftNode, Error> {
     let path = data_dir.join("log");
     let storage = |error| {
@@ -191,6 +201,23 @@ async fn start_node(
     };
     let environment = TokioEnvironment::open(&path).map_err(storage)?;
     let options = Options::new(identity.member_id);
+    if force_new_cluster {
+        let standing = machine.standing().map_err(storage)?;
+        let disk = environment.log_disk();
+        let id = identity.member_id;
+        let forced = chainfire_core::force_new_cluster(disk, options.wal, &standing, id);
+        let given_up = forced.map_err(|error| {
+            let what = "cannot make a new cluster of this member";
+            Error::caused(ErrorKind::Cluster, what, error)
+        })?;
+        for (other, member) in given_up {
+            tracing::warn!(
+                id = format!("{other:x}"),
+                name = member.name,
+                "member given up"
+            );
+        }
+    }
     let started = |error| Error::caused(ErrorKind::Storage, "ChainFire cannot start", error);
     let node = RaftNode::start(environment, channels, machine, options)
         .await

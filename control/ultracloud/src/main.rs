@@ -81,6 +81,10 @@ struct ChainfireArgs {
     /// Whether the cluster is made now, or was there when this member was added.
     #[arg(long = "chainfire-initial-cluster-state", value_enum)]
     initial_cluster_state: Option<ClusterStateArg>,
+    /// Makes this member the only one of its cluster, once: for the survivor with the longest log, after
+    /// a majority of the voters was lost for good.
+    #[arg(long = "chainfire-force-new-cluster")]
+    force_new_cluster: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
@@ -109,7 +113,8 @@ fn main() -> ExitCode {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

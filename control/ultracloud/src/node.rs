@@ -297,12 +297,11 @@ fn announce(
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()?;
-    match objects {
-        Some((node, config)) => {
-            let (s3, shards, partitions) = (node.s3_addr(), config.shards, node.partitions());
-            tracing::info!(%s3, %admin, shards, partitions, user = ROOT_ID, "serving");
-        }
-        None => tracing::info!(%admin, "serving"),
+    if let Some((node, config)) = objects {
+        let (s3, shards, partitions) = (node.s3_addr(), config.shards, node.partitions());
+        tracing::info!(%s3, %admin, shards, partitions, user = ROOT_ID, "serving");
+    } else {
+        tracing::info!(%admin, "serving");
     }
     Ok(())
 }

@@ -40,11 +40,11 @@ pub struct Args {
     )]
     user: Option<String>,
     /// PEM certificate to show.
-    #[arg(long, global = true, requires = "key")]
+    #[arg(long, global = true, requires = "tls_key")]
     cert: Option<PathBuf>,
     /// PEM private key of the certificate.
-    #[arg(long, global = true, requires = "cert")]
-    key: Option<PathBuf>,
+    #[arg(long = "key", global = true, requires = "cert")]
+    tls_key: Option<PathBuf>,
     /// PEM certificates of those who may sign the members' certificates.
     #[arg(long, global = true, requires = "cert")]
     cacert: Option<PathBuf>,
@@ -99,7 +99,7 @@ struct Session {
 
 impl Session {
     async fn open(args: &Args) -> Result<Session> {
-        let tls = match (&args.cert, &args.key) {
+        let tls = match (&args.cert, &args.tls_key) {
             (Some(cert), Some(key)) => Some(ClientTls::open(TlsFiles {
                 cert: cert.clone(),
                 key: key.clone(),
@@ -162,6 +162,10 @@ fn said(status: &Status) -> String {
     status.message().to_owned()
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err takes"
+)]
 fn failed(status: Status) -> anyhow::Error {
     anyhow::anyhow!(said(&status))
 }

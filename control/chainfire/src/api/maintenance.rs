@@ -1,5 +1,10 @@
 //! The care of a member: its state, hashes, alarms, snapshots.
 
+#![expect(
+    clippy::unused_async,
+    reason = "requests have one shape, whether they wait or not"
+)]
+
 use etcd_wire::RpcError;
 use etcd_wire::etcdserverpb::alarm_request::AlarmAction;
 use etcd_wire::etcdserverpb::{

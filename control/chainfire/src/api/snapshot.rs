@@ -41,7 +41,7 @@ impl Api {
             let mut length = 0;
             for chunk in Snapshot::new(view, PIECE_BYTES) {
                 let chunk: bytes::Bytes = match chunk {
-                    Ok(chunk) => chunk.into(),
+                    Ok(chunk) => chunk,
                     Err(error) => {
                         let failed = Status::internal(format!("etcdserver: {error}"));
                         // A client that left needs no answer.

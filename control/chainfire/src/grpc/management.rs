@@ -54,7 +54,8 @@ fn refusals(standing: &Standing) -> Vec<cf::Refusal> {
         refusals.push(refusal(
             "writes, linearizable reads and changes of members",
             "no leader is known to this member".into(),
-            "start members until a majority of the voters runs",
+            "start members until a majority of the voters runs; if that is lost for good, start the \
+             survivor with the longest log with --chainfire-force-new-cluster",
         ));
     }
     if let (Some(why), true) = (&standing.change_refused, standing.leader_id != 0) {

@@ -47,6 +47,9 @@ pub struct ChainfireConfig {
     pub initial_cluster_state: ClusterState,
     /// Tells clusters apart that were made of the same members.
     pub initial_cluster_token: String,
+    /// Makes the member of the data directory the only one of its cluster: for one survivor, after a
+    /// majority of the voters was lost for good.
+    pub force_new_cluster: bool,
     /// TLS towards clients.
     pub client_tls: Option<TlsFiles>,
     /// TLS between members.

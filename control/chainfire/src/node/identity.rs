@@ -97,8 +97,9 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
         digest.update((part.len() as u64).to_le_bytes());
         digest.update(part);
     }
-    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = digest.finalize().into();
-    u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
+    let digest: [u8; 32] = digest.finalize().into();
+    let half = digest.first_chunk().expect("32 bytes hold 8");
+    u64::from_be_bytes(*half).max(1)
 }
 
 fn first(config: &ChainfireConfig) -> Result<Identity, Error> {
@@ -195,6 +196,7 @@ mod tests {
             initial_cluster: vec![member("a", 1), member("b", 2)],
             initial_cluster_state: ClusterState::New,
             initial_cluster_token: token.into(),
+            force_new_cluster: false,
             client_tls: None,
             peer_tls: None,
             quota_bytes: 1,

@@ -33,7 +33,7 @@ fn meta(standing: &Standing) -> AppliedMeta {
     }
 }
 
-fn undecodable(index: u64, error: prost::DecodeError) -> io::Error {
+fn undecodable(index: u64, error: &prost::DecodeError) -> io::Error {
     let what = format!("the command of entry {index} cannot be read: {error}");
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
@@ -65,7 +65,7 @@ impl StateMachine for StoreMachine {
         let mut outcomes = Vec::with_capacity(commands.len());
         for entry in commands {
             let command = Command::decode(entry.bytes.clone());
-            let command = command.map_err(|error| undecodable(entry.index, error))?;
+            let command = command.map_err(|error| undecodable(entry.index, &error))?;
             let outcome = batch.apply(&command, entry.index);
             outcomes.push(outcome.map_err(io::Error::other)?);
         }
@@ -81,9 +81,9 @@ impl StateMachine for StoreMachine {
     fn snapshot(&mut self) -> io::Result<SnapshotChunks> {
         self.store.flush().map_err(io::Error::other)?;
         let chunks = Snapshot::new(self.store.view(), CHUNK_BYTES);
-        Ok(Box::new(chunks.map(|chunk| {
-            chunk.map(Into::into).map_err(io::Error::other)
-        })))
+        Ok(Box::new(
+            chunks.map(|chunk| chunk.map_err(io::Error::other)),
+        ))
     }
 
     fn restore(&mut self, chunks: SnapshotChunks, standing: &Standing) -> io::Result<()> {

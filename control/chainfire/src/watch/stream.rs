@@ -141,7 +141,7 @@ impl<H: History> WatchStream<H> {
 
     fn request(&mut self, request: WatchRequest) {
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.create(create),
+            Some(RequestUnion::CreateRequest(create)) => self.create(&create),
             Some(RequestUnion::CancelRequest(cancel)) => {
                 let id = self.id(cancel.watch_id);
                 let cancelled = self.handle.hub().cancel(id);
@@ -155,8 +155,8 @@ impl<H: History> WatchStream<H> {
         }
     }
 
-    fn create(&mut self, request: WatchCreateRequest) {
-        let spec = spec(&request);
+    fn create(&mut self, request: &WatchCreateRequest) {
+        let spec = spec(request);
         let wanted = request.watch_id;
         if let Err(refused) = self.history.may_read(&spec.range) {
             let why = format!(
@@ -173,13 +173,11 @@ impl<H: History> WatchStream<H> {
         let stream = self.handle.id();
         let start = request.start_revision;
         let watch = self.handle.hub().watch(stream, number, spec, start);
-        match watch {
-            Some(watch) => self.created(watch, None),
-            None => {
-                let why = "mvcc: duplicate watch ID provided on the WatchStream";
-                self.created(NO_WATCHER, Some(why.into()));
-            }
-        }
+        let Some(watch) = watch else {
+            let why = "mvcc: duplicate watch ID provided on the WatchStream";
+            return self.created(NO_WATCHER, Some(why.into()));
+        };
+        self.created(watch, None);
     }
 
     fn created(&mut self, watch_id: i64, refused: Option<String>) {
@@ -286,7 +284,7 @@ impl<H: History> WatchStream<H> {
         };
         let last = pieces.pop().unwrap_or_default();
         let answer = |events, fragment| WatchResponse {
-            header: Some(header.clone()),
+            header: Some(header),
             watch_id,
             events,
             fragment,

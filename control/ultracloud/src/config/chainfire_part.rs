@@ -64,6 +64,7 @@ pub(super) fn validate(
             Some(ClusterStateArg::Existing) => ClusterState::Existing,
         },
         initial_cluster_token: raw.initial_cluster_token.unwrap_or_else(|| TOKEN.into()),
+        force_new_cluster: given.force_new_cluster,
         client_tls: raw.client_tls,
         peer_tls: raw.peer_tls,
         quota_bytes: quota_mib << 20,

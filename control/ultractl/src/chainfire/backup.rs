@@ -244,17 +244,14 @@ async fn lease_line<W: Write>(
     ttls: &mut BTreeMap<i64, Option<i64>>,
     id: i64,
 ) -> Result<Option<i64>> {
-    let known = match ttls.get(&id) {
-        Some(known) => *known,
-        None => {
-            let ttl = granted_ttl_s(session, id).await?;
-            ttls.insert(id, ttl);
-            if let Some(ttl_s) = ttl {
-                writer.line(&Line::Lease { lease: id, ttl_s })?;
-            }
-            ttl
-        }
-    };
+    if let Some(known) = ttls.get(&id) {
+        return Ok(known.map(|_| id));
+    }
+    let known = granted_ttl_s(session, id).await?;
+    ttls.insert(id, known);
+    if let Some(ttl_s) = known {
+        writer.line(&Line::Lease { lease: id, ttl_s })?;
+    }
     Ok(known.map(|_| id))
 }
 

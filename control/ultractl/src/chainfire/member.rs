@@ -1,5 +1,7 @@
 //! `ultractl chainfire member`: who is in the cluster, and changing it.
 
+use std::fmt::Write as _;
+
 use anyhow::{Result, bail};
 use clap::Subcommand;
 use etcd_wire::chainfire::management_client::ManagementClient;
@@ -264,7 +266,8 @@ fn told(status: &StatusResponse) -> String {
     text += &table(&["ID", "NAME", "ROLE", "ANSWERS", "HAS LOG TO"], &rows);
     for refusal in &status.refusals {
         let (what, why, repair) = (&refusal.what, &refusal.why, &refusal.repair);
-        text += &format!("refused now: {what}: {why}; to repair: {repair}\n");
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "refused now: {what}: {why}; to repair: {repair}");
     }
     text
 }

@@ -5,12 +5,13 @@
 //! members must know of each other beforehand are free.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::Value;
 
 use crate::support::{Ctl, Member, eventually};
 
-const FIRST_PEER_PORT: u16 = 23_800;
+static NEXT_FIRST_PORT: AtomicU16 = AtomicU16::new(23_800);
 
 /// This test process's own loopback address.
 fn host() -> String {
@@ -23,10 +24,14 @@ fn host() -> String {
     )
 }
 
+thread_local! {
+    /// A test is a thread: each has ports of its own where several are in one process.
+    static FIRST_PORT: u16 = NEXT_FIRST_PORT.fetch_add(10, Ordering::Relaxed);
+}
+
 fn peer(number: u16) -> SocketAddr {
-    format!("{}:{}", host(), FIRST_PEER_PORT + number)
-        .parse()
-        .unwrap()
+    let port = FIRST_PORT.with(|first| first + number);
+    format!("{}:{port}", host()).parse().unwrap()
 }
 
 /// Starts member `number`; `with` are the other members that it is told of.
@@ -209,4 +214,23 @@ fn the_leader_is_removed_and_the_rest_elect_another() {
     let left = voters(&other);
     assert_eq!(left.len(), 2);
     assert!(left.iter().all(|(id, voter)| *id != removed && *voter));
+}
+
+#[test]
+fn one_survivor_goes_on_alone_when_it_is_told_to() {
+    let mut members = three();
+    all(&members).run(&["put", "a", "1"]);
+    let mut survivor = members.remove(0);
+    eventually("the survivor has it", || {
+        let read = survivor.ctl().run(&["get", "a", "--consistency=s"]);
+        (read == "a\n1\n").then_some(())
+    });
+    for member in &mut members {
+        member.kill();
+    }
+    survivor.drain();
+    survivor.restart_with(&["--chainfire-force-new-cluster"]);
+    assert_eq!(survivor.ctl().run(&["put", "b", "2"]), "OK\n");
+    assert_eq!(survivor.ctl().run(&["get", "", "--prefix"]), "a\n1\nb\n2\n");
+    assert_eq!(voters(&survivor.ctl()).len(), 1);
 }

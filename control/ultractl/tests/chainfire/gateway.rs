@@ -5,10 +5,10 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Member};
+use crate::support::{DEADLINE, Member, eventually, http};
 
 fn post(member: &Member, path: &str, body: &Value) -> (u16, Value) {
-    let (status, text) = member.http(member.client, "POST", path, &body.to_string());
+    let (status, text) = http(member.client, "POST", path, &body.to_string());
     // A stream's body comes in chunks; the first line that is an object is the answer.
     let line = text
         .lines()
@@ -45,18 +45,18 @@ fn requests_are_json_in_and_out() {
     let id = lease["ID"].as_str().unwrap().to_owned();
     let (_, kept) = post(&member, "/v3/lease/keepalive", &json!({"ID": id}));
     assert_eq!(kept["result"]["TTL"], "60");
-    let (_, members) = post(&member, "/v3/cluster/member/list", &json!({}));
-    assert!(
+    let listed = eventually("the cluster knows where clients are served", || {
+        let (_, members) = post(&member, "/v3/cluster/member/list", &json!({}));
         members["members"][0]["clientURLs"][0]
             .as_str()
-            .unwrap()
-            .starts_with("http://")
-    );
+            .map(str::to_owned)
+    });
+    assert_eq!(listed, format!("http://{}", member.client));
     let (status, refused) = post(&member, "/v3/kv/put", &json!({"value": "MQ=="}));
     assert_eq!(status, 400);
     assert_eq!(refused["error"], "etcdserver: key is not provided");
     assert_eq!(refused["code"], 3);
-    let (status, version) = member.http(member.client, "GET", "/version", "");
+    let (status, version) = http(member.client, "GET", "/version", "");
     assert_eq!(status, 200);
     assert!(version.contains("\"etcdserver\":\"3."), "{version}");
 }

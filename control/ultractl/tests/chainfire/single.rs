@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Ctl, Member, eventually};
+use crate::support::{Ctl, Member, eventually, http};
 
 fn count(value: &Value) -> u64 {
     value["count"].as_u64().unwrap_or(0)
@@ -207,9 +207,9 @@ fn the_member_tells_how_it_is() {
     let file = dir.path().join("snapshot");
     ctl.run(&["snapshot", "save", file.to_str().unwrap()]);
     assert!(std::fs::metadata(&file).unwrap().len() > 32);
-    assert_eq!(member.http(member.admin, "GET", "/readyz", "").0, 200);
-    assert_eq!(member.http(member.client, "GET", "/health", "").0, 200);
-    let (_, metrics) = member.http(member.admin, "GET", "/metrics", "");
+    assert_eq!(http(member.admin, "GET", "/readyz", "").0, 200);
+    assert_eq!(http(member.client, "GET", "/health", "").0, 200);
+    let (_, metrics) = http(member.admin, "GET", "/metrics", "");
     assert!(metrics.contains("uc_chainfire_leads_bool 1"), "{metrics}");
 }
 

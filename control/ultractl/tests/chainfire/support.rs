@@ -63,6 +63,11 @@ impl Member {
 
     /// Starts the process; it has to have ended before.
     pub fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// Starts the process with some more arguments.
+    pub fn restart_with(&mut self, more: &[&str]) {
         let mut child = Command::new(server())
             .args([
                 "node",
@@ -74,6 +79,7 @@ impl Member {
             .arg("--data-dir")
             .arg(self.data())
             .args(&self.args)
+            .args(more)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
@@ -131,24 +137,6 @@ impl Member {
     pub fn ctl(&self) -> Ctl {
         Ctl::new(&[self.client])
     }
-
-    /// A request of HTTP/1.1 at an address of the member: status and body.
-    pub fn http(&self, addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(addr).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, body.to_owned())
-    }
 }
 
 impl Drop for Member {
@@ -159,6 +147,24 @@ impl Drop for Member {
             let _ = child.wait();
         }
     }
+}
+
+/// A request of HTTP/1.1 at an address: status and body.
+pub fn http(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
 }
 
 /// etcdctl with its endpoints and global options.

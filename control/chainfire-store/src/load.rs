@@ -209,11 +209,13 @@ fn load_index(txn: &ReadTransaction, state: &mut State) -> Result<(), Error> {
                 tombstone: found.tombstone,
             },
         };
-        let entry = match state.index.get(&found.kv.key) {
-            Some(entry) => entry.next(change),
-            None => Entry::first(Arc::from(&found.kv.key[..]), change),
-        };
-        state.index.insert(Arc::new(entry));
+        let key = &found.kv.key[..];
+        state.index.update(key, |before| {
+            Arc::new(match before {
+                Some(entry) => entry.next(change),
+                None => Entry::first(Arc::from(key), change),
+            })
+        });
     }
     Ok(())
 }

@@ -91,7 +91,18 @@ impl<E: Element> Tree<E> {
 
     /// Puts `element` in place of the one with its key, which is returned.
     pub(crate) fn insert(&mut self, element: Arc<E>) -> Option<Arc<E>> {
-        let (replaced, split) = insert(&mut self.root, element);
+        let key = Arc::clone(&element);
+        self.update(key.key(), |_| element)
+    }
+
+    /// Puts what `next` makes of the element with `key`, if there is one, in its place. The new
+    /// one has the same key. Gives the old one.
+    pub(crate) fn update(
+        &mut self,
+        key: &[u8],
+        next: impl FnOnce(Option<&Arc<E>>) -> Arc<E>,
+    ) -> Option<Arc<E>> {
+        let (replaced, split) = update(&mut self.root, key, next);
         if let Some(right) = split {
             let left = Arc::clone(&self.root);
             let first = first_of(&left);
@@ -158,14 +169,21 @@ fn first_of<E>(node: &Node<E>) -> Arc<E> {
 /// The right part of a node that became too wide.
 type Split<E> = Option<Child<E>>;
 
-fn insert<E: Element>(node: &mut Arc<Node<E>>, element: Arc<E>) -> (Option<Arc<E>>, Split<E>) {
+fn update<E: Element>(
+    node: &mut Arc<Node<E>>,
+    key: &[u8],
+    next: impl FnOnce(Option<&Arc<E>>) -> Arc<E>,
+) -> (Option<Arc<E>>, Split<E>) {
     match Arc::make_mut(node) {
         Node::Leaf(elements) => {
-            let found = elements.binary_search_by(|other| other.key().cmp(element.key()));
+            let found = elements.binary_search_by(|element| element.key().cmp(key));
             match found {
-                Ok(at) => (Some(std::mem::replace(&mut elements[at], element)), None),
+                Ok(at) => {
+                    let element = next(Some(&elements[at]));
+                    (Some(std::mem::replace(&mut elements[at], element)), None)
+                }
                 Err(at) => {
-                    elements.insert(at, element);
+                    elements.insert(at, next(None));
                     let ascending = at + 1 == elements.len();
                     let right = split_off(elements, ascending);
                     let split =
@@ -175,8 +193,8 @@ fn insert<E: Element>(node: &mut Arc<Node<E>>, element: Arc<E>) -> (Option<Arc<E
             }
         }
         Node::Branch(children) => {
-            let at = child_of(children, element.key());
-            let (replaced, split) = insert(&mut children[at].1, element);
+            let at = child_of(children, key);
+            let (replaced, split) = update(&mut children[at].1, key, next);
             let Some(right) = split else {
                 return (replaced, None);
             };

@@ -156,33 +156,35 @@ impl Batch<'_> {
     /// Writes one version of a key.
     fn write(&mut self, key: &Bytes, value: Bytes, lease: i64) {
         let at = self.next_revision();
-        let before = self.state.index.get(key);
-        let alive = before.filter(|entry| entry.is_alive());
-        let (created, version) =
-            alive.map_or((at.main, 1), |entry| (entry.created, entry.version + 1));
-        let old_lease = alive.map_or(0, |entry| entry.lease);
-        let kv = KeyValue {
-            key: key.clone(),
-            create_revision: created,
-            mod_revision: at.main,
-            version,
-            value,
-            lease,
-        };
-        let change = Change {
-            created,
-            version,
+        let mut change = Change {
+            created: at.main,
+            version: 1,
             lease,
             stamp: Stamp {
                 revision: at,
                 tombstone: false,
             },
         };
-        let entry = match before {
-            Some(entry) => entry.next(change),
-            None => Entry::first(Arc::from(&key[..]), change),
+        let mut old_lease = 0;
+        self.state.index.update(key, |before| {
+            if let Some(alive) = before.filter(|entry| entry.is_alive()) {
+                change.created = alive.created;
+                change.version = alive.version + 1;
+                old_lease = alive.lease;
+            }
+            Arc::new(match before {
+                Some(entry) => entry.next(change),
+                None => Entry::first(Arc::from(&key[..]), change),
+            })
+        });
+        let kv = KeyValue {
+            key: key.clone(),
+            create_revision: change.created,
+            mod_revision: at.main,
+            version: change.version,
+            value,
+            lease,
         };
-        self.state.index.insert(Arc::new(entry));
         self.record(at, record::put(&kv));
         self.move_lease(key, old_lease, lease);
         self.open.push(Event {

@@ -24,6 +24,15 @@ struct Inner {
 pub struct Disk(Arc<Mutex<Inner>>);
 
 impl Disk {
+    /// A disk with these bytes, flushed.
+    pub fn holding(bytes: &[u8]) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            flushed: bytes.to_vec(),
+            current: bytes.to_vec(),
+            ..Inner::default()
+        })))
+    }
+
     /// What a loss of power leaves. The old handle goes on, on its own.
     pub fn after_power_loss(&self, seed: u64) -> Self {
         let inner = self.0.lock().unwrap();
@@ -42,11 +51,7 @@ impl Disk {
                 image[from..to].copy_from_slice(&inner.current[from..to]);
             }
         }
-        Self(Arc::new(Mutex::new(Inner {
-            current: image.clone(),
-            flushed: image,
-            ..Inner::default()
-        })))
+        Self::holding(&image)
     }
 
     /// Lets so many writes and flushes pass, then fails every one.

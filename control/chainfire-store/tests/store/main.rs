@@ -8,6 +8,7 @@ mod compaction;
 mod disk;
 mod etcd;
 mod faults;
+mod fixtures;
 mod history;
 mod keys;
 mod leases;

@@ -37,7 +37,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use forced::force_new_cluster;
 pub use machine::{Command, Durability, Standing, StateMachine};
 pub use membership::{CAUGHT_UP_ENTRIES, Change};
-pub use node::{MemberStatus, Node, Options, Role, Status};
+pub use node::{COMMAND_BYTES_MAX, MemberStatus, Node, Options, Role, Status};
 pub use rpc::Method;
 pub use transport::{SnapshotChunks, Transport, TransportError};
 pub use types::{Member, NodeId, Term};

@@ -27,6 +27,7 @@ use crate::transport::{Directory, Network, Transport};
 use crate::types::{LogId, Member, NodeId, TypeConfig};
 use crate::wal::{self, Opened, Wal, WalOptions};
 
+pub use crate::node::propose::COMMAND_BYTES_MAX;
 pub use crate::node::status::{MemberStatus, Role, Status};
 
 /// Raft over an environment's runtime.

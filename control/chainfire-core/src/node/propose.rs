@@ -21,6 +21,9 @@ use crate::rpc::{self, Method};
 use crate::transport::{Transport, TransportError};
 use crate::types::{LogId, NodeId, Proposal, RequestId};
 
+/// The longest command; what is longer is refused before it meets the log.
+pub const COMMAND_BYTES_MAX: usize = 16 << 20;
+
 /// Between two tries to find the leader.
 const RETRY: Duration = Duration::from_millis(25);
 
@@ -30,6 +33,15 @@ enum Handed {
     Maybe,
     /// It certainly is not.
     No,
+}
+
+fn check_len(command: &Bytes) -> Result<()> {
+    if command.len() <= COMMAND_BYTES_MAX {
+        return Ok(());
+    }
+    let len = command.len();
+    let what = format!("a command of {len} bytes, at most {COMMAND_BYTES_MAX} are taken");
+    Err(Error::new(ErrorKind::Invalid, what))
 }
 
 fn timed_out() -> Error {
@@ -44,9 +56,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     /// Not safe to cancel: a proposal that was dropped may still take effect.
     ///
     /// # Errors
-    /// [`ErrorKind::Unavailable`]: nothing was written. [`ErrorKind::Timeout`] and
+    /// [`ErrorKind::Unavailable`], [`ErrorKind::Invalid`]: nothing was written. [`ErrorKind::Timeout`] and
     /// [`ErrorKind::Unknown`]: it may have been. Never retried once it may be in the log.
     pub async fn propose(&self, command: Bytes) -> Result<S::Outcome> {
+        check_len(&command)?;
         let request = RequestId {
             node: self.id(),
             boot: u64::from(self.inner.wal.boot()),
@@ -120,6 +133,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
 
     /// Writes a proposal as the leader; returns when it has been applied here.
     pub(crate) async fn write(&self, proposal: Proposal) -> Result<LogId> {
+        check_len(&proposal.command)?;
         match self.inner.raft.client_write(proposal).await {
             Ok(response) => Ok(response.log_id),
             Err(RaftError::APIError(error)) => Err(write_error(error)),

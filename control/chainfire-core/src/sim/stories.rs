@@ -98,6 +98,9 @@ fn voters(status: &Status) -> Vec<NodeId> {
 fn any_member_takes_writes_and_reads_back() {
     story(1, 3, |world, _| async move {
         for id in world.ids() {
+            let long = vec![0; crate::node::COMMAND_BYTES_MAX + 1].into();
+            let refused = on(id, world.at(id).propose(long)).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Invalid);
             assert!(world.set(id, 1, id as u32).await.unwrap());
             for reader in world.ids() {
                 assert_eq!(world.get(reader, 1).await.unwrap(), id as u32);

@@ -145,7 +145,7 @@ fn command(kind: &Kind, place: &Place, initial: &str, dir: &Path) -> Command {
             command
                 .args([
                     "node",
-                    "--roles",
+                    "--role",
                     "chainfire",
                     "--admin-listen",
                     "127.0.0.1:0",

@@ -1,11 +1,12 @@
 //! `cargo xtask quickstart`: one node on this machine, shown to work by clients that are not ours.
 //!
 //! It builds the server, starts it on free loopback ports over an empty directory, drives it with
-//! awscli, rclone, s3cmd and boto3 on real files, kills it in the middle, and compares every byte
+//! awscli, rclone, s3cmd and boto3 on real files and with etcdctl on keys, kills it in the middle, and compares every byte
 //! after the restart. Progress goes to stderr, the closing table to stdout. Only processes that it
 //! started are ended. It talks to the node over the network only, as a user would.
 
 mod clients;
+mod etcdctl;
 mod input;
 mod node;
 mod place;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use self::clients::Toolbox;
+use self::etcdctl::Etcdctl;
 use self::node::{Lifetime, Node, Ports};
 use self::place::Place;
 use self::show::Show;
@@ -97,12 +99,19 @@ fn whole(
         let node = Node::start(&spec, Lifetime::OfThisProcess)?;
         Ok((
             node,
-            format!("S3 on {}, health on {}", ports.s3(), ports.admin()),
+            format!(
+                "S3 on {}, etcd on {}, health on {}",
+                ports.s3(),
+                ports.chainfire(),
+                ports.admin()
+            ),
         ))
     })?;
     let keys = node::RootKeys::read(&spec.data)?;
     let toolbox = Toolbox::new(tools, place, ports, &keys)?;
     clients::drive(&toolbox, &input, show)?;
+    let etcdctl = Etcdctl::new(ports.chainfire())?;
+    let acknowledged = etcdctl.drive(show)?;
 
     show.step(
         "kill -9 while 8 connections put objects",
@@ -117,6 +126,7 @@ fn whole(
         Ok((node, "healthy again".to_owned()))
     })?;
     clients::read_back(&toolbox, &input, show)?;
+    etcdctl.read_back(&acknowledged, show)?;
     show.step("SIGTERM drains and ends the node", &version, || {
         node.drain()?;
         Ok(((), "exit status 0".to_owned()))
@@ -137,6 +147,7 @@ fn whole(
 /// How to reach the node, and what to try.
 fn reach(ports: Ports, keys: &node::RootKeys, toolbox: &Toolbox) -> String {
     let (s3, admin, aws) = (ports.s3(), ports.admin(), toolbox.aws_path());
+    let etcd = ports.chainfire();
     let node::RootKeys {
         access_key,
         secret_key,
@@ -144,6 +155,7 @@ fn reach(ports: Ports, keys: &node::RootKeys, toolbox: &Toolbox) -> String {
     let bucket = toolbox.bucket(clients::TREE);
     format!(
         "S3 endpoint  http://{s3}\n\
+         etcd's API   http://{etcd}\n\
          Admin        http://{admin}/healthz\n\
          Access key   {access_key}\n\
          Secret key   {secret_key}\n\
@@ -153,6 +165,7 @@ fn reach(ports: Ports, keys: &node::RootKeys, toolbox: &Toolbox) -> String {
          export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}\n\
          {aws} s3 ls s3://{bucket}/\n\
          {aws} s3 cp README.md s3://{bucket}/\n\
+         etcdctl --endpoints {etcd} get --prefix /quickstart/\n\
          curl -s http://{admin}/healthz\n"
     )
 }

@@ -18,27 +18,37 @@ const START_DEADLINE: Duration = Duration::from_mins(1);
 const DRAIN_DEADLINE: Duration = Duration::from_mins(1);
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Two loopback ports, the same for every start of a run.
+/// Loopback ports, the same for every start of a run.
 #[derive(Clone, Copy)]
 pub struct Ports {
     s3: SocketAddr,
     admin: SocketAddr,
+    chainfire: SocketAddr,
+    chainfire_peer: SocketAddr,
 }
 
 impl Ports {
-    /// Asks the kernel for two ports that nothing listens on.
+    /// Asks the kernel for ports that nothing listens on.
     pub fn free() -> Result<Self> {
         let any = (Ipv4Addr::LOCALHOST, 0);
         let (s3, admin) = (TcpListener::bind(any)?, TcpListener::bind(any)?);
+        let (chainfire, peer) = (TcpListener::bind(any)?, TcpListener::bind(any)?);
         Ok(Self {
             s3: s3.local_addr()?,
             admin: admin.local_addr()?,
+            chainfire: chainfire.local_addr()?,
+            chainfire_peer: peer.local_addr()?,
         })
     }
 
     /// Where S3 is served.
     pub fn s3(&self) -> SocketAddr {
         self.s3
+    }
+
+    /// Where etcd's clients are served.
+    pub fn chainfire(&self) -> SocketAddr {
+        self.chainfire
     }
 
     /// Where health is told.
@@ -84,6 +94,12 @@ impl Spec<'_> {
             .arg("node")
             .arg("--data-dir")
             .arg(&self.data)
+            .args(["--role", "lightningstor", "--role", "chainfire"])
+            .args(["--chainfire-listen", &self.ports.chainfire.to_string()])
+            .args([
+                "--chainfire-peer-listen",
+                &self.ports.chainfire_peer.to_string(),
+            ])
             .args(["--s3-listen", &self.ports.s3.to_string()])
             .args(["--admin-listen", &self.ports.admin.to_string()])
             .env_remove("ULTRACLOUD_ACCESS_KEY")

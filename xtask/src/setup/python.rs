@@ -1,5 +1,5 @@
-//! The S3 clients that come from PyPI, and an S3 to compare with, in a venv of the cache, at pinned
-//! versions.
+//! The clients that come from PyPI, of S3 and of etcd, and an S3 to compare with, in a venv of the
+//! cache, at pinned versions.
 //!
 //! Debian's own are too old to send the checksums that every SDK sends by default since 2025.
 //! A stamp beside the venv holds the pins and the interpreter: when they differ, it is rebuilt.
@@ -20,7 +20,7 @@ struct Client {
     why: &'static str,
 }
 
-const CLIENTS: [Client; 4] = [
+const CLIENTS: [Client; 5] = [
     Client {
         name: "boto3",
         extras: "",
@@ -44,6 +44,12 @@ const CLIENTS: [Client; 4] = [
         extras: "[server]",
         version: "5.2.5",
         why: "an S3 of other authors, the oracle of tests",
+    },
+    Client {
+        name: "etcd3gw",
+        extras: "",
+        version: "2.7.0",
+        why: "etcd's JSON gateway from Python",
     },
 ];
 
@@ -130,13 +136,17 @@ fn stamp(interpreter: &str) -> String {
 fn installed(cache: &Path, client: &Client) -> Option<String> {
     let bin = bin(cache);
     let mut command = match client.name {
-        "boto3" | "moto" => Command::new(bin.join("python")),
+        "boto3" | "moto" | "etcd3gw" => Command::new(bin.join("python")),
         "awscli" => Command::new(bin.join("aws")),
         name => Command::new(bin.join(name)),
     };
     match client.name {
-        name @ ("boto3" | "moto") => {
-            command.args(["-c", &format!("import {name}; print({name}.__version__)")])
+        name @ ("boto3" | "moto" | "etcd3gw") => {
+            let version = "from importlib.metadata import version";
+            command.args([
+                "-c",
+                &format!("import {name}; {version}; print(version('{name}'))"),
+            ])
         }
         _ => command.arg("--version"),
     };

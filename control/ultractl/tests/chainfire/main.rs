@@ -10,6 +10,7 @@
 mod cluster;
 mod gateway;
 mod operator;
+mod python_client;
 mod rust_client;
 mod single;
 mod support;

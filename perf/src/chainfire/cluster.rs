@@ -74,6 +74,7 @@ struct Place {
     name: &'static str,
     client: String,
     peer: String,
+    admin: String,
 }
 
 impl Cluster {
@@ -84,14 +85,15 @@ impl Cluster {
             (1..=MEMBER_NAMES.len()).contains(&members),
             "{members} members"
         );
-        let ports = free_ports(2 * members)?;
+        let ports = free_ports(3 * members)?;
         let places: Vec<Place> = MEMBER_NAMES[..members]
             .iter()
-            .zip(ports.chunks_exact(2))
+            .zip(ports.chunks_exact(3))
             .map(|(name, ports)| Place {
                 name,
                 client: format!("127.0.0.1:{}", ports[0]),
                 peer: format!("127.0.0.1:{}", ports[1]),
+                admin: format!("127.0.0.1:{}", ports[2]),
             })
             .collect();
         let of_member = |place: &Place| format!("{}=http://{}", place.name, place.peer);
@@ -148,7 +150,7 @@ fn command(kind: &Kind, place: &Place, initial: &str, dir: &Path) -> Command {
                     "--role",
                     "chainfire",
                     "--admin-listen",
-                    "127.0.0.1:0",
+                    &place.admin,
                 ])
                 .arg("--data-dir")
                 .arg(dir.join("data"))

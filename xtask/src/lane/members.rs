@@ -1,7 +1,6 @@
 //! Members of a ChainFire cluster as processes, and the command line that operators use on them.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,6 +13,10 @@ use crate::process::{self, Running};
 /// How long anything may take that the story waits for.
 pub const DEADLINE: Duration = Duration::from_mins(1);
 
+const CLIENT_PORT: u16 = 23_790;
+const PEER_PORT: u16 = 23_800;
+const ADMIN_PORT: u16 = 23_810;
+
 /// A member: its ports and directory, and its process while it runs.
 pub struct Member {
     /// Its name.
@@ -22,6 +25,7 @@ pub struct Member {
     pub client: String,
     /// Where other members are served.
     pub peer: String,
+    admin: String,
     dir: PathBuf,
     process: Option<Running>,
     starts: u32,
@@ -35,16 +39,19 @@ pub enum State {
 }
 
 impl Member {
-    /// A member that does not run yet, with an empty directory.
-    pub fn new(name: &'static str, dir: &Path) -> Result<Self> {
-        let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-        let (client, peer) = (bind()?, bind()?);
+    /// A member that does not run yet, with an empty directory. The run has a loopback address of its
+    /// own, made of its process's number, so that ports which all members must know are free.
+    pub fn new(name: &'static str, number: u16, dir: &Path) -> Result<Self> {
+        let pid = std::process::id();
+        let (a, b, c) = (1 + (pid >> 16) % 250, (pid >> 8) & 255, 1 + pid % 250);
+        let at = |first: u16| format!("127.{a}.{b}.{c}:{}", first + number);
         let dir = dir.join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Self {
             name,
-            client: client.local_addr()?.to_string(),
-            peer: peer.local_addr()?.to_string(),
+            client: at(CLIENT_PORT),
+            peer: at(PEER_PORT),
+            admin: at(ADMIN_PORT),
             dir,
             process: None,
             starts: 0,
@@ -56,7 +63,7 @@ impl Member {
         format!("{}=http://{}", self.name, self.peer)
     }
 
-    /// Starts the process; what it says goes into `NAME-N.log`.
+    /// Starts the process and waits until it listens; what it says goes into `NAME-N.log`.
     pub fn start(&mut self, server: &Path, cluster: &str, state: State) -> Result<()> {
         self.starts += 1;
         let state = match state {
@@ -67,13 +74,7 @@ impl Member {
         command
             .args(["--pdeathsig", "KILL", "--"])
             .arg(server)
-            .args([
-                "node",
-                "--role",
-                "chainfire",
-                "--admin-listen",
-                "127.0.0.1:0",
-            ])
+            .args(["node", "--role", "chainfire", "--admin-listen", &self.admin])
             .arg("--data-dir")
             .arg(self.dir.join("data"))
             .args(["--chainfire-name", self.name])
@@ -82,7 +83,21 @@ impl Member {
             .args(["--chainfire-initial-cluster", cluster])
             .args(["--chainfire-initial-cluster-state", state]);
         let log = self.dir.join(format!("{}-{}.log", self.name, self.starts));
-        self.process = Some(Running::start(&mut command, &log)?);
+        let mut process = Running::start(&mut command, &log)?;
+        let listens = process::until(DEADLINE, || {
+            let said = fs::read_to_string(&log)?;
+            let listens = said.lines().any(|line| line.starts_with("listening "));
+            Ok((listens || !process.is_running()?).then_some(listens))
+        })?;
+        if listens != Some(true) {
+            let said = fs::read_to_string(&log)?;
+            bail!(
+                "{} does not listen:\n{}",
+                self.name,
+                process::tail(&said, 10)
+            );
+        }
+        self.process = Some(process);
         Ok(())
     }
 

@@ -29,7 +29,8 @@ struct Story<'a> {
 /// Runs the story.
 pub fn run(server: &Path, cli: &Path, artifacts: &mut Artifacts) -> Result<()> {
     let dir = artifacts.dir().join("nodes");
-    let members = NAMES.iter().map(|name| Member::new(name, &dir));
+    let members = NAMES.iter().zip(0..);
+    let members = members.map(|(name, number)| Member::new(name, number, &dir));
     let mut story = Story {
         server,
         cli,

@@ -114,8 +114,8 @@ Clusters of one (n1) and three members (n3), ours and Debian's etcd; every membe
 fsync on, the load on CPU 0, a connection for each client, 256 B a value. Rounds interleave the
 contenders. A figure is the median of the rounds; CPU is that of all members. A rate is judged turned
 over: 1.5 times etcd's puts are at most 0.667 of its wall time a put. `watch-event` is from a put until
-the last of 1,000 watchers has the event; `lease-grant` and `memory` are with 100,000 leases and 1,000,000
-keys on one member.
+the last of the watchers has the event; `lease-grant` and `memory` are with the leases and keys that the
+command names (1,000 watchers, 100,000 leases and 1,000,000 keys where it names none), on one member.
 ";
 
 const ABOUT_SCALE: &str = "

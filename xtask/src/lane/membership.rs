@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
 use super::artifacts::Artifacts;
@@ -255,25 +256,7 @@ fn keys(answer: &Value) -> Vec<String> {
 }
 
 fn decoded(base64: &str) -> Option<String> {
-    let digit = |c: u8| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    let mut bytes = Vec::new();
-    for quad in base64.trim_end_matches('=').as_bytes().chunks(4) {
-        let mut bits = 0_u32;
-        for c in quad {
-            bits = bits << 6 | u32::from(digit(*c)?);
-        }
-        bits <<= 6 * (4 - quad.len());
-        let [_, whole @ ..] = bits.to_be_bytes();
-        bytes.extend_from_slice(&whole[..quad.len() - 1]);
-    }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(BASE64_STANDARD.decode(base64).ok()?).ok()
 }
 
 #[cfg(test)]

@@ -154,6 +154,18 @@ where
             }),
         })
     }
+
+    /// Asks for a vote, or whether there would be one.
+    async fn ask_for_vote(
+        &self,
+        method: Method,
+        rpc: &VoteRequest<TypeConfig<R>>,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<TypeConfig<R>>, RPCError<TypeConfig<R>>> {
+        let body = rpc::encode_vote_request(rpc);
+        let answer = self.call(method, RPCTypes::Vote, body, option).await?;
+        rpc::decode_vote_response(answer).map_err(|error| undecodable(&error))
+    }
 }
 
 fn undecodable<R: AsyncRuntime + 'static>(error: &DecodeError) -> RPCError<TypeConfig<R>> {
@@ -185,11 +197,7 @@ where
         rpc: VoteRequest<TypeConfig<R>>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig<R>>, RPCError<TypeConfig<R>>> {
-        let body = rpc::encode_vote_request(&rpc);
-        let answer = self
-            .call(Method::Vote, RPCTypes::Vote, body, &option)
-            .await?;
-        rpc::decode_vote_response(answer).map_err(|error| undecodable(&error))
+        self.ask_for_vote(Method::Vote, &rpc, &option).await
     }
 
     async fn pre_vote(
@@ -197,11 +205,7 @@ where
         rpc: VoteRequest<TypeConfig<R>>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig<R>>, RPCError<TypeConfig<R>>> {
-        let body = rpc::encode_vote_request(&rpc);
-        let answer = self
-            .call(Method::PreVote, RPCTypes::Vote, body, &option)
-            .await?;
-        rpc::decode_vote_response(answer).map_err(|error| undecodable(&error))
+        self.ask_for_vote(Method::PreVote, &rpc, &option).await
     }
 
     async fn full_snapshot(

@@ -84,14 +84,7 @@ where
     F::Output: 'static,
 {
     let shard = current();
-    shard.spawn(
-        TaskInfo {
-            group,
-            level: shard.level(),
-            flow: shard.flow(),
-        },
-        future,
-    )
+    shard.spawn(task_info(group, shard.flow()), future)
 }
 
 /// As [`spawn_local`], with an error instead of a panic when the shard is full.
@@ -104,14 +97,7 @@ where
     F::Output: 'static,
 {
     let shard = current();
-    shard.try_spawn(
-        TaskInfo {
-            group,
-            level: shard.level(),
-            flow: shard.flow(),
-        },
-        future,
-    )
+    shard.try_spawn(task_info(group, shard.flow()), future)
 }
 
 /// As [`try_spawn_local`], for the shard's own work ([`Flow::OWN`]), whoever starts it.
@@ -123,15 +109,13 @@ where
     F: Future + 'static,
     F::Output: 'static,
 {
-    let shard = current();
-    shard.try_spawn(
-        TaskInfo {
-            group,
-            level: shard.level(),
-            flow: Flow::OWN,
-        },
-        future,
-    )
+    current().try_spawn(task_info(group, Flow::OWN), future)
+}
+
+/// What is known of a task that the running one starts.
+fn task_info(group: SchedGroup, flow: Flow) -> TaskInfo {
+    let level = current().level();
+    TaskInfo { group, level, flow }
 }
 
 /// Says whose work this task does, from this poll on, and the tasks that it starts: flows share their
@@ -176,6 +160,22 @@ pub fn random() -> u64 {
 /// [`NoMem`] when the pool is empty or `len` is past 2 MiB.
 pub fn take_buf(len: usize) -> Result<DmaBuf, NoMem> {
     current().pool().take(len)
+}
+
+/// Between two looks for a buffer, when the pool was empty.
+const BUF_RETRY: Duration = Duration::from_millis(2);
+
+/// As [`take_buf`], for work that can wait: while the pool is empty, asks again until `deadline`.
+///
+/// # Errors
+/// [`NoMem`] when the pool was empty until the deadline, or `len` is past 2 MiB.
+pub async fn take_buf_until(len: usize, deadline: Nanos) -> Result<DmaBuf, NoMem> {
+    loop {
+        match take_buf(len) {
+            Err(_) if len <= MAX_BUF && now() < deadline => sleep(BUF_RETRY).await,
+            taken => return taken,
+        }
+    }
 }
 
 /// Whether this task has used up its turn; then [`yield_now`] lets others run.

@@ -26,8 +26,6 @@ use super::metrics::{Counters, HttpMetrics};
 use super::{conn, errors};
 use crate::store::{Groups, Partition, StoreError, StoreShard};
 
-/// Wait between two looks for a buffer, when the pool is empty in spite of the budget.
-const BUFFER_RETRY: Duration = Duration::from_millis(2);
 /// Wait after an accept that failed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Connections beyond the limit that are being told so, at most.
@@ -239,16 +237,10 @@ impl Server {
     /// A buffer from this shard's pool, waiting for one for a while.
     pub(crate) async fn buffer(&self, len: usize) -> Result<DmaBuf, S3Error> {
         let deadline = engine::now() + self.config.limits.buffer_deadline;
-        loop {
-            if let Ok(mut buf) = engine::take_buf(len) {
-                buf.set_len(0);
-                return Ok(buf);
-            }
-            if engine::now() >= deadline {
-                return Err(no_buffers());
-            }
-            engine::sleep(BUFFER_RETRY).await;
-        }
+        let taken = engine::take_buf_until(len, deadline).await;
+        let mut buf = taken.map_err(|_| no_buffers())?;
+        buf.set_len(0);
+        Ok(buf)
     }
 }
 

@@ -11,7 +11,7 @@
 //! partition alone would have too little of it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use engine::{PAGES_MAX, Pages};
@@ -19,12 +19,11 @@ use shards::placement::PartitionId;
 
 use super::metrics::StoreMetrics;
 use super::record::Place;
+use super::second_chance::{Cached, SecondChance};
 use super::types::CHUNK;
 
 /// What a chunk costs at least, whatever its length: it holds a file descriptor.
 pub const BODY_COST_MIN: u64 = 128 << 10;
-/// Most second chances that one insertion gives.
-const CHANCES_MAX: usize = 32;
 
 const _: () = assert!(CHUNK <= PAGES_MAX, "a chunk fits its pages");
 
@@ -38,22 +37,19 @@ pub(super) struct ChunkName {
     pub(super) number: u64,
 }
 
-struct Entry {
-    pages: Arc<Pages>,
-    asked: bool,
-}
-
 fn cost(len: usize) -> u64 {
     (len as u64).max(BODY_COST_MIN)
 }
 
-#[derive(Default)]
-struct Held {
-    entries: BTreeMap<ChunkName, Entry>,
-    /// The names of all entries, the next to go in front.
-    order: VecDeque<ChunkName>,
-    bytes: u64,
-    read_once: ReadOnce,
+impl Cached for Arc<Pages> {
+    fn cost(&self) -> u64 {
+        cost(self.len())
+    }
+
+    /// Nobody else can come by a reference while there is only ours.
+    fn in_use(&self) -> bool {
+        Arc::strong_count(self) > 1
+    }
 }
 
 /// Chunks that were read once and are not held.
@@ -67,7 +63,8 @@ struct ReadOnce {
 
 /// Bodies of one shard that were read lately.
 pub(super) struct BodyCache {
-    held: RefCell<Held>,
+    held: RefCell<SecondChance<ChunkName, Arc<Pages>>>,
+    read_once: RefCell<ReadOnce>,
     capacity: u64,
     counters: Counters,
 }
@@ -90,6 +87,7 @@ impl BodyCache {
     pub(super) fn new(capacity: u64) -> BodyCache {
         BodyCache {
             held: RefCell::default(),
+            read_once: RefCell::default(),
             capacity,
             counters: Counters::default(),
         }
@@ -98,20 +96,16 @@ impl BodyCache {
     /// A chunk, if it is held.
     pub(super) fn get(&self, name: &ChunkName) -> Option<Arc<Pages>> {
         let mut held = self.held.borrow_mut();
-        let entry = held.entries.get_mut(name)?;
-        entry.asked = true;
+        let pages = held.get(name)?;
         count(&self.counters.hits, 1);
-        count(&self.counters.hit_bytes, entry.pages.len() as u64);
-        Some(Arc::clone(&entry.pages))
+        count(&self.counters.hit_bytes, pages.len() as u64);
+        Some(Arc::clone(pages))
     }
 
     /// A chunk that is not held was read, all of it: whether it is worth keeping.
     pub(super) fn wants(&self, name: ChunkName) -> bool {
         let names_max = self.capacity / CHUNK as u64;
-        self.held
-            .borrow_mut()
-            .read_once
-            .note(name, names_max as usize)
+        (self.read_once.borrow_mut()).note(name, names_max as usize)
     }
 
     /// Keeps a copy of a chunk that was just verified. `None` when everything held is in use, or
@@ -119,68 +113,32 @@ impl BodyCache {
     pub(super) fn keep(&self, name: ChunkName, bytes: &[u8]) -> Option<Arc<Pages>> {
         let mut held = self.held.borrow_mut();
         // Two readers of one chunk both missed it.
-        if let Some(entry) = held.entries.get(&name) {
-            return Some(Arc::clone(&entry.pages));
+        if let Some(pages) = held.get(&name) {
+            return Some(Arc::clone(pages));
         }
-        let cost = cost(bytes.len());
-        let before = held.entries.len();
-        let room = (self.capacity.checked_sub(cost)).is_some_and(|left| held.shrink(left));
-        count(&self.counters.evicted, (before - held.entries.len()) as u64);
+        // Room first: the copy must not stand beside what goes for it.
+        let before = held.len();
+        let left = self.capacity.checked_sub(cost(bytes.len()));
+        let room = left.is_some_and(|left| held.shrink(left));
+        count(&self.counters.evicted, (before - held.len()) as u64);
         let pages = if room { Pages::seal(bytes).ok() } else { None };
         let Some(pages) = pages.map(Arc::new) else {
             count(&self.counters.refused, 1);
             return None;
         };
-        held.bytes += cost;
-        held.order.push_back(name);
-        let entry = Entry {
-            pages: Arc::clone(&pages),
-            asked: false,
-        };
-        held.entries.insert(name, entry);
+        held.insert(name, Arc::clone(&pages), self.capacity);
         count(&self.counters.kept, 1);
         Some(pages)
     }
 
     /// Adds what it counts.
     pub(super) fn count_into(&self, sum: &mut StoreMetrics) {
-        sum.body_cache_bytes += self.held.borrow().bytes;
+        sum.body_cache_bytes += self.held.borrow().cost();
         sum.body_cache_hits += self.counters.hits.get();
         sum.body_cache_hit_bytes += self.counters.hit_bytes.get();
         sum.body_cache_kept += self.counters.kept.get();
         sum.body_cache_evicted += self.counters.evicted.get();
         sum.body_cache_refused += self.counters.refused.get();
-    }
-}
-
-impl Held {
-    /// Lets entries go until at most `bytes` are held; false when the rest is in use.
-    fn shrink(&mut self, bytes: u64) -> bool {
-        let mut chances = CHANCES_MAX;
-        while self.bytes > bytes {
-            let name = self
-                .order
-                .pop_front()
-                .expect("what is held stands in the order");
-            let entry = self
-                .entries
-                .get_mut(&name)
-                .expect("what stands in the order is held");
-            // Nobody else can come by a reference while there is only ours.
-            let in_use = Arc::strong_count(&entry.pages) > 1;
-            if in_use || (entry.asked && chances > 0) {
-                entry.asked = false;
-                self.order.push_back(name);
-                if chances == 0 {
-                    return false;
-                }
-                chances -= 1;
-                continue;
-            }
-            self.bytes -= cost(entry.pages.len());
-            self.entries.remove(&name);
-        }
-        true
     }
 }
 
@@ -257,7 +215,7 @@ mod tests {
                 assert!(!cache.wants(name(number)));
             }
             assert!(!cache.wants(name(1)), "four others came between");
-            assert!(cache.held.borrow().read_once.order.len() <= 4);
+            assert!(cache.read_once.borrow().order.len() <= 4);
         });
     }
 
@@ -308,10 +266,7 @@ mod tests {
             for number in 0..100 {
                 drop(cache.keep(name(number), b"short").unwrap());
             }
-            assert_eq!(
-                cache.held.borrow().entries.len() as u64,
-                MIB / BODY_COST_MIN
-            );
+            assert_eq!(cache.held.borrow().len() as u64, MIB / BODY_COST_MIN);
         });
     }
 

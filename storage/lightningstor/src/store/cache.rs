@@ -8,39 +8,34 @@
 //! It never reads a disk, and whoever looks for damage there (scrub, recovery) does not ask it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
 
 use segment_log::{Lsn, RecordBuf};
 
 use super::record::Place;
+use super::second_chance::{Cached, SecondChance};
 
 /// Longest payload that is kept: the disk read of a longer one costs little beside its transfer.
 const PAYLOAD_MAX: usize = 16 << 10;
 /// Memory of an entry beside its payload, about.
 const ENTRY_BYTES: usize = 128;
-/// Most second chances that one insertion gives; then what is in front goes.
-const CHANCES_MAX: usize = 32;
 
 struct Entry {
     payload: Box<[u8]>,
     crc: u64,
     kind: u8,
     lsn: Lsn,
-    asked: bool,
 }
 
-#[derive(Default)]
-struct Held {
-    entries: BTreeMap<Place, Entry>,
-    /// The places of all entries, the next to go in front.
-    order: VecDeque<Place>,
-    bytes: usize,
+impl Cached for Entry {
+    fn cost(&self) -> u64 {
+        (self.payload.len() + ENTRY_BYTES) as u64
+    }
 }
 
 /// Records of one partition that were read lately.
 #[derive(Default)]
 pub(super) struct RecordCache {
-    held: RefCell<Held>,
+    held: RefCell<SecondChance<Place, Entry>>,
     capacity: Cell<usize>,
     hits: Cell<u64>,
 }
@@ -49,7 +44,7 @@ impl RecordCache {
     /// Sets the most bytes that are held; 0, as at the start, keeps nothing.
     pub(super) fn set_capacity(&self, bytes: usize) {
         self.capacity.set(bytes);
-        self.held.borrow_mut().shrink(bytes);
+        self.held.borrow_mut().shrink(bytes as u64);
     }
 
     /// How often a record was found.
@@ -61,15 +56,14 @@ impl RecordCache {
     /// is left or the copy is damaged: the log is asked then.
     pub(super) fn get(&self, place: Place, headroom: usize) -> Option<RecordBuf> {
         let mut held = self.held.borrow_mut();
-        let entry = held.entries.get_mut(&place)?;
+        let entry = held.get(&place)?;
         let payload = headroom..headroom + entry.payload.len();
         let mut buf = engine::take_buf(payload.end).ok()?;
         buf[payload.clone()].copy_from_slice(&entry.payload);
         if crc_fast::crc64_nvme(&buf[payload.clone()]) != entry.crc {
-            held.remove(place);
+            held.remove(&place);
             return None;
         }
-        entry.asked = true;
         self.hits.set(self.hits.get() + 1);
         Some(RecordBuf {
             buf,
@@ -82,8 +76,8 @@ impl RecordCache {
     /// Keeps a copy of a record that the log has just verified.
     pub(super) fn keep(&self, place: Place, read: &RecordBuf) {
         let payload = &read.buf[read.payload.clone()];
-        let cost = payload.len() + ENTRY_BYTES;
-        if payload.len() > PAYLOAD_MAX || cost > self.capacity.get() {
+        let capacity = self.capacity.get();
+        if payload.len() > PAYLOAD_MAX || payload.len() + ENTRY_BYTES > capacity {
             return;
         }
         let entry = Entry {
@@ -91,53 +85,8 @@ impl RecordCache {
             crc: crc_fast::crc64_nvme(payload),
             kind: read.kind,
             lsn: read.lsn,
-            asked: false,
         };
-        let mut held = self.held.borrow_mut();
-        // Two readers of one record both missed it: it stays in its place in the order.
-        if held.entries.contains_key(&place) {
-            return;
-        }
-        held.shrink(self.capacity.get() - cost);
-        held.bytes += cost;
-        held.entries.insert(place, entry);
-        held.order.push_back(place);
-    }
-}
-
-impl Held {
-    /// Lets entries go until at most `bytes` are held.
-    fn shrink(&mut self, bytes: usize) {
-        let mut chances = CHANCES_MAX;
-        while self.bytes > bytes {
-            let place = self
-                .order
-                .pop_front()
-                .expect("what is held stands in the order");
-            let entry = self
-                .entries
-                .get_mut(&place)
-                .expect("what stands in the order is held");
-            if entry.asked && chances > 0 {
-                chances -= 1;
-                entry.asked = false;
-                self.order.push_back(place);
-            } else {
-                self.forget(place);
-            }
-        }
-    }
-
-    /// Lets one entry go, wherever it stands.
-    fn remove(&mut self, place: Place) {
-        self.order.retain(|other| *other != place);
-        self.forget(place);
-    }
-
-    fn forget(&mut self, place: Place) {
-        if let Some(entry) = self.entries.remove(&place) {
-            self.bytes -= entry.payload.len() + ENTRY_BYTES;
-        }
+        (self.held.borrow_mut()).insert(place, entry, capacity as u64);
     }
 }
 
@@ -204,15 +153,14 @@ mod tests {
             assert!(cache.get(place(2), 0).is_none(), "it was not");
             for number in 5..500 {
                 cache.keep(place(number), &record(1, 872));
-                assert!(cache.held.borrow().bytes <= 3 * cost);
+                assert!(cache.held.borrow().cost() <= 3 * cost as u64);
             }
             assert!(cache.get(place(1), 0).is_none());
             cache.keep(place(900), &record(1, PAYLOAD_MAX + 1));
             assert!(cache.get(place(900), 0).is_none(), "too long");
             cache.set_capacity(0);
             let held = cache.held.borrow();
-            assert!(held.entries.is_empty() && held.order.is_empty());
-            assert_eq!(held.bytes, 0);
+            assert_eq!((held.len(), held.cost()), (0, 0));
         });
     }
 
@@ -222,11 +170,10 @@ mod tests {
             cache.set_capacity(1 << 20);
             cache.keep(place(1), &record(1, 500));
             let mut held = cache.held.borrow_mut();
-            held.entries.get_mut(&place(1)).unwrap().payload[99] ^= 4;
+            held.value_mut(&place(1)).unwrap().payload[99] ^= 4;
             drop(held);
             assert!(cache.get(place(1), 0).is_none());
-            assert_eq!(cache.held.borrow().bytes, 0);
-            assert!(cache.held.borrow().order.is_empty());
+            assert_eq!(cache.held.borrow().cost(), 0);
         });
     }
 }

@@ -42,6 +42,7 @@ mod run;
 mod runs;
 mod scan;
 mod scrub;
+mod second_chance;
 mod space;
 #[cfg(test)]
 mod tests;

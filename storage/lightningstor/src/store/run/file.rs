@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crc_fast::{CrcAlgorithm, Digest};
-use engine::DmaBuf;
 use engine::fs::{self, File, OpenOptions};
 
 use super::{
@@ -28,9 +27,8 @@ const SUFFIXES: [&str; COPIES] = ["a", "b"];
 const PREFIX: &str = "run-";
 /// Bytes of one read or write.
 const PIECE: usize = 256 << 10;
-/// How often a buffer is asked for by work that can wait.
-const TRIES_MAX: u32 = 500;
-const TRY_WAIT: Duration = Duration::from_millis(4);
+/// How long a write waits for a buffer: it can.
+const BUF_WAIT: Duration = Duration::from_secs(2);
 
 const OPTIONS: OpenOptions = OpenOptions {
     write: true,
@@ -52,20 +50,6 @@ pub(in crate::store) fn number_of(name: &str) -> Option<u64> {
         .parse()
         .ok()
         .filter(|_| plain && SUFFIXES.contains(&suffix))
-}
-
-/// A buffer for work that can wait for one.
-async fn patient_buf(len: usize) -> Result<DmaBuf, StoreError> {
-    let mut tries = 0;
-    loop {
-        match engine::take_buf(len) {
-            Err(_) if tries < TRIES_MAX => {
-                tries += 1;
-                engine::sleep(TRY_WAIT).await;
-            }
-            taken => return Ok(taken?),
-        }
-    }
 }
 
 fn failed(what: &str, error: &std::io::Error) -> StoreError {
@@ -380,7 +364,7 @@ async fn copy_block(from: &File, to: &File, offset: u64, len: usize) -> Result<(
 async fn write_all(file: &File, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
     let mut at = offset;
     for piece in bytes.chunks(PIECE) {
-        let mut buf = patient_buf(piece.len()).await?;
+        let mut buf = engine::take_buf_until(piece.len(), engine::now() + BUF_WAIT).await?;
         buf.copy_from_slice(piece);
         let (wrote, _) = file.write_at(buf.slice(0..piece.len()), at).await;
         wrote.map_err(|e| failed("cannot write a run of the index", &e))?;

@@ -86,7 +86,8 @@ impl ChainfireNode {
         let (client_addr, peer_addr) = (client_port.addr(), peer_port.addr());
         let seam: Arc<dyn Consensus> = Arc::clone(&consensus) as Arc<dyn Consensus>;
         let api = Api::new(Arc::clone(&seam), hub, stop.clone(), config.quota_bytes);
-        let peer_routes = PeerService::routes(Arc::clone(&consensus)).into_axum_router();
+        let peer_routes = PeerService::routes(Arc::clone(&consensus), peer_stop.clone());
+        let peer_routes = peer_routes.into_axum_router();
         let peer_port = tokio::spawn(peer_port.serve(peer_routes, peer_stop));
         let metrics = Arc::new(Metrics::new());
         let router = client_router(&api, Arc::clone(&metrics));

@@ -1,6 +1,7 @@
 //! Raft behind the services: the state machine that it drives ([`machine`]), its calls to other
 //! members ([`transport`]) and what they call here ([`peer`]), as [`Consensus`].
 
+mod calls;
 mod machine;
 mod peer;
 mod transport;

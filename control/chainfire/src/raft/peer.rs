@@ -1,29 +1,37 @@
 //! What other members ask of this one, over gRPC.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use chainfire_core::{ErrorKind, Method};
+use control_kit::stop::Stop;
 use etcd_wire::chainfire::raft_server::{Raft, RaftServer};
 use etcd_wire::chainfire::{
     JoinRequest, JoinResponse, LeaseGone, LeaseRenewRequest, LeaseRenewResponse, NotLeader,
     PeerRequest, PeerResponse, SnapshotChunk, lease_renew_response,
 };
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{RaftConsensus, status};
 use crate::consensus::Consensus as _;
 
+/// Calls of one stream that are answered at a time.
+const CALLS_MAX: usize = 1024;
+
+/// A stream's answers.
+type Answers = Pin<Box<dyn Stream<Item = Result<PeerResponse, Status>> + Send>>;
+
 /// The members' service.
 #[derive(Clone)]
-pub struct PeerService(Arc<RaftConsensus>);
+pub struct PeerService(Arc<RaftConsensus>, Stop);
 
 impl PeerService {
-    /// The service, to be served on the peer port.
-    pub fn routes(consensus: Arc<RaftConsensus>) -> Routes {
-        let server = RaftServer::new(PeerService(consensus))
+    /// The service, to be served on the peer port until `stop`.
+    pub fn routes(consensus: Arc<RaftConsensus>, stop: Stop) -> Routes {
+        let server = RaftServer::new(PeerService(consensus, stop))
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
         Routes::new(server)
@@ -48,17 +56,60 @@ impl PeerService {
         let request = request.into_inner();
         self.check(request.cluster_id)?;
         match self.0.node().receive(method, request.body).await {
-            Ok(body) => Ok(Response::new(PeerResponse { body })),
+            Ok(body) => Ok(Response::new(PeerResponse {
+                body,
+                ..PeerResponse::default()
+            })),
             Err(error) if error.kind() == ErrorKind::Invalid => {
                 Err(Status::invalid_argument(error.to_string()))
             }
             Err(error) => Err(Status::internal(error.to_string())),
         }
     }
+
+    /// Answers one call of a stream. An error ends the stream.
+    async fn answer(
+        self,
+        method: Method,
+        request: Result<PeerRequest, Status>,
+    ) -> Result<PeerResponse, Status> {
+        let request = request?;
+        self.check(request.cluster_id)?;
+        let mut answer = PeerResponse {
+            number: request.number,
+            ..PeerResponse::default()
+        };
+        match self.0.node().receive(method, request.body).await {
+            Ok(body) => answer.body = body,
+            Err(error) => answer.failed = error.to_string(),
+        }
+        Ok(answer)
+    }
+
+    /// Answers a stream of calls until the caller or this member ends it.
+    fn answers(
+        &self,
+        method: Method,
+        requests: Request<Streaming<PeerRequest>>,
+    ) -> Response<Answers> {
+        let service = self.clone();
+        let stop = self.1.clone();
+        let stopped = async move { stop.requested().await };
+        let answers = requests
+            .into_inner()
+            .map(move |request| service.clone().answer(method, request))
+            .buffer_unordered(CALLS_MAX)
+            .take_until(stopped);
+        Response::new(Box::pin(answers))
+    }
 }
 
 macro_rules! received {
-    ({ $($method:ident => $kind:ident;)* } $($rest:tt)*) => {
+    (
+        once { $($method:ident => $kind:ident;)* }
+        streamed { $($stream:ident: $answers:ident => $of:ident;)* }
+        $($rest:tt)*
+    ) => {
         #[tonic::async_trait]
         impl Raft for PeerService {
             $(
@@ -69,20 +120,32 @@ macro_rules! received {
                     self.receive(Method::$kind, request).await
                 }
             )*
+            $(
+                type $answers = Answers;
+
+                async fn $stream(
+                    &self,
+                    requests: Request<Streaming<PeerRequest>>,
+                ) -> Result<Response<Answers>, Status> {
+                    Ok(self.answers(Method::$of, requests))
+                }
+            )*
             $($rest)*
         }
     };
 }
 
 received! {
-    {
+    once {
         vote => Vote;
         pre_vote => PreVote;
-        append_entries => AppendEntries;
         timeout_now => TimeoutNow;
-        propose => Propose;
-        read_index => ReadIndex;
         change => Change;
+    }
+    streamed {
+        append_entries: AppendEntriesStream => AppendEntries;
+        propose: ProposeStream => Propose;
+        read_index: ReadIndexStream => ReadIndex;
     }
 
     async fn install_snapshot(
@@ -96,7 +159,10 @@ received! {
         let data = chunks.map(|chunk| chunk.map(|chunk| chunk.data).map_err(io::Error::other));
         let received = self.0.node().receive_snapshot(head.body, data).await;
         let body = received.map_err(|error| status(&error))?;
-        Ok(Response::new(PeerResponse { body }))
+        Ok(Response::new(PeerResponse {
+            body,
+            ..PeerResponse::default()
+        }))
     }
 
     async fn lease_renew(

@@ -1,6 +1,8 @@
-//! Calls to other members, over gRPC: one channel for each URL, kept and reconnected.
+//! Calls to other members, over gRPC: one channel for each URL, kept and reconnected. What is asked
+//! all the time goes over streams that stay open ([`Calls`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +19,17 @@ use etcd_wire::chainfire::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 
+use super::calls::{Calls, Requests};
+
+/// A member that comes back, or that packets reach again, must not wait for a connection that has died:
+/// it is given up soon, and the next one is made.
+const BETWEEN_MEMBERS: Options = Options {
+    connect_timeout: Duration::from_secs(1),
+    ping_timeout: Duration::from_secs(2),
+    ping_interval: Duration::from_secs(1),
+};
 /// How long the leader may take to tell a lease's time.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member may take to tell of its cluster.
@@ -34,7 +45,13 @@ struct Shared {
     cluster_id: u64,
     from: NodeId,
     tls: Option<ClientTls>,
-    channels: Mutex<HashMap<String, Channel>>,
+    peers: Mutex<HashMap<String, Peer>>,
+}
+
+/// What leads to one URL.
+struct Peer {
+    channel: Channel,
+    streams: BTreeMap<Method, Arc<Calls>>,
 }
 
 type PeerClient = RaftClient<Channel>;
@@ -52,27 +69,58 @@ impl PeerChannels {
             cluster_id,
             from,
             tls,
-            channels: Mutex::default(),
+            peers: Mutex::default(),
         }))
     }
 
-    fn client(&self, member: &Member) -> Result<PeerClient, TransportError> {
+    /// Does something with what leads to a member.
+    fn with_peer<T>(
+        &self,
+        member: &Member,
+        work: impl FnOnce(&mut Peer) -> T,
+    ) -> Result<T, TransportError> {
         let unreachable = |what: String| TransportError::Unreachable(what);
         let Some(url) = member.peer_urls.first() else {
             return Err(unreachable(format!("{} has no peer URL", member.name)));
         };
-        let mut channels = self
-            .0
-            .channels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(url) {
-            return Ok(client(channel.clone()));
+        let peers = self.0.peers.lock();
+        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get_mut(url) {
+            return Ok(work(peer));
         }
-        let channel = client::channel(url, self.0.tls.as_ref(), Options::default());
+        let channel = client::channel(url, self.0.tls.as_ref(), BETWEEN_MEMBERS);
         let channel = channel.map_err(|error| unreachable(error.to_string()))?;
-        channels.insert(url.clone(), channel.clone());
-        Ok(client(channel))
+        let peer = peers.entry(url.clone()).or_insert(Peer {
+            channel,
+            streams: BTreeMap::new(),
+        });
+        Ok(work(peer))
+    }
+
+    fn client(&self, member: &Member) -> Result<PeerClient, TransportError> {
+        self.with_peer(member, |peer| client(peer.channel.clone()))
+    }
+
+    /// The stream of a method, opened where there is none that goes on.
+    fn calls<F>(
+        &self,
+        member: &Member,
+        method: Method,
+        open: impl FnOnce(PeerClient, Requests) -> F,
+    ) -> Result<Arc<Calls>, TransportError>
+    where
+        F: Future<Output = Result<Response<Streaming<PeerResponse>>, Status>> + Send + 'static,
+    {
+        self.with_peer(member, |peer| {
+            let known = peer.streams.get(&method);
+            if let Some(calls) = known.filter(|calls| !calls.has_ended()) {
+                return Arc::clone(calls);
+            }
+            let client = client(peer.channel.clone());
+            let calls = Arc::new(Calls::open(|requests| open(client, requests)));
+            peer.streams.insert(method, Arc::clone(&calls));
+            calls
+        })
     }
 
     fn request(&self, body: Bytes) -> PeerRequest {
@@ -80,6 +128,7 @@ impl PeerChannels {
             cluster_id: self.0.cluster_id,
             from: self.0.from,
             body,
+            number: 0,
         }
     }
 
@@ -127,7 +176,7 @@ pub async fn join(
 }
 
 /// What a failed call says of whether it reached the other member.
-fn failed(status: &Status) -> TransportError {
+pub(super) fn failed(status: &Status) -> TransportError {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {
@@ -159,22 +208,32 @@ impl Transport for PeerChannels {
         request: Bytes,
         deadline: Duration,
     ) -> Result<Bytes, TransportError> {
-        let mut client = self.client(member)?;
         let request = self.request(request);
-        let called = async {
-            match method {
-                Method::Vote => client.vote(request).await,
-                Method::PreVote => client.pre_vote(request).await,
-                Method::AppendEntries => client.append_entries(request).await,
-                Method::TimeoutNow => client.timeout_now(request).await,
-                Method::Propose => client.propose(request).await,
-                Method::ReadIndex => client.read_index(request).await,
-                Method::Change => client.change(request).await,
-            }
-        };
-        match tokio::time::timeout(deadline, called).await {
-            Ok(answered) => body(answered),
-            Err(_) => Err(TransportError::Timeout),
+        macro_rules! streamed {
+            ($method:ident) => {{
+                let calls = self.calls(member, method, |mut client, requests| async move {
+                    client.$method(requests).await
+                })?;
+                calls.call(request, deadline).await
+            }};
+        }
+        macro_rules! once {
+            ($method:ident) => {{
+                let mut client = self.client(member)?;
+                match tokio::time::timeout(deadline, client.$method(request)).await {
+                    Ok(answered) => body(answered),
+                    Err(_) => Err(TransportError::Timeout),
+                }
+            }};
+        }
+        match method {
+            Method::AppendEntries => streamed!(append_entries),
+            Method::Propose => streamed!(propose),
+            Method::ReadIndex => streamed!(read_index),
+            Method::Vote => once!(vote),
+            Method::PreVote => once!(pre_vote),
+            Method::TimeoutNow => once!(timeout_now),
+            Method::Change => once!(change),
         }
     }
 

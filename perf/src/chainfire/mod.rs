@@ -57,6 +57,9 @@ pub struct ChainfireArgs {
     /// Members of the clusters.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
     members: Vec<u8>,
+    /// Cells to run, by the beginnings of their names [default: all].
+    #[arg(long, value_delimiter = ',')]
+    cells: Vec<String>,
     /// Keys of the trial of memory; 0 leaves it out.
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
@@ -172,8 +175,13 @@ impl Bench<'_> {
             .iter()
             .map(|kind| self.cluster(kind, members, dir.path()))
             .collect::<Result<_>>()?;
+        let wanted = |cell: &&Cell| {
+            let cells = &self.args.cells;
+            cells.is_empty() || cells.iter().any(|start| cell.name.starts_with(start))
+        };
         let mut series: Vec<Series> = Cell::of(members)
             .iter()
+            .filter(wanted)
             .flat_map(|cell| clusters.iter().map(|one| Series::new(*cell, one.name)))
             .collect();
         for round in 0..=self.args.rounds as usize {

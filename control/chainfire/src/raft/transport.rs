@@ -19,6 +19,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+/// A member that comes back, or that packets reach again, must not wait for a connection that has died:
+/// it is given up soon, and the next one is made.
+const BETWEEN_MEMBERS: Options = Options {
+    connect_timeout: Duration::from_secs(1),
+    ping_timeout: Duration::from_secs(3),
+    ping_interval: Duration::from_secs(1),
+};
 /// How long the leader may take to tell a lease's time.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member may take to tell of its cluster.
@@ -69,7 +76,7 @@ impl PeerChannels {
         if let Some(channel) = channels.get(url) {
             return Ok(client(channel.clone()));
         }
-        let channel = client::channel(url, self.0.tls.as_ref(), Options::default());
+        let channel = client::channel(url, self.0.tls.as_ref(), BETWEEN_MEMBERS);
         let channel = channel.map_err(|error| unreachable(error.to_string()))?;
         channels.insert(url.clone(), channel.clone());
         Ok(client(channel))

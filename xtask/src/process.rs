@@ -98,6 +98,11 @@ impl Running {
         })
     }
 
+    /// Its process, as the kernel knows it.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the program still runs.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())

@@ -129,6 +129,9 @@ impl ChainfireNode {
     /// Why it takes no requests now; `None` when it does.
     pub fn not_ready(&self) -> Option<String> {
         let standing = self.consensus.standing();
+        if let Some(cause) = standing.failed {
+            return Some(format!("ChainFire serves no more: {cause}"));
+        }
         let leaderless = standing.leader_id == 0;
         leaderless.then(|| "no leader is known; start a majority of the voters".to_owned())
     }

@@ -69,7 +69,10 @@ impl RaftConsensus {
                 () = stop.requested() => return,
                 changed = self.node.leadership_changed(seen) => match changed {
                     Ok(now) => seen = now,
-                    Err(_) => return,
+                    Err(_) => {
+                        self.leader.store(0, Ordering::Relaxed);
+                        return;
+                    }
                 },
             }
             let (leader, term) = seen;

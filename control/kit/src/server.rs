@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -60,6 +60,9 @@ impl Default for Limits {
 /// pings costs more than it brings to small calls.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// How long a connection that was refused is read from, and how much.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 64 << 10;
 
 /// Who is at the other end; an extension of every request.
 #[derive(Clone, Debug)]
@@ -148,6 +151,25 @@ impl Port {
     }
 }
 
+/// Reads what the other side still sends, so that it gets to read why it was refused: a connection that
+/// is closed with something unread is reset, and what was sent last is lost.
+async fn linger(mut stream: TcpStream) {
+    let mut unread = [0; 4096];
+    let read = async {
+        stream.shutdown().await?;
+        let mut bytes = 0;
+        while bytes < LINGER_BYTES_MAX {
+            match stream.read(&mut unread).await? {
+                0 => break,
+                read => bytes += read,
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    // Whether the other side has read it is not known, nor needed.
+    let _ = tokio::time::timeout(LINGER, read).await;
+}
+
 struct Connection {
     addr: SocketAddr,
     tls: Option<ServerTls>,
@@ -165,13 +187,16 @@ impl Connection {
             return self.serve(stream, None).await;
         };
         let handshake = TlsAcceptor::from(tls.current()).accept(stream);
-        match tokio::time::timeout(self.limits.handshake, handshake).await {
+        match tokio::time::timeout(self.limits.handshake, handshake.into_fallible()).await {
             Ok(Ok(stream)) => {
                 let shown = stream.get_ref().1.peer_certificates();
                 let certificate = shown.and_then(<[_]>::first).map(|c| c.clone().into_owned());
                 self.serve(stream, certificate).await;
             }
-            Ok(Err(error)) => tracing::debug!(%addr, %error, "TLS handshake refused"),
+            Ok(Err((error, stream))) => {
+                tracing::debug!(%addr, %error, "TLS handshake refused");
+                linger(stream).await;
+            }
             Err(_) => tracing::debug!(%addr, "TLS handshake took too long"),
         }
     }

@@ -5,6 +5,7 @@ mod keys;
 mod member;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -18,6 +19,9 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::output::Format;
+
+/// How long a member may take to say that it is there; then the next one is asked.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where and as whom.
 #[derive(Debug, clap::Args)]
@@ -110,15 +114,15 @@ impl Session {
         let mut silent = Vec::new();
         for endpoint in &args.endpoints {
             let channel = channel(endpoint, tls.as_ref(), Options::default())?;
-            match MaintenanceClient::new(channel.clone())
-                .status(StatusRequest {})
-                .await
-            {
-                Ok(_) => {
+            let mut client = MaintenanceClient::new(channel.clone());
+            let status = client.status(StatusRequest {});
+            match tokio::time::timeout(ANSWER_TIMEOUT, status).await {
+                Ok(Ok(_)) => {
                     let token = authenticate(&channel, args.user.as_deref()).await?;
                     return Ok(Session { channel, token });
                 }
-                Err(status) => silent.push(format!("{endpoint}: {}", said(&status))),
+                Ok(Err(status)) => silent.push(format!("{endpoint}: {}", said(&status))),
+                Err(_) => silent.push(format!("{endpoint}: no answer within {ANSWER_TIMEOUT:?}")),
             }
         }
         bail!("no member answers: {}", silent.join("; "))
@@ -154,12 +158,21 @@ async fn authenticate(
     ))
 }
 
-/// What a member said, without gRPC's own words.
+/// What a member said, without gRPC's own words; what kept it from saying anything, to its first cause.
 fn said(status: &Status) -> String {
-    if status.message().is_empty() {
-        return format!("{:?}", status.code());
+    let mut text = match status.message() {
+        "" => format!("{:?}", status.code()),
+        message => message.to_owned(),
+    };
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
     }
-    status.message().to_owned()
+    text
 }
 
 #[expect(

@@ -21,6 +21,7 @@ pub struct Artifacts {
     commit: String,
     steps: Vec<Value>,
     files: Vec<String>,
+    not_shown: &'static [&'static str],
     started: Instant,
 }
 
@@ -48,8 +49,14 @@ impl Artifacts {
             commit: process::capture(&mut git).unwrap_or_else(|_| "unknown".to_owned()),
             steps: Vec::new(),
             files: Vec::new(),
+            not_shown: &[],
             started: Instant::now(),
         })
+    }
+
+    /// Names what belongs to the lane's contract and is not shown by this run.
+    pub fn leaves_out(&mut self, parts: &'static [&'static str]) {
+        self.not_shown = parts;
     }
 
     /// Where the artifacts lie.
@@ -90,6 +97,7 @@ impl Artifacts {
             "commit": self.commit,
             "vm_accelerator_mode": "none",
             "scope": SCOPE,
+            "not_shown": self.not_shown,
             "seconds": (self.started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
             "steps": self.steps,
             "artifacts": self.files,

@@ -106,6 +106,35 @@ impl Member {
         self.process = None;
     }
 
+    /// Sends a signal to its process.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.id()?.to_string();
+        process::run(Command::new("kill").args([&format!("-{name}"), &pid]))
+    }
+
+    /// Its process, as the kernel knows it.
+    pub fn id(&self) -> Result<u32> {
+        let process = self.process.as_ref();
+        let process = process.with_context(|| format!("{} does not run", self.name))?;
+        Ok(process.id())
+    }
+
+    /// The status and the words of its health check.
+    pub fn health(&self) -> Result<(String, String)> {
+        let url = format!("http://{}/healthz", self.admin);
+        let mut curl = Command::new("curl");
+        curl.args([
+            "--silent",
+            "--max-time",
+            "10",
+            "--write-out",
+            "%{http_code}",
+        ]);
+        let said = process::capture(curl.arg(url))?;
+        let (words, code) = said.split_at(said.len().saturating_sub(3));
+        Ok((code.to_owned(), words.trim().to_owned()))
+    }
+
     /// Kills it and empties its directory of everything but its logs.
     pub fn wipe(&mut self) -> Result<()> {
         self.kill();
@@ -126,6 +155,14 @@ pub struct Ctl<'a> {
 }
 
 impl<'a> Ctl<'a> {
+    /// Asks one member.
+    pub fn at(cli: &'a Path, client: &str) -> Self {
+        Self {
+            cli,
+            endpoints: format!("http://{client}"),
+        }
+    }
+
     /// Asks the first of these members that answers.
     pub fn of(cli: &'a Path, members: &[&Member]) -> Self {
         let urls: Vec<String> = members
@@ -138,12 +175,20 @@ impl<'a> Ctl<'a> {
         }
     }
 
-    /// Its answer, which is one JSON document.
-    pub fn ask(&self, args: &[&str]) -> Result<Value> {
-        let mut command = Command::new(self.cli);
+    /// The command, to be run by others; past a deadline it is killed.
+    pub fn command(&self, seconds: u64, args: &[&str]) -> Command {
+        let mut command = Command::new("timeout");
         command
+            .args(["--signal=KILL", &seconds.to_string()])
+            .arg(self.cli)
             .args(["-o", "json", "chainfire", "--endpoints", &self.endpoints])
             .args(args);
+        command
+    }
+
+    /// Its answer, which is one JSON document.
+    pub fn ask(&self, args: &[&str]) -> Result<Value> {
+        let mut command = self.command(DEADLINE.as_secs(), args);
         let said = process::capture(&mut command)?;
         serde_json::from_str(&said)
             .with_context(|| format!("`{}` said no JSON: {said}", process::shown(&command)))

@@ -7,9 +7,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
+use super::answers::{keys, members, number};
 use super::artifacts::Artifacts;
 use super::members::{Ctl, Member, State};
 
@@ -236,43 +236,5 @@ impl Story<'_> {
                 leader.is_some_and(|at| self.members[at].runs())
             })?;
         leader.context("the leader has no name")
-    }
-}
-
-fn members(status: &Value) -> impl Iterator<Item = &Value> {
-    status["members"].as_array().into_iter().flatten()
-}
-
-/// A 64-bit number, which JSON holds as a string.
-fn number(value: &Value) -> u64 {
-    let text = value.as_str().and_then(|text| text.parse().ok());
-    text.or_else(|| value.as_u64()).unwrap_or_default()
-}
-
-/// The keys of an answer to a get, which JSON holds in base64.
-fn keys(answer: &Value) -> Vec<String> {
-    let kvs = answer["kvs"].as_array().into_iter().flatten();
-    kvs.filter_map(|kv| decoded(kv["key"].as_str()?)).collect()
-}
-
-fn decoded(base64: &str) -> Option<String> {
-    String::from_utf8(BASE64_STANDARD.decode(base64).ok()?).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_of_an_answer_are_decoded() {
-        let answer = json!({ "kvs": [{ "key": "L3Byb29mLzE=" }, { "key": "YWI=" }] });
-        assert_eq!(keys(&answer), ["/proof/1", "ab"]);
-        assert_eq!(decoded("****"), None);
-    }
-
-    #[test]
-    fn numbers_of_64_bits_are_strings() {
-        assert_eq!(number(&json!("18446744073709551615")), u64::MAX);
-        assert_eq!(number(&json!(null)), 0);
     }
 }

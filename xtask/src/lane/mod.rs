@@ -4,9 +4,12 @@
 //! Artifacts lie in `work/LANE/STAMP`, to which `work/LANE/latest` points. A lane that fails leaves
 //! what it has, with `success` false and the step that failed.
 
+mod answers;
 mod artifacts;
+mod durability;
 mod members;
 mod membership;
+mod writer;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -26,12 +29,15 @@ pub struct Options {
 enum Lane {
     /// Adding, promoting, moving leadership, restarting and removing live members of ChainFire
     ChainfireLiveMembershipProof,
+    /// Backup and restore of ChainFire's keys under writes, kills, stops and a flush that fails
+    DurabilityProof,
 }
 
 impl Lane {
     fn name(self) -> &'static str {
         match self {
             Self::ChainfireLiveMembershipProof => "chainfire-live-membership-proof",
+            Self::DurabilityProof => "durability-proof",
         }
     }
 }
@@ -47,6 +53,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut artifacts = Artifacts::create(workspace, options.lane.name())?;
     let outcome = match options.lane {
         Lane::ChainfireLiveMembershipProof => membership::run(&server, &cli, &mut artifacts),
+        Lane::DurabilityProof => durability::run(&server, &cli, &mut artifacts),
     };
     artifacts.finish(&outcome)?;
     outcome

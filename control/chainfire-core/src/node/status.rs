@@ -124,7 +124,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         Status {
             id: self.id(),
             role: role(metrics.state),
-            leader: metrics.current_leader,
+            // A member that has stopped knows nothing of who leads now.
+            leader: metrics
+                .current_leader
+                .filter(|_| metrics.running_state.is_ok()),
             term: metrics.current_term,
             last_index: metrics.last_log_index,
             committed: metrics.local_committed.as_ref().map(LogId::index),

@@ -27,7 +27,7 @@ use super::calls::{Calls, Requests};
 /// it is given up soon, and the next one is made.
 const BETWEEN_MEMBERS: Options = Options {
     connect_timeout: Duration::from_secs(1),
-    ping_timeout: Duration::from_secs(2),
+    ping_timeout: Duration::from_secs(3),
     ping_interval: Duration::from_secs(1),
 };
 /// How long the leader may take to tell a lease's time.

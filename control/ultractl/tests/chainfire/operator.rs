@@ -1,24 +1,6 @@
 //! `ultractl chainfire`: what operators do. Contracts CF-1, CF-7.
 
-use std::process::Command;
-
-use serde_json::Value;
-
-use crate::support::Member;
-
-/// Runs `ultractl -o json chainfire`; its answer, or what it complained of.
-fn ultractl(member: &Member, args: &[&str]) -> Result<Value, String> {
-    let output = Command::new(env!("CARGO_BIN_EXE_ultractl"))
-        .args(["-o", "json", "chainfire", "--endpoints"])
-        .arg(format!("http://{}", member.client))
-        .args(args)
-        .output()
-        .unwrap();
-    if !output.status.success() {
-        return Err(String::from_utf8(output.stderr).unwrap());
-    }
-    Ok(serde_json::from_slice(&output.stdout).unwrap())
-}
+use crate::support::{Member, ultractl};
 
 #[test]
 fn keys_members_and_status_are_json() {

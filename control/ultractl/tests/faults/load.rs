@@ -122,17 +122,17 @@ impl Load {
             clients: Vec::new(),
         };
         for id in 0..WRITERS {
-            let client = load.client(id, load.urls.clone());
+            let client = load.client(id, &load.urls);
             load.clients.push(load.runtime.spawn(client.write()));
         }
         for (id, url) in (WRITERS..).zip(load.urls.clone()) {
-            let client = load.client(id, vec![url]);
+            let client = load.client(id, &[url]);
             load.clients.push(load.runtime.spawn(client.read()));
         }
         load
     }
 
-    fn client(&self, id: u32, urls: Vec<String>) -> Client {
+    fn client(&self, id: u32, urls: &[String]) -> Client {
         let _inside = self.runtime.enter();
         Client {
             id,
@@ -180,7 +180,7 @@ impl Load {
     pub fn ask(&self, place: usize) -> Vec<JoinHandle<()>> {
         let one = |key| {
             let id = WRITERS + MEMBERS_MAX + u32::from(key);
-            let mut client = self.client(id, vec![self.urls[place].clone()]);
+            let mut client = self.client(id, std::slice::from_ref(&self.urls[place]));
             client.patience = DEADLINE;
             self.runtime.spawn(async move { client.get(key).await })
         };

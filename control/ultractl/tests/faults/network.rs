@@ -103,6 +103,10 @@ pub struct Network {
     dir: PathBuf,
 }
 
+#[expect(
+    clippy::unused_self,
+    reason = "the network is the process's own; only who has made it may change it"
+)]
 impl Network {
     fn make(dir: PathBuf) -> Network {
         // Named namespaces are kept in /run/netns: in one that only this test sees.

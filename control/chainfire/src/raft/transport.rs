@@ -19,6 +19,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use super::Peers;
+
 /// How long the leader may take to tell a lease's time.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member may take to tell of its cluster.
@@ -82,15 +84,17 @@ impl PeerChannels {
             body,
         }
     }
+}
 
-    /// Asks the leader for a lease's time.
-    pub(super) async fn lease_time(
+impl Peers for PeerChannels {
+    async fn lease_time(
         &self,
-        leader: &Member,
+        _leader: NodeId,
+        member: &Member,
         id: i64,
         peek: bool,
     ) -> Result<Option<LeaseTime>, Status> {
-        let mut client = self.client(leader).map_err(|_| RpcError::NoLeader)?;
+        let mut client = self.client(member).map_err(|_| RpcError::NoLeader)?;
         let mut request = tonic::Request::new(LeaseRenewRequest {
             cluster_id: self.0.cluster_id,
             id,

@@ -25,8 +25,7 @@
 //! The segment's number is part of every checksum, so a recycled file's old records are not records.
 //! A batch is one write followed by one sync, and the next begins where it ended: so whatever lies
 //! before the beginning of a batch that can be read was durable. That is how a torn tail is told
-//! from damage. Behind the newest batch, which has no next one, stands a note once the writer has
-//! nothing to do: a batch of one empty record, in whose place the next batch is written.
+//! from damage.
 
 use std::ops::Range;
 
@@ -58,8 +57,6 @@ pub(crate) enum Kind {
     Truncate = 5,
     /// Entries up to a position are not needed any more.
     Purge = 6,
-    /// Nothing, but that all before it was durable.
-    Note = 7,
 }
 
 impl Kind {
@@ -71,7 +68,6 @@ impl Kind {
             4 => Self::Committed,
             5 => Self::Truncate,
             6 => Self::Purge,
-            7 => Self::Note,
             _ => return None,
         })
     }
@@ -153,14 +149,9 @@ pub(crate) fn push_record(
     batch[at + 16..at + 20].copy_from_slice(&id.boot.to_le_bytes());
     batch[at + 20..at + 24].copy_from_slice(&id.start.to_le_bytes());
     batch[at + 24] = kind as u8;
-    put_checksum(&mut batch[at..], segment);
+    let sum = crc([&segment.to_le_bytes(), &batch[at + 4..]]);
+    batch[at..at + 4].copy_from_slice(&sum.to_le_bytes());
     batch.resize(at + record_len(len), 0);
-}
-
-/// Gives a record, up to its payload's end, its checksum.
-pub(crate) fn put_checksum(record: &mut [u8], segment: u64) {
-    let sum = crc([&segment.to_le_bytes(), &record[4..]]);
-    record[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// The record at `at`, if a whole and undamaged one is there.

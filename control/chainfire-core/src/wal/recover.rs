@@ -228,7 +228,6 @@ impl<F: Clone> Replay<F> {
                 };
                 self.state.truncate_after(last);
             }
-            Kind::Note => {}
             Kind::Purge => {
                 let id: LogIdMessage = codec::decode("purge", payload).map_err(undecodable)?;
                 self.durable.purged = Some(id);

@@ -73,8 +73,6 @@ pub struct Writer<D: Disk> {
     /// As the disk has it, for the record that opens a segment.
     durable: StateMessage,
     spare_number: u64,
-    /// A note stands behind the newest batch.
-    noted: bool,
 }
 
 impl<D: Disk> Writer<D> {
@@ -97,7 +95,6 @@ impl<D: Disk> Writer<D> {
             purge_pending: None,
             durable,
             spare_number: 0,
-            noted: false,
         }
     }
 
@@ -128,7 +125,11 @@ impl<D: Disk> Writer<D> {
         }
         let result = self.write_batch(&batch);
         if let Err(error) = &result {
-            self.poison(error);
+            let mut state = lock(&self.state);
+            if state.poison.is_none() {
+                tracing::error!(%error, "the log cannot be written; this member stops");
+                state.poison = Some(error.to_string());
+            }
         }
         for job in batch {
             if let Job::Append { done, .. }
@@ -141,47 +142,6 @@ impl<D: Disk> Writer<D> {
         }
         if result.is_ok() {
             self.release_segments();
-        }
-    }
-
-    fn poison(&self, error: &io::Error) {
-        let mut state = lock(&self.state);
-        if state.poison.is_none() {
-            tracing::error!(%error, "the log cannot be written; this member stops");
-            state.poison = Some(error.to_string());
-        }
-    }
-
-    /// Notes behind the newest batch that it was durable, while there is nothing else to do. The
-    /// note costs no sync: the system writes it by and by, or the next batch takes its place.
-    pub(crate) fn note(&mut self) {
-        let len = record_len(0) as u64;
-        let room = self.position.offset + len <= self.options.segment_bytes;
-        if self.noted || !room || lock(&self.state).poison.is_some() {
-            return;
-        }
-        self.begin();
-        self.push(Kind::Note, |_, _| {});
-        let Some(file) = &self.file else { return };
-        match file.write_at(self.position.offset, &self.buffer) {
-            Ok(()) => self.noted = true,
-            Err(error) => self.poison(&error),
-        }
-    }
-
-    /// Where the next batch begins.
-    #[cfg(test)]
-    pub(crate) fn place(&self) -> (u64, u64) {
-        (self.position.segment, self.position.offset)
-    }
-
-    /// The end of this run: what can be said of its last batch is durable, too.
-    fn close(&mut self) {
-        self.note();
-        if let Some(file) = self.file.as_ref().filter(|_| self.noted)
-            && let Err(error) = file.sync()
-        {
-            tracing::warn!(%error, "the log's last note may be lost");
         }
     }
 
@@ -284,7 +244,6 @@ impl<D: Disk> Writer<D> {
             return Err(io::Error::other("no segment is open"));
         };
         if !self.buffer.is_empty() {
-            self.noted = false;
             file.write_at(self.position.offset, &self.buffer)?;
             file.sync()?;
             self.position.offset += self.buffer.len() as u64;
@@ -382,13 +341,7 @@ impl<D: Disk> Writer<D> {
     pub fn run(mut self, jobs: Jobs) {
         let Jobs(mut jobs) = jobs;
         let mut batch = Vec::new();
-        loop {
-            if jobs.is_empty() {
-                self.note();
-            }
-            let Some(job) = jobs.blocking_recv() else {
-                return self.close();
-            };
+        while let Some(job) = jobs.blocking_recv() {
             batch.push(job);
             self.drain(&mut jobs, &mut batch);
             self.step(&mut batch);
@@ -404,13 +357,7 @@ impl<D: Disk> Writer<D> {
     {
         let Jobs(mut jobs) = jobs;
         let mut batch = Vec::new();
-        loop {
-            if jobs.is_empty() {
-                self.note();
-            }
-            let Some(job) = jobs.recv().await else {
-                return self.close();
-            };
+        while let Some(job) = jobs.recv().await {
             batch.push(job);
             pause().await;
             self.drain(&mut jobs, &mut batch);

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
-use openraft::TokioRuntime;
-use openraft::async_runtime::AsyncRuntime;
+pub use openraft::async_runtime::AsyncRuntime;
+pub use openraft::{Instant, TokioRuntime};
 
 use crate::disk::{Disk, FileDisk};
 use crate::wal::{Jobs, Writer};

@@ -25,14 +25,14 @@ mod machine;
 mod membership;
 mod node;
 mod rpc;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod transport;
 pub mod types;
 mod wal;
 
 pub use codec::DecodeError;
-pub use env::{Environment, TokioEnvironment};
+pub use env::{AsyncRuntime, Environment, Instant, TokioEnvironment, TokioRuntime};
 pub use error::{Error, ErrorKind, Result};
 pub use forced::force_new_cluster;
 pub use machine::{Command, Durability, Standing, StateMachine};

@@ -125,6 +125,13 @@ pub trait Consensus: Send + Sync + 'static {
     /// etcd's error that the command was answered with, or why there is no answer.
     async fn propose(&self, command: Command) -> Result<outcome::Result, Status>;
 
+    /// As [`Consensus::propose`], but only while this member leads in `term`.
+    ///
+    /// # Errors
+    /// As [`Consensus::propose`]; `NotLeader`: nothing was done.
+    async fn propose_leading(&self, term: u64, command: Command)
+    -> Result<outcome::Result, Status>;
+
     /// Returns once everything that was committed before the call was applied here.
     async fn barrier(&self) -> Result<(), Status>;
 

@@ -23,6 +23,8 @@ mod metrics;
 pub mod node;
 pub mod raft;
 mod session;
+#[cfg(test)]
+mod sim;
 pub mod watch;
 
 pub use error::{Error, ErrorKind};

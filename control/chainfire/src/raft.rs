@@ -11,8 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use chainfire_core::{Change as CoreChange, Error, ErrorKind, Node, TokioEnvironment};
-use chainfire_store::{Reader, View};
+use chainfire_core::{
+    Change as CoreChange, Environment, Error, ErrorKind, Node, NodeId, StateMachine,
+    TokioEnvironment, Transport,
+};
+use chainfire_store::{Outcome, Reader, View};
 use control_kit::stop::Stop;
 use etcd_wire::RpcError;
 use etcd_wire::chainfire::{Command, LeaseTime, outcome};
@@ -29,26 +32,47 @@ use crate::lease::LeaseKeeper;
 /// A member, in production.
 pub type RaftNode = Node<TokioEnvironment, PeerChannels, StoreMachine>;
 
-/// A member, for the services.
-pub struct RaftConsensus {
-    node: RaftNode,
+/// Calls to other members beyond consensus.
+pub trait Peers: Transport {
+    /// Asks the leader for a lease's time, and renews it unless `peek`. `None`: no such lease.
+    fn lease_time(
+        &self,
+        leader: NodeId,
+        member: &chainfire_core::Member,
+        id: i64,
+        peek: bool,
+    ) -> impl Future<Output = Result<Option<LeaseTime>, Status>> + Send;
+}
+
+/// A state machine of keys.
+pub trait KeyMachine: StateMachine<Outcome = Outcome, Reader = Reader> {}
+
+impl<S: StateMachine<Outcome = Outcome, Reader = Reader>> KeyMachine for S {}
+
+/// A member, for the services; by default as in production.
+pub struct RaftConsensus<
+    E: Environment = TokioEnvironment,
+    T: Peers = PeerChannels,
+    S: KeyMachine = StoreMachine,
+> {
+    node: Node<E, T, S>,
     reader: Reader,
     cluster_id: u64,
-    channels: PeerChannels,
-    leases: Arc<LeaseKeeper>,
+    channels: T,
+    leases: Arc<LeaseKeeper<E::Runtime>>,
     /// What answers' heads say, followed by a task: reading it costs nothing.
     term: AtomicU64,
     leader: AtomicU64,
 }
 
-impl RaftConsensus {
+impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
     /// The services' side of a node that was started.
     pub fn new(
-        node: RaftNode,
+        node: Node<E, T, S>,
         cluster_id: u64,
-        channels: PeerChannels,
-        leases: Arc<LeaseKeeper>,
-    ) -> Arc<RaftConsensus> {
+        channels: T,
+        leases: Arc<LeaseKeeper<E::Runtime>>,
+    ) -> Arc<Self> {
         let reader = node.reader().clone();
         Arc::new(RaftConsensus {
             node,
@@ -66,14 +90,15 @@ impl RaftConsensus {
         let mut seen = (None, 0);
         loop {
             tokio::select! {
+                biased;
                 () = stop.requested() => return,
-                changed = self.node.leadership_changed(seen) => match changed {
-                    Ok(now) => seen = now,
-                    Err(_) => {
+                changed = self.node.leadership_changed(seen) => {
+                    let Ok(now) = changed else {
                         self.leader.store(0, Ordering::Relaxed);
                         return;
-                    }
-                },
+                    };
+                    seen = now;
+                }
             }
             let (leader, term) = seen;
             self.term.store(term, Ordering::Relaxed);
@@ -88,12 +113,16 @@ impl RaftConsensus {
     }
 
     /// The node itself.
-    pub(crate) fn node(&self) -> &RaftNode {
+    pub(crate) fn node(&self) -> &Node<E, T, S> {
         &self.node
     }
 
     /// A lease's time, of this member's own clock; it has to lead.
-    async fn own_lease_time(&self, id: i64, peek: bool) -> Result<Option<LeaseTime>, Status> {
+    pub(crate) async fn own_lease_time(
+        &self,
+        id: i64,
+        peek: bool,
+    ) -> Result<Option<LeaseTime>, Status> {
         // Who leads no more must not say that a lease lives.
         self.barrier().await?;
         let term = self.node.status().term;
@@ -126,7 +155,7 @@ fn core_member(member: &Member) -> chainfire_core::Member {
     }
 }
 
-impl RaftConsensus {
+impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
     /// What replaces a member: the fields that the change leaves empty stay.
     fn updated(&self, change: &Member) -> Result<chainfire_core::Member, Status> {
         let status = self.node.status();
@@ -197,7 +226,7 @@ impl RaftConsensus {
 }
 
 #[tonic::async_trait]
-impl Consensus for RaftConsensus {
+impl<E: Environment, T: Peers, S: KeyMachine> Consensus for RaftConsensus<E, T, S> {
     fn cluster_id(&self) -> u64 {
         self.cluster_id
     }
@@ -218,6 +247,16 @@ impl Consensus for RaftConsensus {
             .await
             .map_err(|error| status(&error))?;
         Ok(outcome?)
+    }
+
+    async fn propose_leading(
+        &self,
+        term: u64,
+        command: Command,
+    ) -> Result<outcome::Result, Status> {
+        let bytes = Bytes::from(command.encode_to_vec());
+        let proposed = self.node.propose_leading(term, bytes).await;
+        Ok(proposed.map_err(|error| status(&error))??)
     }
 
     async fn barrier(&self) -> Result<(), Status> {
@@ -297,6 +336,6 @@ impl Consensus for RaftConsensus {
         let members = self.node.status().members;
         let member = members.into_iter().find(|member| member.id == leader);
         let member = member.ok_or(RpcError::NoLeader)?.member;
-        self.channels.lease_time(&member, id, peek).await
+        self.channels.lease_time(leader, &member, id, peek).await
     }
 }

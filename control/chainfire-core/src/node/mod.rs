@@ -254,7 +254,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         flushed.map_err(|error| Error::storage("making the log's tail durable", error))
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn log(&self) -> &Wal<<E::Disk as crate::disk::Disk>::File> {
         &self.inner.wal
     }

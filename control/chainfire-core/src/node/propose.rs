@@ -11,6 +11,7 @@ use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::impls::ProgressResponder;
 use tokio::sync::oneshot;
 
 use crate::env::Environment;
@@ -19,7 +20,7 @@ use crate::machine::StateMachine;
 use crate::node::{InstantOf, Node, fatal};
 use crate::rpc::{self, Method};
 use crate::transport::{Transport, TransportError};
-use crate::types::{LogId, NodeId, Proposal, RequestId};
+use crate::types::{CommittedLeaderId, LogId, NodeId, Proposal, RequestId, Term};
 
 /// The longest command; what is longer is refused before it meets the log.
 pub const COMMAND_BYTES_MAX: usize = 16 << 20;
@@ -59,14 +60,8 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     /// [`ErrorKind::Unavailable`], [`ErrorKind::Invalid`]: nothing was written. [`ErrorKind::Timeout`] and
     /// [`ErrorKind::Unknown`]: it may have been. Never retried once it may be in the log.
     pub async fn propose(&self, command: Bytes) -> Result<S::Outcome> {
-        check_len(&command)?;
-        let request = RequestId {
-            node: self.id(),
-            boot: u64::from(self.inner.wal.boot()),
-            number: self.inner.next_request.fetch_add(1, Ordering::Relaxed),
-        };
-        let proposal = Proposal { request, command };
-        let (_registered, outcome) = self.inner.waiting.register(request);
+        let proposal = self.proposal(command)?;
+        let (_registered, outcome) = self.inner.waiting.register(proposal.request);
         let deadline = self.deadline();
         loop {
             match self.hand_over(&proposal, deadline).await? {
@@ -74,6 +69,42 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
                 Handed::No => self.pause(deadline).await?,
             }
         }
+    }
+
+    /// As [`Node::propose`], but only as the leader of `term`: for what no other leader may be made
+    /// to do. Never handed to another member.
+    ///
+    /// # Errors
+    /// As [`Node::propose`]; [`ErrorKind::NotLeader`]: nothing was written.
+    pub async fn propose_leading(&self, term: Term, command: Bytes) -> Result<S::Outcome> {
+        let proposal = self.proposal(command)?;
+        let (_registered, outcome) = self.inner.waiting.register(proposal.request);
+        let deadline = self.deadline();
+        self.check_running()?;
+        let (responder, written) = ProgressResponder::complete_only();
+        let write = self.inner.raft.write(proposal).responder(responder);
+        let write = write.with_leader(CommittedLeaderId::new(term));
+        write.await.map_err(fatal)?;
+        match E::Runtime::timeout_at(deadline, written).await {
+            Ok(Ok(Ok(_))) => self.outcome(outcome, deadline).await,
+            Ok(Ok(Err(error))) => Err(write_error(error)),
+            Ok(Err(_)) => Err(Error::new(
+                ErrorKind::Unknown,
+                "the member stopped meanwhile",
+            )),
+            Err(_) => Err(timed_out()),
+        }
+    }
+
+    /// A command with its name in the log.
+    fn proposal(&self, command: Bytes) -> Result<Proposal> {
+        check_len(&command)?;
+        let request = RequestId {
+            node: self.id(),
+            boot: u64::from(self.inner.wal.boot()),
+            number: self.inner.next_request.fetch_add(1, Ordering::Relaxed),
+        };
+        Ok(Proposal { request, command })
     }
 
     async fn outcome(

@@ -6,16 +6,14 @@ use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime as _;
 use openraft_rt_sim::SimRuntime;
-use porcupine_rs::{CheckResult, check_operations_timeout};
 
 use crate::node::Role;
-use crate::sim::client::{History, KEYS, Register};
-use crate::sim::cluster::{SimNode, World};
+use crate::sim::cluster::{Members, SimNode, World};
 use crate::types::{Entry, NodeId};
 use crate::wal::lock;
 
 /// At most one leader in a term; terms and applied positions of a run never go back.
-pub(crate) async fn watch(world: Arc<World>) {
+pub async fn watch<M: Members>(world: Arc<World<M>>) {
     let mut seen = std::collections::BTreeMap::new();
     while !world.over.load(Ordering::Relaxed) {
         for id in world.up() {
@@ -38,7 +36,7 @@ pub(crate) async fn watch(world: Arc<World>) {
 }
 
 /// Committed entries are the same in all logs.
-pub(crate) fn logs_match(nodes: &[(NodeId, SimNode)]) {
+pub fn logs_match<M: Members>(nodes: &[(NodeId, SimNode<M>)]) {
     let committed = nodes
         .iter()
         .filter_map(|(_, node)| node.status().committed)
@@ -68,32 +66,8 @@ pub(crate) fn logs_match(nodes: &[(NodeId, SimNode)]) {
     }
 }
 
-/// All members have applied the same.
-pub(crate) fn states_match(nodes: &[(NodeId, SimNode)]) {
-    let applied: Vec<_> = nodes
-        .iter()
-        .map(|(id, node)| (*id, node.status().applied))
-        .collect();
-    let states: Vec<_> = nodes.iter().map(|(_, node)| node.reader().all()).collect();
-    for ((first, second), ids) in states.iter().zip(&states[1..]).zip(applied.windows(2)) {
-        assert_eq!(first, second, "the states of {ids:?}");
-    }
-}
-
-/// Some order of the operations explains what every client saw.
-pub(crate) fn linearizable(history: &History) {
-    for key in 0..KEYS as u8 {
-        let operations = history.of(key);
-        let found = check_operations_timeout::<Register>(&operations, Duration::from_secs(30));
-        assert!(
-            found == CheckResult::Ok,
-            "register {key} is not linearizable: {operations:#?}"
-        );
-    }
-}
-
 /// Panics of tasks, which the runtime itself swallows.
-pub(crate) mod panics {
+pub mod panics {
     use std::cell::RefCell;
     use std::sync::Once;
 
@@ -104,7 +78,7 @@ pub(crate) mod panics {
     static HOOK: Once = Once::new();
 
     /// Begins to note this thread's panics.
-    pub(crate) fn catch_from_now() {
+    pub fn catch_from_now() {
         HOOK.call_once(|| {
             let before = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |panic| {
@@ -116,7 +90,7 @@ pub(crate) mod panics {
     }
 
     /// What was noted.
-    pub(crate) fn caught() -> Vec<String> {
+    pub fn caught() -> Vec<String> {
         CAUGHT.take()
     }
 }

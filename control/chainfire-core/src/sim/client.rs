@@ -9,8 +9,7 @@ use openraft_rt_sim::{SimInstant, SimRuntime};
 use porcupine_rs::{Model, Operation};
 
 use crate::error::ErrorKind;
-use crate::sim::cluster::{SimNode, World};
-use crate::sim::machine::Write;
+use crate::sim::machine::{SimNode, World, Write};
 use crate::sim::runtime::on;
 use crate::wal::lock;
 

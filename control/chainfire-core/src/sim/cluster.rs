@@ -12,42 +12,67 @@ use openraft_rt_sim::SimRuntime;
 use crate::env::Environment;
 use crate::error::Result;
 use crate::forced::force_new_cluster;
-use crate::machine::{Durability, StateMachine as _};
+use crate::machine::{Durability, StateMachine};
 use crate::node::{Node, Options};
 use crate::sim::disk::{Random, SimDisk};
-use crate::sim::machine::{Ledger, Machine};
 use crate::sim::network::{Links, SimTransport};
 use crate::sim::runtime::{self, NodeRuntime, on};
 use crate::types::{Member, NodeId, Term};
 use crate::wal::{Jobs, WalOptions, Writer, lock};
 
-pub(crate) type SimNode = Node<SimEnvironment, SimTransport, Machine>;
+/// What the members of a world are beside their consensus.
+pub trait Members: Send + Sync + Sized + 'static {
+    /// What they replicate.
+    type Machine: StateMachine;
 
-struct Slot {
+    /// Opens the state machine of a member from its disk.
+    fn open(&self, id: NodeId, state: SimDisk) -> io::Result<Self::Machine>;
+
+    /// A member is up.
+    fn started(&self, _world: &Arc<World<Self>>, _node: &SimNode<Self>) {}
+
+    /// A member has lost power.
+    fn crashed(&self, _id: NodeId) {}
+}
+
+/// A simulated member.
+pub type SimNode<M> = Node<SimEnvironment, SimTransport<M>, <M as Members>::Machine>;
+
+struct Slot<M: Members> {
     log: SimDisk,
     state: SimDisk,
-    node: Option<SimNode>,
+    node: Option<SimNode<M>>,
     /// Counts starts and crashes.
     run: u64,
 }
 
 /// Everything that members share without knowing.
-pub(crate) struct World {
-    pub(crate) random: Mutex<Random>,
-    pub(crate) links: Mutex<Links>,
-    slots: Mutex<BTreeMap<NodeId, Slot>>,
-    pub(crate) ledger: Ledger,
+pub struct World<M: Members> {
+    /// Decides everything.
+    pub random: Arc<Mutex<Random>>,
+    /// The network as it is now.
+    pub links: Mutex<Links>,
+    slots: Mutex<BTreeMap<NodeId, Slot<M>>>,
+    /// What the members are.
+    pub members: M,
     /// Who led in each term.
-    pub(crate) leaders: Mutex<BTreeMap<Term, NodeId>>,
+    pub leaders: Mutex<BTreeMap<Term, NodeId>>,
     /// Whether the scenario has ended.
-    pub(crate) over: AtomicBool,
+    pub over: AtomicBool,
 }
 
 /// Where a simulated member runs.
 #[derive(Clone)]
-pub(crate) struct SimEnvironment {
-    pub(crate) world: Arc<World>,
-    pub(crate) disk: SimDisk,
+pub struct SimEnvironment {
+    random: Arc<Mutex<Random>>,
+    disk: SimDisk,
+}
+
+impl SimEnvironment {
+    /// Where a member with this log runs.
+    pub fn new(random: Arc<Mutex<Random>>, disk: SimDisk) -> Self {
+        Self { random, disk }
+    }
 }
 
 impl Environment for SimEnvironment {
@@ -59,10 +84,10 @@ impl Environment for SimEnvironment {
     }
 
     fn start_writer(&self, writer: Writer<SimDisk>, jobs: Jobs) -> io::Result<()> {
-        let world = self.world.clone();
+        let random = self.random.clone();
         let pause = move || {
             let delay = {
-                let mut random = lock(&world.random);
+                let mut random = lock(&random);
                 let usual = 100 + random.below(900);
                 if random.chance(1) { usual * 50 } else { usual }
             };
@@ -77,7 +102,8 @@ impl Environment for SimEnvironment {
     }
 }
 
-pub(crate) fn member(id: NodeId) -> Member {
+/// A member as the cluster knows it.
+pub fn member(id: NodeId) -> Member {
     Member {
         name: format!("m{id}"),
         peer_urls: vec![format!("http://m{id}:2380")],
@@ -109,44 +135,49 @@ fn options(id: NodeId) -> Options {
     }
 }
 
-impl World {
-    pub(crate) fn new(seed: u64) -> Arc<Self> {
+impl<M: Members> World<M> {
+    /// A world without members. Forgets the clocks of the world before.
+    pub fn new(seed: u64, members: M) -> Arc<Self> {
         runtime::reset();
         Arc::new(Self {
-            random: Mutex::new(Random::new(seed)),
+            random: Arc::new(Mutex::new(Random::new(seed))),
             links: Mutex::new(Links {
                 delay_us_max: 2000,
                 ..Links::default()
             }),
             slots: Mutex::default(),
-            ledger: Ledger::default(),
+            members,
             leaders: Mutex::default(),
             over: AtomicBool::new(false),
         })
     }
 
     /// The run of a member that is up.
-    pub(crate) fn run(&self, id: NodeId) -> Option<u64> {
+    pub fn run(&self, id: NodeId) -> Option<u64> {
         let slots = lock(&self.slots);
         let slot = slots.get(&id)?;
         slot.node.as_ref().map(|_| slot.run)
     }
 
-    pub(crate) fn running(&self, id: NodeId) -> Option<(SimNode, u64)> {
+    /// A member that is up, and its run.
+    pub fn running(&self, id: NodeId) -> Option<(SimNode<M>, u64)> {
         let slots = lock(&self.slots);
         let slot = slots.get(&id)?;
         slot.node.clone().map(|node| (node, slot.run))
     }
 
-    pub(crate) fn node(&self, id: NodeId) -> Option<SimNode> {
+    /// A member that is up.
+    pub fn node(&self, id: NodeId) -> Option<SimNode<M>> {
         self.running(id).map(|(node, _)| node)
     }
 
-    pub(crate) fn ids(&self) -> Vec<NodeId> {
+    /// All members that have disks.
+    pub fn ids(&self) -> Vec<NodeId> {
         lock(&self.slots).keys().copied().collect()
     }
 
-    pub(crate) fn up(&self) -> Vec<NodeId> {
+    /// All members that are up.
+    pub fn up(&self) -> Vec<NodeId> {
         self.ids()
             .into_iter()
             .filter(|&id| self.run(id).is_some())
@@ -154,21 +185,35 @@ impl World {
     }
 
     /// Makes a stopped member the only one, as an operator does after a lost quorum.
-    pub(crate) fn force(&self, id: NodeId) -> Result<BTreeMap<NodeId, Member>> {
+    pub fn force(&self, id: NodeId) -> Result<BTreeMap<NodeId, Member>> {
         let slots = lock(&self.slots);
         let (log, state) = (slots[&id].log.reopened(), slots[&id].state.reopened());
-        let machine = Machine::open(state, self.ledger.clone()).expect("the state opens");
+        let machine = self.members.open(id, state).expect("the state opens");
         let standing = machine.standing().expect("the state says where it stands");
         force_new_cluster(log, options(id).wal, &standing, id)
     }
 
     /// The log's disk of a member.
-    pub(crate) fn log_disk(&self, id: NodeId) -> SimDisk {
+    pub fn log_disk(&self, id: NodeId) -> SimDisk {
         lock(&self.slots)[&id].log.clone()
     }
 
+    /// The state machine's disk of a member.
+    pub fn state_disk(&self, id: NodeId) -> SimDisk {
+        lock(&self.slots)[&id].state.clone()
+    }
+
+    /// What the present run of a member sends with.
+    pub fn transport(self: &Arc<Self>, from: NodeId) -> SimTransport<M> {
+        SimTransport {
+            world: self.clone(),
+            from,
+            run: self.run(from).unwrap_or_default(),
+        }
+    }
+
     /// Starts a member, with empty disks the first time.
-    pub(crate) async fn start(self: &Arc<Self>, id: NodeId) -> Result<SimNode> {
+    pub async fn start(self: &Arc<Self>, id: NodeId) -> Result<SimNode<M>> {
         let (log, state, run) = {
             let mut slots = lock(&self.slots);
             let slot = slots.entry(id).or_insert_with(|| Slot {
@@ -181,11 +226,8 @@ impl World {
             slot.run += 1;
             (slot.log.reopened(), slot.state.reopened(), slot.run)
         };
-        let machine = Machine::open(state, self.ledger.clone()).expect("the state opens");
-        let environment = SimEnvironment {
-            world: self.clone(),
-            disk: log,
-        };
+        let machine = self.members.open(id, state).expect("the state opens");
+        let environment = SimEnvironment::new(self.random.clone(), log);
         let transport = SimTransport {
             world: self.clone(),
             from: id,
@@ -196,13 +238,16 @@ impl World {
             Node::start(environment, transport, machine, options(id)),
         )
         .await?;
-        let mut slots = lock(&self.slots);
-        slots.get_mut(&id).expect("the slot is there").node = Some(node.clone());
+        {
+            let mut slots = lock(&self.slots);
+            slots.get_mut(&id).expect("the slot is there").node = Some(node.clone());
+        }
+        on(id, async { self.members.started(self, &node) }).await;
         Ok(node)
     }
 
     /// Crashes a member: its disks lose what they may, and nothing of it is heard again.
-    pub(crate) fn crash(self: &Arc<Self>, id: NodeId) {
+    pub fn crash(self: &Arc<Self>, id: NodeId) {
         let node = {
             let mut slots = lock(&self.slots);
             let Some(slot) = slots.get_mut(&id) else {
@@ -212,9 +257,10 @@ impl World {
             slot.run += 1;
             let mut random = lock(&self.random);
             slot.log.crash(&mut random);
-            slot.state.crash(&mut random);
+            slot.state.crash(&mut Random::new(random.next()));
             node
         };
+        self.members.crashed(id);
         runtime::resume(id);
         // What is left of the run ends by itself; its disks and links are dead.
         drop(SimRuntime::spawn(on(id, async move {
@@ -223,13 +269,13 @@ impl World {
     }
 
     /// Forgets a member that was removed, with its disks.
-    pub(crate) fn destroy(self: &Arc<Self>, id: NodeId) {
+    pub fn destroy(self: &Arc<Self>, id: NodeId) {
         self.crash(id);
         lock(&self.slots).remove(&id);
     }
 
     /// Starts `count` members as a new cluster.
-    pub(crate) async fn form(self: &Arc<Self>, count: u64) {
+    pub async fn form(self: &Arc<Self>, count: u64) {
         let members: BTreeMap<NodeId, Member> = (1..=count).map(|id| (id, member(id))).collect();
         for id in 1..=count {
             let node = self.start(id).await.expect("a new member starts");
@@ -240,7 +286,7 @@ impl World {
     }
 
     /// Waits until some member leads with a quorum behind it.
-    pub(crate) async fn leader(&self, patience: Duration) -> Option<NodeId> {
+    pub async fn leader(&self, patience: Duration) -> Option<NodeId> {
         let ask = async {
             loop {
                 for id in self.up() {

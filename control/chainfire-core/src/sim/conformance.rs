@@ -1,5 +1,7 @@
 //! openraft's own suite for logs and state machines, over ours.
 
+use std::sync::{Arc, Mutex};
+
 use openraft::StorageError;
 use openraft::async_runtime::AsyncRuntime as _;
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -8,9 +10,9 @@ use openraft_rt_sim::SimRuntime;
 use crate::env::Environment as _;
 use crate::log_store::LogStore;
 use crate::machine::{Durability, Machine, Waiting};
-use crate::sim::cluster::{SimEnvironment, World};
-use crate::sim::disk::{SimDisk, SimFile};
-use crate::sim::machine;
+use crate::sim::cluster::SimEnvironment;
+use crate::sim::disk::{Random, SimDisk, SimFile};
+use crate::sim::machine::{self, Ledger};
 use crate::sim::runtime::NodeRuntime;
 use crate::types::TypeConfig;
 use crate::wal::{self, Opened, WalOptions};
@@ -22,12 +24,9 @@ struct Builder;
 
 impl StoreBuilder<TypeConfig<NodeRuntime>, Log, State> for Builder {
     async fn build(&self) -> Result<((), Log, State), StorageError<TypeConfig<NodeRuntime>>> {
-        let world = World::new(1);
-        let environment = SimEnvironment {
-            world: world.clone(),
-            disk: SimDisk::new(),
-        };
-        let state = machine::Machine::open(SimDisk::new(), world.ledger.clone()).unwrap();
+        let random = Arc::new(Mutex::new(Random::new(1)));
+        let environment = SimEnvironment::new(random, SimDisk::new());
+        let state = machine::Machine::open(SimDisk::new(), Ledger::default()).unwrap();
         let (state, _) = State::new(
             environment.clone(),
             state,

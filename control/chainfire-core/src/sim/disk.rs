@@ -15,14 +15,20 @@ const SECTOR: u64 = 512;
 
 /// A small seeded generator (SplitMix64): what decides in a simulation.
 #[derive(Debug, Clone)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The generator of a seed.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it never ends, and is asked for one at a time"
+    )]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = self.0;
         let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -30,15 +36,18 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+    /// A number below a bound.
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
 
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
+    /// Whether something of this probability happens.
+    pub fn chance(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
-    pub(crate) fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+    /// One of them.
+    pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u64) as usize]
     }
 }
@@ -81,7 +90,7 @@ struct Inner {
 
 /// A disk that can crash. Clones made by [`SimDisk::reopened`] belong to the newest run.
 #[derive(Debug, Clone)]
-pub(crate) struct SimDisk {
+pub struct SimDisk {
     inner: Arc<Mutex<Inner>>,
     epoch: u64,
 }
@@ -159,8 +168,15 @@ impl Content {
     }
 }
 
+impl Default for SimDisk {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl SimDisk {
-    pub(crate) fn new() -> Self {
+    /// An empty disk.
+    pub fn new() -> Self {
         let inner = Inner {
             epoch: 0,
             next_file: 0,
@@ -180,7 +196,7 @@ impl SimDisk {
     }
 
     /// Loses power: what was not synced may be lost, and all handles so far fail from now on.
-    pub(crate) fn crash(&self, random: &mut Random) {
+    pub fn crash(&self, random: &mut Random) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.epoch += 1;
         inner.fail_next_sync = false;
@@ -200,7 +216,7 @@ impl SimDisk {
     }
 
     /// The disk for the next run.
-    pub(crate) fn reopened(&self) -> Self {
+    pub fn reopened(&self) -> Self {
         let epoch = self
             .inner
             .lock()
@@ -212,21 +228,24 @@ impl SimDisk {
         }
     }
 
-    pub(crate) fn fail_next_write(&self) {
+    /// Fails the next write of any file.
+    pub fn fail_next_write(&self) {
         self.inner
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .fail_next_write = true;
     }
 
-    pub(crate) fn fail_next_sync(&self) {
+    /// Fails the next sync of any file.
+    pub fn fail_next_sync(&self) {
         self.inner
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .fail_next_sync = true;
     }
 
-    pub(crate) fn fill(&self) {
+    /// Is full from now on.
+    pub fn fill(&self) {
         self.inner
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -234,7 +253,7 @@ impl SimDisk {
     }
 
     /// Ends all faults.
-    pub(crate) fn repair(&self) {
+    pub fn repair(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.fail_next_sync = false;
         inner.fail_next_write = false;
@@ -242,7 +261,7 @@ impl SimDisk {
     }
 
     /// Syncs of files so far.
-    pub(crate) fn syncs(&self) -> u64 {
+    pub fn syncs(&self) -> u64 {
         self.inner
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -250,7 +269,7 @@ impl SimDisk {
     }
 
     /// Changes bytes of a file behind everyone's back.
-    pub(crate) fn damage(&self, name: &str, offset: usize, mask: u8) {
+    pub fn damage(&self, name: &str, offset: usize, mask: u8) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let file = inner.names[name];
         let content = inner
@@ -346,7 +365,7 @@ impl Disk for SimDisk {
 
 /// A file of a [`SimDisk`].
 #[derive(Debug, Clone)]
-pub(crate) struct SimFile {
+pub struct SimFile {
     disk: SimDisk,
     file: u64,
 }

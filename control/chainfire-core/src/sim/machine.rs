@@ -10,8 +10,10 @@ use crc_fast::{CrcAlgorithm, checksum};
 
 use crate::disk::{Disk as _, DiskFile as _};
 use crate::machine::{Command, Standing, StateMachine};
+use crate::sim::cluster::{self, Members};
 use crate::sim::disk::SimDisk;
 use crate::transport::SnapshotChunks;
+use crate::types::NodeId;
 use crate::wal::lock;
 
 const FILE: &str = "state";
@@ -62,6 +64,23 @@ impl Write {
 
 /// What every member applied, by index.
 pub(crate) type Ledger = Arc<Mutex<BTreeMap<u64, Bytes>>>;
+
+/// Members that replicate registers, and nothing else.
+#[derive(Debug, Default)]
+pub(crate) struct Plain {
+    ledger: Ledger,
+}
+
+impl Members for Plain {
+    type Machine = Machine;
+
+    fn open(&self, _id: NodeId, state: SimDisk) -> io::Result<Machine> {
+        Machine::open(state, self.ledger.clone())
+    }
+}
+
+pub(crate) type World = cluster::World<Plain>;
+pub(crate) type SimNode = cluster::SimNode<Plain>;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Registers {

@@ -1,15 +1,27 @@
-//! The simulated world that the tests run in: disks, network, clusters, clients, and what is
-//! checked of them. One thread, virtual time, one seed that decides everything.
+//! The simulated world that the tests run in: disks, network, clusters, what goes wrong there, and what
+//! is checked of it. One thread, virtual time, one seed that decides everything.
+//!
+//! The feature `sim` lends it to crates whose own state machines and services are to run in it.
 
-mod check;
+pub mod check;
+pub mod cluster;
+pub mod disk;
+pub mod network;
+pub mod runtime;
+pub mod seeds;
+pub mod trouble;
+
+#[cfg(test)]
 mod client;
-mod cluster;
+#[cfg(test)]
 mod conformance;
-pub(crate) mod disk;
+#[cfg(test)]
 mod machine;
-mod network;
+#[cfg(test)]
 mod production;
-mod runtime;
+#[cfg(test)]
 mod scenario;
+#[cfg(test)]
 mod stories;
+#[cfg(test)]
 mod tests;

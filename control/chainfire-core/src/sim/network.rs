@@ -1,8 +1,8 @@
 //! The simulated network.
 //!
 //! Fault model. A message is delayed, dropped, or (where the transport's contract allows it)
-//! delivered twice, each way on its own; messages overtake each other. A direction between two members can be cut. What a member said before it
-//! crashed may still arrive; a member that crashed neither sends nor answers.
+//! delivered twice, each way on its own; messages overtake each other. A direction between two members
+//! can be cut. What a member said before it crashed may still arrive; a member that crashed neither sends nor answers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use openraft::async_runtime::AsyncRuntime as _;
 use openraft_rt_sim::SimRuntime;
 
 use crate::rpc::Method;
-use crate::sim::cluster::World;
+use crate::sim::cluster::{Members, World};
 use crate::sim::runtime::on;
 use crate::transport::{SnapshotChunks, Transport, TransportError};
 use crate::types::{Member, NodeId};
@@ -21,25 +21,47 @@ use crate::wal::lock;
 
 /// How bad the network is now.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Links {
+pub struct Links {
     /// Cut directions, from and to.
-    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
-    pub(crate) drop_percent: u64,
-    pub(crate) duplicate_percent: u64,
-    pub(crate) delay_us_max: u64,
+    pub cut: BTreeSet<(NodeId, NodeId)>,
+    /// Messages that are lost.
+    pub drop_percent: u64,
+    /// Calls that arrive twice.
+    pub duplicate_percent: u64,
+    /// The longest usual delay.
+    pub delay_us_max: u64,
 }
 
 /// One run of one member, sending.
-#[derive(Clone)]
-pub(crate) struct SimTransport {
-    pub(crate) world: Arc<World>,
+pub struct SimTransport<M: Members> {
+    pub(crate) world: Arc<World<M>>,
     pub(crate) from: NodeId,
     pub(crate) run: u64,
 }
 
-impl SimTransport {
+impl<M: Members> Clone for SimTransport<M> {
+    fn clone(&self) -> Self {
+        Self {
+            world: self.world.clone(),
+            from: self.from,
+            run: self.run,
+        }
+    }
+}
+
+impl<M: Members> SimTransport<M> {
+    /// The world it carries in.
+    pub fn world(&self) -> &Arc<World<M>> {
+        &self.world
+    }
+
+    /// Who sends.
+    pub fn from(&self) -> NodeId {
+        self.from
+    }
+
     /// Carries one message; whether it arrives.
-    async fn carry(&self, from: NodeId, to: NodeId) -> bool {
+    pub async fn carry(&self, from: NodeId, to: NodeId) -> bool {
         let (delay, arrives) = {
             let links = lock(&self.world.links);
             let mut random = lock(&self.world.random);
@@ -124,7 +146,7 @@ impl SimTransport {
     }
 }
 
-impl Transport for SimTransport {
+impl<M: Members> Transport for SimTransport<M> {
     async fn call(
         &self,
         to: NodeId,

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
-use openraft_rt_sim::{SimInstant, SimRuntime};
+pub use openraft_rt_sim::{SimInstant, SimRuntime};
 
 use crate::types::NodeId;
 
@@ -32,22 +32,32 @@ thread_local! {
 }
 
 /// Forgets all clocks: a new world begins.
-pub(crate) fn reset() {
+pub fn reset() {
     CLOCKS.with_borrow_mut(BTreeMap::clear);
 }
 
 /// Lets a member's clock jump ahead.
-pub(crate) fn jump(node: NodeId, by: Duration) {
+pub fn jump(node: NodeId, by: Duration) {
     CLOCKS.with_borrow_mut(|clocks| clocks.entry(node).or_default().ahead += by.as_nanos() as u64);
 }
 
+/// How far each member's clock is ahead of the world's, where it is.
+pub fn ahead() -> BTreeMap<NodeId, Duration> {
+    CLOCKS.with_borrow(|clocks| {
+        let ahead = clocks.iter();
+        ahead
+            .map(|(&node, clock)| (node, Duration::from_nanos(clock.ahead)))
+            .collect()
+    })
+}
+
 /// Stops a member's tasks.
-pub(crate) fn pause(node: NodeId) {
+pub fn pause(node: NodeId) {
     CLOCKS.with_borrow_mut(|clocks| clocks.entry(node).or_default().paused = true);
 }
 
 /// Lets a member's tasks go on.
-pub(crate) fn resume(node: NodeId) {
+pub fn resume(node: NodeId) {
     let waiting = CLOCKS.with_borrow_mut(|clocks| {
         let clock = clocks.entry(node).or_default();
         clock.paused = false;
@@ -57,13 +67,13 @@ pub(crate) fn resume(node: NodeId) {
 }
 
 /// A future that runs on a member.
-pub(crate) struct On<F> {
+pub struct On<F> {
     node: NodeId,
     future: Pin<Box<F>>,
 }
 
 /// Runs `future` on a member.
-pub(crate) fn on<F: Future>(node: NodeId, future: F) -> On<F> {
+pub fn on<F: Future>(node: NodeId, future: F) -> On<F> {
     On {
         node,
         future: Box::pin(future),
@@ -93,7 +103,7 @@ impl<F: Future> Future for On<F> {
 
 /// An instant of the clock of the member that reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct NodeInstant(u64);
+pub struct NodeInstant(u64);
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).expect("a duration within centuries")
@@ -149,7 +159,7 @@ impl openraft::Instant for NodeInstant {
 
 /// The runtime of the members.
 #[derive(Debug)]
-pub(crate) struct NodeRuntime(SimRuntime);
+pub struct NodeRuntime(SimRuntime);
 
 type Sim<T> = <SimRuntime as AsyncRuntime>::JoinHandle<T>;
 

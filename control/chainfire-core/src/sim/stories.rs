@@ -11,9 +11,10 @@ use crate::error::{ErrorKind, Result};
 use crate::membership::Change;
 use crate::node::{Role, Status};
 use crate::sim::check;
-use crate::sim::cluster::{SimNode, World, member};
-use crate::sim::machine::Write;
+use crate::sim::cluster::member;
+use crate::sim::machine::{Plain, SimNode, World, Write};
 use crate::sim::runtime::on;
+use crate::sim::scenario;
 use crate::types::{Member, NodeId};
 use crate::wal::lock;
 
@@ -26,7 +27,7 @@ fn story<F: Future<Output = ()>>(
     tell: impl FnOnce(Arc<World>, NodeId) -> F,
 ) {
     SimRuntime::with_seed(seed).block_on(async {
-        let world = World::new(seed);
+        let world = World::new(seed, Plain::default());
         world.form(count).await;
         let leader = world
             .leader(PATIENCE)
@@ -48,6 +49,12 @@ impl World {
     async fn get(&self, at: NodeId, key: u8) -> Result<u32> {
         on(at, self.at(at).read_barrier()).await?;
         Ok(self.at(at).reader().get(key))
+    }
+
+    /// Starts a new member, and adds it to the cluster.
+    async fn join(self: &Arc<Self>, at: NodeId, id: NodeId, member: Member) {
+        self.start(id).await.unwrap();
+        self.change(at, Change::Add { id, member }).await.unwrap();
     }
 
     async fn change(&self, at: NodeId, change: Change) -> Result<()> {
@@ -90,6 +97,13 @@ impl World {
     }
 }
 
+fn future_voter(id: NodeId) -> Member {
+    Member {
+        becomes_voter: true,
+        ..member(id)
+    }
+}
+
 fn voters(status: &Status) -> Vec<NodeId> {
     status.voters.iter().flatten().copied().collect()
 }
@@ -113,17 +127,7 @@ fn any_member_takes_writes_and_reads_back() {
 fn a_member_joins_learns_is_promoted_leads_restarts_and_leaves() {
     story(2, 3, |world, leader| async move {
         world.set(leader, 1, 7).await.unwrap();
-        world.start(4).await.unwrap();
-        world
-            .change(
-                leader,
-                Change::Add {
-                    id: 4,
-                    member: member(4),
-                },
-            )
-            .await
-            .unwrap();
+        world.join(leader, 4, member(4)).await;
         assert_eq!(world.get(4, 1).await.unwrap(), 7);
         assert_eq!(world.at(4).status().role, Role::Learner);
         world
@@ -170,21 +174,7 @@ fn a_leader_that_is_removed_hands_over_and_can_come_back() {
         assert!(!voters(&status).contains(&leader));
         world.set(rest, 1, 8).await.unwrap();
         world.destroy(leader);
-        world.start(9).await.unwrap();
-        let back = Member {
-            becomes_voter: true,
-            ..member(9)
-        };
-        world
-            .change(
-                rest,
-                Change::Add {
-                    id: 9,
-                    member: back,
-                },
-            )
-            .await
-            .unwrap();
+        world.join(rest, 9, future_voter(9)).await;
         world.until(rest, |s| voters(s).contains(&9)).await;
         assert_eq!(world.get(9, 1).await.unwrap(), 8);
     });
@@ -222,17 +212,7 @@ fn a_change_that_cannot_be_committed_refuses_the_next() {
 #[test]
 fn endpoints_are_replaced_for_voters_and_learners() {
     story(5, 3, |world, leader| async move {
-        world.start(4).await.unwrap();
-        world
-            .change(
-                leader,
-                Change::Add {
-                    id: 4,
-                    member: member(4),
-                },
-            )
-            .await
-            .unwrap();
+        world.join(leader, 4, member(4)).await;
         for id in [2, 4] {
             let moved = Member {
                 client_urls: vec![format!("http://new{id}:2379")],
@@ -260,17 +240,7 @@ fn endpoints_are_replaced_for_voters_and_learners() {
 fn a_joint_change_replaces_the_voters_in_one_step() {
     story(6, 3, |world, leader| async move {
         for id in [4, 5] {
-            world.start(id).await.unwrap();
-            world
-                .change(
-                    leader,
-                    Change::Add {
-                        id,
-                        member: member(id),
-                    },
-                )
-                .await
-                .unwrap();
+            world.join(leader, id, member(id)).await;
             let last = world.at(leader).status().last_index;
             world.until(id, |s| s.applied >= last).await;
         }
@@ -331,17 +301,7 @@ fn a_member_far_behind_is_brought_up_by_a_snapshot_while_writes_go_on() {
             world.set(leader, (round % 5) as u8, round).await.unwrap();
         }
         world.until(leader, |s| s.purged.is_some()).await;
-        world.start(4).await.unwrap();
-        world
-            .change(
-                leader,
-                Change::Add {
-                    id: 4,
-                    member: member(4),
-                },
-            )
-            .await
-            .unwrap();
+        world.join(leader, 4, member(4)).await;
         for round in 200..260 {
             world.set(leader, (round % 5) as u8, round).await.unwrap();
         }
@@ -353,7 +313,7 @@ fn a_member_far_behind_is_brought_up_by_a_snapshot_while_writes_go_on() {
         world.start(4).await.unwrap();
         world.until(4, |s| s.applied >= applied).await;
         let nodes = [leader, 4].map(|id| (id, world.at(id)));
-        check::states_match(&nodes);
+        scenario::states_match(&nodes);
         check::logs_match(&nodes);
     });
 }
@@ -398,15 +358,7 @@ fn one_survivor_of_a_lost_quorum_becomes_a_cluster_with_all_that_was_acknowledge
             assert_eq!(world.get(leader, key).await.unwrap(), 95 + u32::from(key));
         }
         for id in [11, 12] {
-            world.start(id).await.unwrap();
-            let member = Member {
-                becomes_voter: true,
-                ..member(id)
-            };
-            world
-                .change(leader, Change::Add { id, member })
-                .await
-                .unwrap();
+            world.join(leader, id, future_voter(id)).await;
             let joined = |s: &Status| voters(s).contains(&id) && s.change_refused.is_none();
             world.until(leader, joined).await;
         }

@@ -1,44 +1,24 @@
 //! The seeds, and scenarios written out.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use crate::sim::scenario::{self, Done};
-
-/// Runs one seed alone: the replay of a failure.
-const SEED: &str = "CHAINFIRE_SIM_SEED";
+use crate::sim::seeds;
 
 fn run_seeds(seeds: std::ops::Range<u64>) {
-    let alone = std::env::var(SEED).is_ok();
-    let seeds = match std::env::var(SEED) {
-        Ok(seed) => {
-            let seed: u64 = seed.parse().expect("a seed is a number");
-            if seeds.contains(&seed) {
-                seed..seed + 1
-            } else {
-                return;
-            }
-        }
-        Err(_) => seeds,
+    let Some(all) = seeds::play(seeds, scenario::run) else {
+        return;
     };
-    let mut total = Done::default();
-    for seed in seeds {
-        let done = catch_unwind(AssertUnwindSafe(|| scenario::run(seed)));
-        let done =
-            done.unwrap_or_else(|_| panic!("seed {seed} failed; replay it with {SEED}={seed}"));
-        println!("seed {seed}: {done:?}");
-        total.acknowledged += done.acknowledged;
-        total.reads += done.reads;
-        total.crashes += done.crashes;
-        total.changes += done.changes;
-        total.snapshots += done.snapshots;
-    }
-    println!("{total:?}");
-    let enough = total.acknowledged > 500
-        && total.reads > 500
-        && total.crashes > 50
-        && total.changes > 10
-        && total.snapshots > 10;
-    assert!(enough || alone, "the scenarios did too little: {total:?}");
+    let sum = |of: fn(&Done) -> usize| all.iter().map(of).sum::<usize>();
+    let done = [
+        sum(|done| done.acknowledged),
+        sum(|done| done.reads),
+        sum(|done| done.crashes),
+        sum(|done| done.changes),
+        sum(|done| done.snapshots),
+    ];
+    println!("acknowledged, reads, crashes, changes, snapshots: {done:?}");
+    let enough = [500, 500, 50, 10, 10];
+    let enough = done.iter().zip(enough).all(|(done, least)| *done > least);
+    assert!(enough, "the scenarios did too little: {done:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use chainfire_core::TokioRuntime;
 use chainfire_store::Access;
 use etcd_wire::RpcError;
 use etcd_wire::etcdserverpb::{self as pb, lease_server, watch_server};
@@ -88,7 +89,7 @@ pub(crate) fn watch(
         caller,
     };
     let stream = WatchStream::new(api.hub.open(), Arc::new(history));
-    tokio::spawn(stream.run(requests, answers, api.stop.clone()));
+    tokio::spawn(stream.run::<TokioRuntime>(requests, answers, api.stop.clone()));
     Box::pin(ReceiverStream::new(receiver))
 }
 

@@ -7,13 +7,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chainfire_core::{AsyncRuntime, Instant as _};
 use chainfire_store::View;
 use control_kit::stop::Stop;
 use etcd_wire::chainfire::command::Op;
 use etcd_wire::chainfire::{Command, LeaseTime};
 use etcd_wire::etcdserverpb::LeaseRevokeRequest;
 use futures_util::stream::{self, StreamExt as _};
-use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::LeaseClock;
 use crate::consensus::Consensus;
@@ -25,31 +25,26 @@ const EXPIRED_MAX: usize = 4096;
 /// Revocations under way at once.
 const REVOCATIONS_MAX: usize = 128;
 
-/// The clock of this member, when it leads.
-pub struct LeaseKeeper {
-    start: Instant,
+/// The clock of this member, when it leads, by the time of its runtime.
+pub struct LeaseKeeper<R: AsyncRuntime> {
+    start: R::Instant,
     clock: Mutex<Option<(u64, LeaseClock)>>,
 }
 
-impl LeaseKeeper {
+impl<R: AsyncRuntime> LeaseKeeper<R> {
     /// A keeper that does not lead yet.
-    pub fn new() -> Arc<LeaseKeeper> {
+    pub fn new() -> Arc<LeaseKeeper<R>> {
         Arc::new(LeaseKeeper {
-            start: Instant::now(),
+            start: R::Instant::now(),
             clock: Mutex::default(),
         })
     }
 
     /// Looks at the clock until the node stops.
     pub async fn run(self: Arc<Self>, consensus: Arc<dyn Consensus>, stop: Stop) {
-        let mut ticks = interval(INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = stop.requested() => return,
-                _ = ticks.tick() => {}
-            }
-            let expired = self.look(&*consensus);
+            let next = R::Instant::now() + INTERVAL;
+            let (term, expired) = self.look(&*consensus);
             let revoked = stream::iter(expired).for_each_concurrent(REVOCATIONS_MAX, |id| {
                 let consensus = &consensus;
                 async move {
@@ -57,33 +52,40 @@ impl LeaseKeeper {
                         op: Some(Op::LeaseRevoke(LeaseRevokeRequest { id })),
                         ..Command::default()
                     };
-                    // What fails is due again soon.
-                    if let Err(status) = consensus.propose(command).await {
+                    // What fails is due again soon. Another leader counts for itself: it may have given
+                    // the lease its whole time again meanwhile.
+                    let revoked = consensus.propose_leading(term, command).await;
+                    if let Err(status) = revoked {
                         tracing::debug!(lease = id, %status, "an ended lease is not revoked yet");
                     }
                 }
             });
+            let looked = async {
+                revoked.await;
+                R::sleep_until(next).await;
+            };
             tokio::select! {
+                biased;
                 () = stop.requested() => return,
-                () = revoked => {}
+                () = looked => {}
             }
         }
     }
 
-    /// Takes over what leases there are; those that have ended.
-    fn look(&self, consensus: &dyn Consensus) -> Vec<i64> {
+    /// Takes over what leases there are; the term, and those that have ended.
+    fn look(&self, consensus: &dyn Consensus) -> (u64, Vec<i64>) {
         let standing = consensus.standing();
         let now = self.now_ms();
         let mut clock = self.lock();
         if !standing.leads() {
             *clock = None;
-            return Vec::new();
+            return (standing.term, Vec::new());
         }
         let view = consensus.view();
         let clock = clock_of(&mut clock, standing.term, &view, now);
         let leases = view.leases();
         clock.reconcile(leases.map(|lease| (lease.id, lease.ttl_s as u64)), now);
-        clock.expire(now, EXPIRED_MAX)
+        (standing.term, clock.expire(now, EXPIRED_MAX))
     }
 
     /// A lease's time, renewed unless `peek`; to be asked of the leader in its term. `None` without

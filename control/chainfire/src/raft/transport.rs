@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 
+use super::Peers;
 use super::calls::{Calls, Requests};
 
 /// A member that comes back, or that packets reach again, must not wait for a connection that has died:
@@ -131,15 +132,17 @@ impl PeerChannels {
             number: 0,
         }
     }
+}
 
-    /// Asks the leader for a lease's time.
-    pub(super) async fn lease_time(
+impl Peers for PeerChannels {
+    async fn lease_time(
         &self,
-        leader: &Member,
+        _leader: NodeId,
+        member: &Member,
         id: i64,
         peek: bool,
     ) -> Result<Option<LeaseTime>, Status> {
-        let mut client = self.client(leader).map_err(|_| RpcError::NoLeader)?;
+        let mut client = self.client(member).map_err(|_| RpcError::NoLeader)?;
         let mut request = tonic::Request::new(LeaseRenewRequest {
             cluster_id: self.0.cluster_id,
             id,

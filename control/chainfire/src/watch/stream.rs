@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chainfire_core::AsyncRuntime;
 use control_kit::stop::Stop;
 use etcd_wire::RpcError;
 use etcd_wire::etcdserverpb::watch_create_request::FilterType;
@@ -18,7 +19,6 @@ use etcd_wire::mvccpb::{Event, KeyValue};
 use futures_util::Stream;
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tonic::Status;
 
 use super::hub::{Behind, Delivery, Spec, WatcherId, event_bytes};
@@ -97,7 +97,8 @@ impl<H: History> WatchStream<H> {
     }
 
     /// Serves until the client leaves, its requests end in an error, or the node stops.
-    pub async fn run(
+    /// Time is the runtime's.
+    pub async fn run<R: AsyncRuntime>(
         mut self,
         requests: impl Stream<Item = Result<WatchRequest, Status>> + Send,
         answers: mpsc::Sender<Result<WatchResponse, Status>>,
@@ -105,8 +106,7 @@ impl<H: History> WatchStream<H> {
     ) {
         let mut requests = std::pin::pin!(requests);
         let mut requests_ended = false;
-        let mut progress = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
-        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut progress = std::pin::pin!(R::sleep(PROGRESS_INTERVAL));
         loop {
             if self.waiting.is_empty() {
                 self.fill();
@@ -134,7 +134,10 @@ impl<H: History> WatchStream<H> {
                 // Others have their turn between two steps of a long history.
                 () = tokio::task::yield_now(), if self.waiting.is_empty() && self.history_waits => {}
                 () = self.handle.rung(), if self.waiting.is_empty() => {}
-                _ = progress.tick() => self.notify_progress(),
+                () = &mut progress => {
+                    progress.set(R::sleep(PROGRESS_INTERVAL));
+                    self.notify_progress();
+                }
             }
         }
     }
@@ -164,30 +167,39 @@ impl<H: History> WatchStream<H> {
                 refused.code(),
                 refused.message()
             );
-            return self.created(NO_WATCHER, Some(why));
+            return self.refused(why);
         }
         if is_empty(&spec.range) {
-            return self.created(NO_WATCHER, Some("mvcc: watcher range is empty".into()));
+            return self.refused("mvcc: watcher range is empty".into());
         }
         let number = (wanted != 0).then_some(wanted);
         let stream = self.handle.id();
         let start = request.start_revision;
-        let watch = self.handle.hub().watch(stream, number, spec, start);
-        let Some(watch) = watch else {
-            let why = "mvcc: duplicate watch ID provided on the WatchStream";
-            return self.created(NO_WATCHER, Some(why.into()));
+        let (watch, revision) = {
+            let mut hub = self.handle.hub();
+            // Who is cut off now goes on after this revision: it is not a later one.
+            (hub.watch(stream, number, spec, start), hub.revision())
         };
-        self.created(watch, None);
+        let Some(watch_id) = watch else {
+            let why = "mvcc: duplicate watch ID provided on the WatchStream";
+            return self.refused(why.into());
+        };
+        self.waiting.push_back(WatchResponse {
+            header: Some(self.history.header(revision)),
+            watch_id,
+            created: true,
+            ..WatchResponse::default()
+        });
     }
 
-    fn created(&mut self, watch_id: i64, refused: Option<String>) {
+    fn refused(&mut self, cancel_reason: String) {
         let header = Some(self.header());
         self.waiting.push_back(WatchResponse {
             header,
-            watch_id,
+            watch_id: NO_WATCHER,
             created: true,
-            canceled: refused.is_some(),
-            cancel_reason: refused.unwrap_or_default(),
+            canceled: true,
+            cancel_reason,
             ..WatchResponse::default()
         });
     }
@@ -216,10 +228,12 @@ impl<H: History> WatchStream<H> {
         if let Some(behind) = behind {
             self.catch_up(behind);
         } else if self.progress_asked {
+            // What was delivered just now comes first: the bell has rung for it.
+            let settled = self.handle.hub().settled(stream);
+            let Some(revision) = settled else { return };
             self.progress_asked = false;
-            let header = Some(self.header());
             self.waiting.push_back(WatchResponse {
-                header,
+                header: Some(self.history.header(revision)),
                 watch_id: NO_WATCHER,
                 ..WatchResponse::default()
             });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use chainfire_core::TokioRuntime;
 use control_kit::stop::{self, Stopper};
 use etcd_wire::etcdserverpb::{WatchCancelRequest, WatchProgressRequest};
 use etcd_wire::mvccpb::KeyValue;
@@ -82,7 +83,8 @@ impl World {
         let (stopper, stop) = stop::pair();
         let kept = Arc::new(kept);
         let stream = WatchStream::new(hub.open(), Arc::clone(&kept));
-        tokio::spawn(stream.run(ReceiverStream::new(incoming), outgoing, stop));
+        let serving = stream.run::<TokioRuntime>(ReceiverStream::new(incoming), outgoing, stop);
+        tokio::spawn(serving);
         let world = World {
             hub,
             kept,

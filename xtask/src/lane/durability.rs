@@ -6,6 +6,7 @@
 //! by digests of keys, values, leases and their times, as of the backup's revision.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -155,7 +156,7 @@ impl Story<'_> {
         let mut granted = Vec::new();
         for place in 0..LEASES {
             let ttl = (600 + 60 * place).to_string();
-            let lease = self.etcdctl(&self.members, &["lease", "grant", &ttl])?;
+            let lease = etcdctl(&self.members, &["lease", "grant", &ttl])?;
             let id = number(&lease["ID"]);
             let (key, lease_id) = (format!("{ROOT}leased/{place}"), format!("{id:x}"));
             let put = ["put", &key, "leased", "--lease", &lease_id];
@@ -163,18 +164,6 @@ impl Story<'_> {
             granted.push(lease);
         }
         out.keep("leases", &Value::Array(granted))
-    }
-
-    fn etcdctl(&self, members: &[Member], args: &[&str]) -> Result<Value> {
-        let running = members.iter().filter(|one| one.runs());
-        let endpoints: Vec<&str> = running.map(|one| one.client.as_str()).collect();
-        let mut command = Command::new("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["-w", "json", "--endpoints", &endpoints.join(",")])
-            .args(args);
-        let said = process::capture(&mut command)?;
-        serde_json::from_str(&said).with_context(|| format!("etcdctl said no JSON: {said}"))
     }
 
     /// Every flush of the leader fails: it must stop, say why, and have everything after a restart.
@@ -289,7 +278,7 @@ impl Story<'_> {
         out.keep("chainfire-backup-response", &answer)?;
         let revision = number(&answer["revision"]);
         self.content = (revision, self.digest(&self.members, Some(revision))?);
-        let then = self.read(&self.ctl(&self.members), Some(revision))?;
+        let then = read(&self.ctl(&self.members), Some(revision))?;
         let kept: BTreeSet<String> = keys(&then).into_iter().collect();
         let missing = before.iter().find(|key| !kept.contains(*key));
         ensure!(
@@ -375,14 +364,9 @@ impl Story<'_> {
         }
     }
 
-    fn read(&self, ctl: &Ctl, revision: Option<u64>) -> Result<Value> {
-        let revision = revision.unwrap_or_default().to_string();
-        ctl.ask(&["get", ROOT, "--prefix", "--rev", &revision])
-    }
-
     /// A digest of everything that is there: now, or as of a revision.
     fn digest(&self, members: &[Member], revision: Option<u64>) -> Result<String> {
-        let answer = self.read(&self.ctl(members), revision)?;
+        let answer = read(&self.ctl(members), revision)?;
         let mut digest = Sha256::new();
         for kv in answer["kvs"].as_array().into_iter().flatten() {
             let lease = number(&kv["lease"]);
@@ -390,13 +374,16 @@ impl Story<'_> {
                 0 => 0,
                 id => {
                     let asked = ["lease", "timetolive", &format!("{id:x}")];
-                    number(&self.etcdctl(members, &asked)?["granted-ttl"])
+                    number(&etcdctl(members, &asked)?["granted-ttl"])
                 }
             };
             digest.update(format!("{} {} {lease:x} {ttl}\n", kv["key"], kv["value"]));
         }
-        let bytes = digest.finalize();
-        Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+        let mut text = String::new();
+        for byte in digest.finalize() {
+            write!(text, "{byte:02x}")?;
+        }
+        Ok(text)
     }
 
     /// Who leads.
@@ -406,6 +393,25 @@ impl Story<'_> {
         let place = NAMES.iter().position(|one| *one == name);
         place.with_context(|| format!("{name} leads"))
     }
+}
+
+/// What etcdctl answers at the members that run.
+fn etcdctl(members: &[Member], args: &[&str]) -> Result<Value> {
+    let running = members.iter().filter(|one| one.runs());
+    let endpoints: Vec<&str> = running.map(|one| one.client.as_str()).collect();
+    let mut command = Command::new("etcdctl");
+    command
+        .env("ETCDCTL_API", "3")
+        .args(["-w", "json", "--endpoints", &endpoints.join(",")])
+        .args(args);
+    let said = process::capture(&mut command)?;
+    serde_json::from_str(&said).with_context(|| format!("etcdctl said no JSON: {said}"))
+}
+
+/// Everything that is there: now, or as of a revision.
+fn read(ctl: &Ctl, revision: Option<u64>) -> Result<Value> {
+    let revision = revision.unwrap_or_default().to_string();
+    ctl.ask(&["get", ROOT, "--prefix", "--rev", &revision])
 }
 
 /// The name of who leads, as a status has it.

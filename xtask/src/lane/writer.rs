@@ -1,4 +1,4 @@
-//! Writes that go on beside a story: one key after another, at each member in turn.
+//! Writes that go on beside a story: one key after another, at a member for as long as it answers.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,12 +91,13 @@ fn write(
     acknowledged: &Acknowledged,
 ) -> Result<()> {
     let mut failures = 0;
-    for number in 0.. {
+    let mut at = 0;
+    for number in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         let key = format!("{prefix}{number:06}");
-        let ctl = Ctl::at(cli, &clients[number % clients.len()]);
+        let ctl = Ctl::at(cli, &clients[at % clients.len()]);
         match process::capture(&mut ctl.command(WRITE_SECONDS, &["put", &key, &key])) {
             Ok(_) => {
                 lock(acknowledged).push(key);
@@ -104,6 +105,7 @@ fn write(
             }
             Err(error) => {
                 failures += 1;
+                at += 1;
                 ensure!(
                     failures < FAILURES_MAX,
                     "no write is acknowledged: {error:#}"

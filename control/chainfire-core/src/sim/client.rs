@@ -1,5 +1,6 @@
 //! Clients: they write and read at any member, and record what they saw.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -77,6 +78,25 @@ impl History {
             .filter(|operation| touches(&operation.op))
             .cloned()
             .collect()
+    }
+
+    /// The operations of one register, without the writes of unknown outcome whose value nobody saw.
+    /// Such a write may have taken no effect: an order without it explains the whole history too.
+    pub(crate) fn of_seen(&self, key: u8) -> Vec<Operation<Register>> {
+        let mut operations = self.of(key);
+        let values = operations
+            .iter()
+            .filter_map(|operation| match operation.op {
+                Seen::Read(_, value) => Some(value),
+                Seen::Wrote(Write::Swap { from, .. }, Some(true)) => Some(from),
+                Seen::Wrote(..) => None,
+            });
+        let values: BTreeSet<u32> = values.collect();
+        operations.retain(|operation| match operation.op {
+            Seen::Wrote(write, None) => values.contains(&write.to()),
+            _ => true,
+        });
+        operations
     }
 
     fn push(&mut self, client: u32, call_time: i64, return_time: i64, op: Seen) {

@@ -33,6 +33,12 @@ impl Write {
         }
     }
 
+    pub(crate) fn to(self) -> u32 {
+        match self {
+            Self::Set { to, .. } | Self::Swap { to, .. } => to,
+        }
+    }
+
     pub(crate) fn encode(self) -> Bytes {
         let mut bytes = BytesMut::new();
         match self {

@@ -64,8 +64,10 @@ impl Model {
 
     /// The events from a revision up to another one, both included.
     pub fn events(&self, from: i64, to: i64) -> impl Iterator<Item = &Event> {
-        let to = to.max(from - 1);
-        self.events.range(from..=to).flat_map(|(_, all)| all)
+        self.events
+            .range(from..)
+            .take_while(move |(at, _)| **at <= to)
+            .flat_map(|(_, all)| all)
     }
 
     /// The leases that there are.

@@ -180,6 +180,13 @@ impl Ctl {
         Ctl { args }
     }
 
+    /// Over TLS; the certificates are options.
+    pub fn secure(endpoints: &[SocketAddr]) -> Ctl {
+        let urls: Vec<String> = endpoints.iter().map(|at| format!("https://{at}")).collect();
+        let args = vec![format!("--endpoints={}", urls.join(","))];
+        Ctl { args }
+    }
+
     /// With one more global option.
     pub fn with(&self, option: &str) -> Ctl {
         let mut args = self.args.clone();
@@ -252,9 +259,22 @@ impl Ctl {
 
     /// Starts it and leaves it running, as a watch or a lock.
     pub fn running(&self, args: &[&str]) -> Running {
-        let mut child = self.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        self.running_with(args, "")
+    }
+
+    /// The same, with a text as its input, which does not end there.
+    pub fn running_with(&self, args: &[&str], input: &str) -> Running {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        Running { child, lines }
+        Running {
+            child,
+            lines,
+            _stdin: stdin,
+        }
     }
 }
 
@@ -262,6 +282,7 @@ impl Ctl {
 pub struct Running {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
+    _stdin: std::process::ChildStdin,
 }
 
 impl Running {

@@ -44,6 +44,53 @@ pub fn unjudged(rules: &[&Rule], found: &[Difference]) -> Vec<String> {
     told
 }
 
+/// What etcdctl shows differently.
+pub const COMMANDS: &[Rule] = &[
+    rule("hash-at-the-compacted-revision", |d| {
+        d.asked.starts_with("endpoint hashkv --rev=")
+            && d.ours.starts_with("Some(0)")
+            && d.theirs.contains("required revision has been compacted")
+    }),
+    rule("a-learner-stays-one", |d| {
+        // The two agree but for whether the member that was updated learns.
+        let learns = |text: &str| text.contains("\"isLearner\":true") || text.contains(" true");
+        let without = |text: &str| {
+            let json = without_revision(text).replace("\"isLearner\":true,", "");
+            json.replace(", true", ", false")
+        };
+        d.asked.starts_with("member ")
+            && learns(&d.ours)
+            && !learns(&d.theirs)
+            && without(&d.ours) == without(&d.theirs)
+    }),
+    rule("learners-are-not-counted", |d| {
+        d.asked.contains("third")
+            && (d.theirs.contains("too many learner members") || d.theirs.contains("bad member ID"))
+    }),
+    rule("revision-in-heads-of-members", |d| {
+        d.asked.contains("member ") && without_revision(&d.ours) == d.theirs
+    }),
+    rule("heads-of-alarms", |d| {
+        d.asked.ends_with("alarm list") && d.ours.contains("\"header\"") && d.theirs.contains("{}")
+    }),
+    rule("authority-with-a-scheme", |d| {
+        d.asked == "endpoint status --cluster" && d.ours.contains("PROTOCOL_ERROR")
+    }),
+    rule("password-of-a-user-without", |d| {
+        d.ours.contains("invalid user ID or password")
+            && d.theirs.contains("password was given for no password user")
+    }),
+];
+
+/// An answer's JSON without the revision of its head.
+fn without_revision(text: &str) -> String {
+    let Some((before, after)) = text.split_once(",\"revision\":") else {
+        return text.to_owned();
+    };
+    let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{before}{after}")
+}
+
 /// What calls answer differently.
 pub const CALLS: &[Rule] = &[
     rule("reason-of-a-compacted-watch", |d| {

@@ -40,11 +40,12 @@ pub enum Change {
         /// The member.
         id: NodeId,
     },
-    /// Replaces what is known of a member: its name and endpoints.
+    /// Replaces what is known of a member: its name and endpoints. The leader fills in the rest, so
+    /// that a member with an old view undoes nothing.
     Update {
         /// The member.
         id: NodeId,
-        /// What replaces it.
+        /// What replaces it; what is empty stays.
         member: Member,
     },
     /// Replaces the whole set of voters in one step, through a joint membership.
@@ -218,12 +219,7 @@ pub(crate) fn plan(known: &Known, change: &Change) -> Result<Plan> {
         Change::Update { id, member } => {
             let before = known.require_member(*id)?;
             known.require_free_urls(*id, &member.peer_urls)?;
-            let becomes_voter = before.becomes_voter;
-            let member = Member {
-                becomes_voter,
-                ..member.clone()
-            };
-            Ok(Plan::Set(BTreeMap::from([(*id, member)])))
+            Ok(Plan::Set(BTreeMap::from([(*id, updated(before, member))])))
         }
         Change::Joint {
             voters,
@@ -232,6 +228,21 @@ pub(crate) fn plan(known: &Known, change: &Change) -> Result<Plan> {
         } => joint(known, voters, members, *retain),
         Change::Transfer { to } => transfer(known, *to),
     }
+}
+
+/// A member with what a change says of it; what it leaves empty stays.
+fn updated(before: Member, change: &Member) -> Member {
+    let mut member = before;
+    if !change.name.is_empty() {
+        member.name.clone_from(&change.name);
+    }
+    if !change.peer_urls.is_empty() {
+        member.peer_urls.clone_from(&change.peer_urls);
+    }
+    if !change.client_urls.is_empty() {
+        member.client_urls.clone_from(&change.client_urls);
+    }
+    member
 }
 
 fn promote(known: &Known, id: NodeId) -> Result<Plan> {

@@ -88,7 +88,7 @@ impl View {
     }
 
     /// Whether the last compaction leaves a version.
-    fn is_reachable(&self, at: Revision, bytes: &Bytes) -> Result<bool, Error> {
+    pub(crate) fn is_reachable(&self, at: Revision, bytes: &Bytes) -> Result<bool, Error> {
         let compacted = self.state().compacted;
         if at.main > compacted {
             return Ok(true);

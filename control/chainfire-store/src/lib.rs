@@ -9,6 +9,7 @@
 //! - [`View`] is a consistent state to read from. Views never block the writer and never change;
 //!   [`Reader`] gives the newest one to any thread.
 //! - [`Snapshot`] streams a view in bounded chunks with checksums; [`Restore`] takes them.
+//! - [`EtcdFile`] streams a view as a database file of etcd.
 //!
 //! Semantics are etcd's: one revision for each transaction that changes something, numbered
 //! changes within it, versions per key, tombstones, compaction, its refusals with its texts.
@@ -21,6 +22,7 @@ mod auth;
 mod batch;
 mod check;
 mod error;
+mod etcd_file;
 mod hash;
 mod index;
 mod lease;
@@ -47,6 +49,7 @@ pub use auth::{Access, Auth, Identity};
 pub use batch::{Batch, Durable, EventBatch, Outcome, Reply};
 pub use check::{TXN_OPS_MAX, check_delete, check_put, check_range, check_txn};
 pub use error::{Error, ErrorKind};
+pub use etcd_file::{EtcdCluster, EtcdFile};
 pub use hash::KvHash;
 pub use lease::{LEASE_TTL_S_MAX, Lease};
 pub use reads::ReadError;

@@ -5,7 +5,8 @@
 
 use etcd_wire::RpcError;
 use etcd_wire::etcdserverpb::{
-    PutRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op, response_op,
+    PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op,
+    response_op,
 };
 
 use crate::reads::{ReadError, Reads};
@@ -74,29 +75,47 @@ impl Path {
         Ok(path)
     }
 
-    /// Refuses what could not run, before anything does.
+    /// Refuses what could not run, before anything does: puts before ranges, as etcd looks at them.
     pub(crate) fn check(&self, reads: Reads<'_>, txn: &TxnRequest) -> Result<(), ReadError> {
+        self.check_each(txn, &|op| match op {
+            request_op::Request::RequestPut(put) => check_put(reads, put),
+            _ => Ok(()),
+        })?;
+        self.check_each(txn, &|op| match op {
+            request_op::Request::RequestRange(range) => check_range(reads, range),
+            _ => Ok(()),
+        })
+    }
+
+    /// Looks at the operations of the chosen branches, in order.
+    fn check_each(
+        &self,
+        txn: &TxnRequest,
+        check: &dyn Fn(&request_op::Request) -> Result<(), ReadError>,
+    ) -> Result<(), ReadError> {
         let mut nested = self.nested.iter();
         for op in chosen(txn, self) {
             match &op.request {
-                Some(request_op::Request::RequestRange(range)) => {
-                    if range.revision > reads.now {
-                        return Err(RpcError::FutureRev.into());
-                    }
-                    if range.revision != 0 && range.revision < reads.state.compacted {
-                        return Err(RpcError::Compacted.into());
-                    }
-                }
-                Some(request_op::Request::RequestPut(put)) => check_put(reads, put)?,
                 Some(request_op::Request::RequestTxn(txn)) => {
                     let path = nested.next().expect("one path for each nested transaction");
-                    path.check(reads, txn)?;
+                    path.check_each(txn, check)?;
                 }
-                Some(request_op::Request::RequestDeleteRange(_)) | None => {}
+                Some(op) => check(op)?,
+                None => {}
             }
         }
         Ok(())
     }
+}
+
+fn check_range(reads: Reads<'_>, range: &RangeRequest) -> Result<(), ReadError> {
+    if range.revision > reads.now {
+        return Err(RpcError::FutureRev.into());
+    }
+    if range.revision != 0 && range.revision < reads.state.compacted {
+        return Err(RpcError::Compacted.into());
+    }
+    Ok(())
 }
 
 fn check_put(reads: Reads<'_>, put: &PutRequest) -> Result<(), ReadError> {

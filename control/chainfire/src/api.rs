@@ -11,7 +11,7 @@ mod snapshot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use control_kit::stop::Stop;
 use etcd_wire::RpcError;
@@ -27,8 +27,12 @@ use crate::watch::SharedHub;
 
 /// Bytes of a request, at most: etcd's bound.
 pub const REQUEST_BYTES_MAX: usize = 3 << 19;
+/// How long a leader may take to answer whoever asks whether there is one: etcd's three elections.
+const LEADER_WAIT: Duration = Duration::from_secs(3);
 /// The version of etcd whose API this is.
 pub const ETCD_VERSION: &str = "3.5.21";
+/// The version of etcd that every member speaks.
+pub const CLUSTER_VERSION: &str = "3.5.0";
 
 /// Everything that answers a request.
 pub struct Api {
@@ -103,6 +107,14 @@ impl Api {
             "the quota is used up: writes are refused"
         );
         Err(RpcError::NoSpace.into())
+    }
+
+    /// Refuses where no leader answers in time.
+    pub(crate) async fn require_leader(&self) -> Result<(), Status> {
+        match tokio::time::timeout(LEADER_WAIT, self.consensus.barrier()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(RpcError::NoLeader.into()),
+        }
     }
 
     /// An answer's head with this revision.

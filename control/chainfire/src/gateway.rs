@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tonic::Status;
 
-use crate::api::{Api, Caller, ETCD_VERSION, REQUEST_BYTES_MAX};
+use crate::api::{Api, CLUSTER_VERSION, Caller, ETCD_VERSION, REQUEST_BYTES_MAX};
 use crate::grpc::streams;
 
 /// Base64 makes four bytes of three.
@@ -224,7 +224,7 @@ async fn observe(State(api): Shared, headers: HeaderMap, body: Bytes) -> Result<
 }
 
 async fn version() -> Json<serde_json::Value> {
-    Json(json!({ "etcdserver": ETCD_VERSION, "etcdcluster": "3.5.0" }))
+    Json(json!({ "etcdserver": ETCD_VERSION, "etcdcluster": CLUSTER_VERSION }))
 }
 
 /// As etcd's: whether a linearizable read works, and no alarm says otherwise.

@@ -6,8 +6,11 @@ mod management;
 mod snapshot;
 pub(crate) mod streams;
 
+use std::future::Future;
 use std::sync::Arc;
 
+use control_kit::server::Peer;
+use etcd_wire::RpcError;
 use etcd_wire::etcdserverpb::{self as pb, auth_server, cluster_server, kv_server};
 use etcd_wire::v3electionpb::election_server::ElectionServer;
 use etcd_wire::v3lockpb::lock_server::LockServer;
@@ -56,21 +59,48 @@ impl Grpc {
             .add_service(reflection)
     }
 
-    /// On whose behalf a request comes.
-    pub(crate) fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
-        let view = self.0.consensus.view();
-        if !view.auth().is_enabled() {
-            return Ok(Caller::default());
-        }
-        let token = ["token", "authorization"]
-            .iter()
-            .find_map(|name| metadata.get(*name));
-        match token.map(|token| token.to_str()) {
-            None => Ok(Caller::default()),
-            Some(Ok(token)) => Ok(Caller::of_token(view.auth(), token)?),
-            Some(Err(_)) => Err(etcd_wire::RpcError::InvalidAuthToken.into()),
+    /// On whose behalf a request comes: a token's user, else whom a verified certificate names.
+    pub(crate) fn caller<T>(
+        &self,
+        request: &Request<T>,
+    ) -> impl Future<Output = Result<Caller, Status>> + Send + use<T> {
+        let api = Arc::clone(&self.0);
+        let needs_leader = needs_leader(request.metadata());
+        let caller = caller(&api, request);
+        async move {
+            if needs_leader {
+                api.require_leader().await?;
+            }
+            caller
         }
     }
+}
+
+/// Whether a request asks to be refused, and a stream to end, where no leader answers.
+pub(crate) fn needs_leader(metadata: &MetadataMap) -> bool {
+    let mut values = metadata.get_all("hasleader").iter();
+    values.any(|value| value == "true")
+}
+
+fn caller<T>(api: &Api, request: &Request<T>) -> Result<Caller, Status> {
+    let view = api.consensus.view();
+    let auth = view.auth();
+    if !auth.is_enabled() {
+        return Ok(Caller::default());
+    }
+    let token = ["token", "authorization"]
+        .iter()
+        .find_map(|name| request.metadata().get(*name));
+    if let Some(token) = token {
+        let token = token.to_str().map_err(|_| RpcError::InvalidAuthToken)?;
+        return Ok(Caller::of_token(auth, token)?);
+    }
+    let peer = request.extensions().get::<Peer>();
+    let named = peer.and_then(Peer::common_name);
+    Ok(named.map_or_else(Caller::default, |user| Caller {
+        user,
+        auth_revision: auth.revision(),
+    }))
 }
 
 /// Implements a gRPC service whose methods are those of the [`Api`].
@@ -83,7 +113,7 @@ macro_rules! unary {
                     &self,
                     request: Request<pb::$request>,
                 ) -> Result<Response<pb::$response>, Status> {
-                    let caller = self.caller(request.metadata())?;
+                    let caller = self.caller(&request).await?;
                     let answer = self.0.$method(&caller, request.into_inner()).await?;
                     Ok(Response::new(answer))
                 }
@@ -108,7 +138,7 @@ unary! {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         Ok(Response::new(streams::range(Arc::clone(&self.0), caller, request.into_inner())))
     }
 }

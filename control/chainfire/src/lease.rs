@@ -3,5 +3,5 @@
 mod clock;
 mod keeper;
 
-pub use clock::LeaseClock;
+pub use clock::{Granted, LeaseClock};
 pub use keeper::LeaseKeeper;

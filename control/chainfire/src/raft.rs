@@ -126,7 +126,16 @@ impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
         // Who leads no more must not say that a lease lives.
         self.barrier().await?;
         let term = self.node.status().term;
-        Ok(self.leases.time(&self.reader.view(), term, id, peek))
+        let time = self.leases.time(&self.reader.view(), term, id, peek);
+        if peek || time.is_none() {
+            return Ok(time);
+        }
+        match self.leases.uncheckpoint(self, id).await {
+            Ok(()) => Ok(time),
+            // It was revoked meanwhile.
+            Err(_) if self.reader.view().lease(id).is_none() => Ok(None),
+            Err(status) => Err(status),
+        }
     }
 }
 
@@ -155,54 +164,34 @@ fn core_member(member: &Member) -> chainfire_core::Member {
     }
 }
 
-impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
-    /// What replaces a member: the fields that the change leaves empty stay.
-    fn updated(&self, change: &Member) -> Result<chainfire_core::Member, Status> {
-        let status = self.node.status();
-        let known = status
-            .members
-            .into_iter()
-            .find(|known| known.id == change.id);
-        let mut member = known.ok_or(RpcError::MemberNotFound)?.member;
-        if !change.name.is_empty() {
-            member.name.clone_from(&change.name);
-        }
-        if !change.peer_urls.is_empty() {
-            member.peer_urls.clone_from(&change.peer_urls);
-        }
-        if !change.client_urls.is_empty() {
-            member.client_urls.clone_from(&change.client_urls);
-        }
-        Ok(member)
-    }
-
-    fn core_change(&self, change: Change) -> Result<CoreChange, Status> {
-        Ok(match change {
-            Change::Add(member) => CoreChange::Add {
-                id: member.id,
-                member: core_member(&member),
-            },
-            Change::Remove(id) => CoreChange::Remove { id },
-            Change::Promote(id) => CoreChange::Promote { id },
-            Change::Update(member) => CoreChange::Update {
-                id: member.id,
-                member: self.updated(&member)?,
-            },
-            Change::Replace {
-                voters,
-                added,
+fn core_change(change: Change) -> CoreChange {
+    match change {
+        Change::Add(member) => CoreChange::Add {
+            id: member.id,
+            member: core_member(&member),
+        },
+        Change::Remove(id) => CoreChange::Remove { id },
+        Change::Promote(id) => CoreChange::Promote { id },
+        Change::Update(member) => CoreChange::Update {
+            id: member.id,
+            member: core_member(&member),
+        },
+        Change::Replace {
+            voters,
+            added,
+            retain,
+        } => {
+            let members = added.iter().map(|member| (member.id, core_member(member)));
+            CoreChange::Joint {
+                voters: voters.into_iter().collect(),
+                members: members.collect::<BTreeMap<_, _>>(),
                 retain,
-            } => {
-                let members = added.iter().map(|member| (member.id, core_member(member)));
-                CoreChange::Joint {
-                    voters: voters.into_iter().collect(),
-                    members: members.collect::<BTreeMap<_, _>>(),
-                    retain,
-                }
             }
-        })
+        }
     }
+}
 
+impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
     /// A refusal in etcd's own words, where it has some.
     fn refused(&self, change: &Change, error: &Error) -> Status {
         if let (Change::Promote(id), ErrorKind::Refused) = (change, error.kind()) {
@@ -312,7 +301,7 @@ impl<E: Environment, T: Peers, S: KeyMachine> Consensus for RaftConsensus<E, T, 
     }
 
     async fn change(&self, change: Change) -> Result<Vec<Member>, Status> {
-        let made = self.node.change(&self.core_change(change.clone())?).await;
+        let made = self.node.change(&core_change(change.clone())).await;
         made.map_err(|error| self.refused(&change, &error))?;
         // What the leader committed may not be here yet. Who was removed sees no barrier any more.
         if let Err(status) = self.barrier().await {

@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::Error;
 use crate::stop::Stop;
@@ -71,6 +72,18 @@ pub struct Peer {
     pub addr: SocketAddr,
     /// Its verified certificate, if it had to show one.
     pub certificate: Option<CertificateDer<'static>>,
+}
+
+impl Peer {
+    /// The common name in its certificate's subject, empty where that has none; `None` without a
+    /// certificate.
+    pub fn common_name(&self) -> Option<String> {
+        let certificate = self.certificate.as_ref()?;
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let names = parsed.subject().iter_common_name();
+        let name = names.map(|name| name.as_str().unwrap_or_default()).next();
+        Some(name.unwrap_or_default().to_owned())
+    }
 }
 
 /// A port that is listened on.

@@ -74,9 +74,9 @@ enum Command {
         /// The file; it must not be there.
         file: PathBuf,
     },
-    /// Puts the keys of a backup into an empty cluster.
+    /// Puts the keys of a backup, or of a snapshot of etcd, into an empty cluster.
     Restore {
-        /// The file.
+        /// The file, as `backup` or `etcdctl snapshot save` has written it.
         file: PathBuf,
     },
 }

@@ -9,6 +9,8 @@
 #![cfg_attr(fuzzing, no_main)]
 
 #[cfg(fuzzing)]
+mod bbolt;
+#[cfg(fuzzing)]
 mod body;
 #[cfg(fuzzing)]
 mod request;
@@ -17,7 +19,7 @@ mod xml;
 
 /// Every target by name; `cargo xtask fuzz` and the directories of seeds use the same names.
 #[cfg(fuzzing)]
-const TARGETS: [(&str, fn(&[u8])); 11] = [
+const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("http-head", request::head),
     ("sigv4-header", request::signed_header),
     ("sigv4-query", request::signed_query),
@@ -32,6 +34,7 @@ const TARGETS: [(&str, fn(&[u8])); 11] = [
     ),
     ("run-block", lightningstor::store::fuzzing::run_block),
     ("run-frame", lightningstor::store::fuzzing::run_frame),
+    ("bbolt-file", bbolt::file),
 ];
 
 #[cfg(fuzzing)]

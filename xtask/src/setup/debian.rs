@@ -133,11 +133,11 @@ const TOOLS: &[Tool] = &[
     },
     Tool {
         name: "etcd",
-        why: "the peer of the ChainFire benchmark",
+        why: "what ChainFire is compared with, in tests and in the benchmark",
         packages: &["etcd-server"],
         probe: &["etcd", "--version"],
         strict: true,
-        scope: Scope::Bench,
+        scope: Scope::Clients,
     },
 ];
 

@@ -124,6 +124,32 @@ fn identities_and_urls_are_not_used_twice() {
 }
 
 #[test]
+fn what_an_update_leaves_empty_stays_as_the_leader_knows_it() {
+    let known = three();
+    let update = |member| {
+        let made = plan(&known, &Change::Update { id: 2, member }).unwrap();
+        let Plan::Set(members) = made else {
+            panic!("{made:?}")
+        };
+        members[&2].clone()
+    };
+    let before = known.membership.get_node(&2).unwrap().clone();
+    let client_urls = vec!["http://new:2379".to_owned()];
+    let moved = update(Member {
+        client_urls: client_urls.clone(),
+        ..Member::default()
+    });
+    assert_eq!(
+        moved,
+        Member {
+            client_urls,
+            ..before.clone()
+        }
+    );
+    assert_eq!(update(Member::default()), before);
+}
+
+#[test]
 fn a_joint_change_needs_members_that_have_the_log() {
     let known = three();
     let change = |voters: &[u64]| Change::Joint {

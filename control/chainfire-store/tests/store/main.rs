@@ -7,6 +7,7 @@ mod auth;
 mod compaction;
 mod disk;
 mod etcd;
+mod etcd_file;
 mod faults;
 mod fixtures;
 mod history;

@@ -285,26 +285,40 @@ impl Work<'_> {
         (holds, if holds { &txn.success } else { &txn.failure })
     }
 
+    /// Every put of the chosen branches, then every range: the order in which etcd looks at them.
     fn check(&self, txn: &TxnRequest) -> Result<(), RpcError> {
+        self.check_each(txn, &|op| match op {
+            Request::RequestPut(put) => {
+                let keeps = put.ignore_value || put.ignore_lease;
+                if keeps && !self.map.contains_key(&put.key) {
+                    return Err(RpcError::KeyNotFound);
+                }
+                self.check_lease(put)
+            }
+            _ => Ok(()),
+        })?;
+        self.check_each(txn, &|op| match op {
+            Request::RequestRange(range) if range.revision > self.model.revision() => {
+                Err(RpcError::FutureRev)
+            }
+            Request::RequestRange(range)
+                if range.revision != 0 && range.revision < self.model.compacted =>
+            {
+                Err(RpcError::Compacted)
+            }
+            _ => Ok(()),
+        })
+    }
+
+    fn check_each(
+        &self,
+        txn: &TxnRequest,
+        check: &dyn Fn(&Request) -> Result<(), RpcError>,
+    ) -> Result<(), RpcError> {
         for op in self.branch(txn).1 {
             match op.request.as_ref().unwrap() {
-                Request::RequestPut(put) => {
-                    let keeps = put.ignore_value || put.ignore_lease;
-                    if keeps && !self.map.contains_key(&put.key) {
-                        return Err(RpcError::KeyNotFound);
-                    }
-                    self.check_lease(put)?;
-                }
-                Request::RequestRange(range) => {
-                    if range.revision > self.model.revision() {
-                        return Err(RpcError::FutureRev);
-                    }
-                    if range.revision != 0 && range.revision < self.model.compacted {
-                        return Err(RpcError::Compacted);
-                    }
-                }
-                Request::RequestTxn(txn) => self.check(txn)?,
-                Request::RequestDeleteRange(_) => {}
+                Request::RequestTxn(txn) => self.check_each(txn, check)?,
+                other => check(other)?,
             }
         }
         Ok(())

@@ -198,7 +198,7 @@ impl Election for Grpc {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         self.0
             .campaign(&caller, request.into_inner())
             .await
@@ -209,7 +209,7 @@ impl Election for Grpc {
         &self,
         request: Request<ProclaimRequest>,
     ) -> Result<Response<ProclaimResponse>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         self.0
             .proclaim(&caller, request.into_inner())
             .await
@@ -220,7 +220,7 @@ impl Election for Grpc {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<LeaderResponse>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         self.0
             .leader(&caller, request.into_inner())
             .await
@@ -231,7 +231,7 @@ impl Election for Grpc {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         Ok(Response::new(self.0.observe(caller, request.into_inner())))
     }
 
@@ -239,7 +239,7 @@ impl Election for Grpc {
         &self,
         request: Request<ResignRequest>,
     ) -> Result<Response<ResignResponse>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         self.0
             .resign(&caller, request.into_inner())
             .await

@@ -57,7 +57,7 @@ impl Api {
 #[tonic::async_trait]
 impl Lock for Grpc {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         let answer = self.0.lock(&caller, request.into_inner()).await?;
         Ok(Response::new(answer))
     }
@@ -66,7 +66,7 @@ impl Lock for Grpc {
         &self,
         request: Request<UnlockRequest>,
     ) -> Result<Response<UnlockResponse>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         let answer = self.0.unlock(&caller, request.into_inner()).await?;
         Ok(Response::new(answer))
     }

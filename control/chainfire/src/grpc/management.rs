@@ -87,8 +87,8 @@ fn refusals(standing: &Standing) -> Vec<cf::Refusal> {
 }
 
 impl Grpc {
-    fn admin<T>(&self, request: Request<T>) -> Result<T, Status> {
-        let caller = self.caller(request.metadata())?;
+    async fn admin<T>(&self, request: Request<T>) -> Result<T, Status> {
+        let caller = self.caller(&request).await?;
         self.0.require_admin(&caller)?;
         Ok(request.into_inner())
     }
@@ -154,7 +154,7 @@ impl Management for Grpc {
         &self,
         request: Request<cf::MemberAddRequest>,
     ) -> Result<Response<cf::MemberAddResponse>, Status> {
-        let request = self.admin(request)?;
+        let request = self.admin(request).await?;
         let id = match request.id {
             0 => self.0.next_member_id(),
             id => id,
@@ -175,7 +175,7 @@ impl Management for Grpc {
         &self,
         request: Request<cf::MemberRemoveRequest>,
     ) -> Result<Response<cf::MemberRemoveResponse>, Status> {
-        let id = self.admin(request)?.id;
+        let id = self.admin(request).await?.id;
         let members = self.changed(Change::Remove(id)).await?;
         Ok(Response::new(cf::MemberRemoveResponse { members }))
     }
@@ -184,7 +184,7 @@ impl Management for Grpc {
         &self,
         request: Request<cf::MemberPromoteRequest>,
     ) -> Result<Response<cf::MemberPromoteResponse>, Status> {
-        let id = self.admin(request)?.id;
+        let id = self.admin(request).await?.id;
         let members = self.changed(Change::Promote(id)).await?;
         Ok(Response::new(cf::MemberPromoteResponse { members }))
     }
@@ -193,7 +193,7 @@ impl Management for Grpc {
         &self,
         request: Request<cf::MemberUpdateRequest>,
     ) -> Result<Response<cf::MemberUpdateResponse>, Status> {
-        let request = self.admin(request)?;
+        let request = self.admin(request).await?;
         let peer_urls = match request.peer_urls {
             none if none.is_empty() => none,
             urls => checked_urls(urls)?,
@@ -235,7 +235,7 @@ impl Management for Grpc {
         &self,
         request: Request<cf::LeaderTransferRequest>,
     ) -> Result<Response<cf::LeaderTransferResponse>, Status> {
-        let to = self.admin(request)?.target_id;
+        let to = self.admin(request).await?.target_id;
         let leader_id = self.0.consensus.transfer(to).await?;
         let term = self.0.consensus.standing().term;
         Ok(Response::new(cf::LeaderTransferResponse {
@@ -248,7 +248,7 @@ impl Management for Grpc {
         &self,
         request: Request<cf::ChangeMembershipRequest>,
     ) -> Result<Response<cf::ChangeMembershipResponse>, Status> {
-        let request = self.admin(request)?;
+        let request = self.admin(request).await?;
         let added = request
             .members
             .into_iter()

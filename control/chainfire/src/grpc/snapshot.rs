@@ -22,7 +22,7 @@ unary! {
         &self,
         request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let caller = self.caller(request.metadata())?;
+        let caller = self.caller(&request).await?;
         self.0.require_admin(&caller)?;
         Ok(Response::new(self.0.snapshot()))
     }

@@ -1,7 +1,9 @@
 //! The services with streams: watching, keeping leases alive, and long ranges.
 
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chainfire_core::TokioRuntime;
 use chainfire_store::Access;
@@ -12,7 +14,7 @@ use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Grpc, unary};
+use super::{Grpc, needs_leader, unary};
 use crate::api::{Api, Caller};
 use crate::watch::KeyRange;
 use crate::watch::hub::Spec;
@@ -25,6 +27,8 @@ pub type RangeStream = Answers<pb::RangeStreamResponse>;
 
 /// Keys of one piece of a range.
 const RANGE_PIECE_KEYS: i64 = 1000;
+/// How often a stream that needs a leader looks for one.
+const LEADER_LOOK: Duration = Duration::from_secs(1);
 /// Bytes of one step of history, about.
 const STEP_BYTES_MAX: usize = 1 << 20;
 
@@ -153,6 +157,35 @@ fn until_stopped<T: Send + 'static>(
     })))
 }
 
+/// Ends a stream whose request asked for a leader, once no leader has answered for a while.
+fn until_leaderless<T: Send + 'static>(
+    api: &Arc<Api>,
+    needs_leader: bool,
+    answers: Answers<T>,
+) -> Answers<T> {
+    if !needs_leader {
+        return answers;
+    }
+    let api = Arc::clone(api);
+    let leaderless = async move {
+        loop {
+            tokio::time::sleep(LEADER_LOOK).await;
+            if let Err(status) = api.require_leader().await {
+                return Some(Err(status));
+            }
+        }
+    };
+    // Whichever ends first ends both: `None` stands for an end.
+    let end = || stream::once(ready(None));
+    let answers = answers.map(Some).chain(end());
+    let leaderless = stream::once(leaderless).chain(end());
+    let both = stream::select(answers, leaderless);
+    Box::pin(
+        both.take_while(|answer| ready(answer.is_some()))
+            .filter_map(ready),
+    )
+}
+
 #[tonic::async_trait]
 impl watch_server::Watch for Grpc {
     type WatchStream = Answers<pb::WatchResponse>;
@@ -161,8 +194,14 @@ impl watch_server::Watch for Grpc {
         &self,
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = self.caller(request.metadata())?;
-        Ok(Response::new(watch(&self.0, caller, request.into_inner())))
+        let caller = self.caller(&request).await?;
+        let needs_leader = needs_leader(request.metadata());
+        let answers = watch(&self.0, caller, request.into_inner());
+        Ok(Response::new(until_leaderless(
+            &self.0,
+            needs_leader,
+            answers,
+        )))
     }
 }
 
@@ -179,11 +218,20 @@ unary! {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let needs_leader = needs_leader(request.metadata());
+        if needs_leader {
+            self.0.require_leader().await?;
+        }
         let api = Arc::clone(&self.0);
         let answers = request.into_inner().then(move |request| {
             let api = Arc::clone(&api);
             async move { api.lease_keep_alive(request?).await }
         });
-        Ok(Response::new(until_stopped(&self.0, answers)))
+        let answers = until_stopped(&self.0, answers);
+        Ok(Response::new(until_leaderless(
+            &self.0,
+            needs_leader,
+            answers,
+        )))
     }
 }

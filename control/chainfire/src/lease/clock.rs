@@ -2,22 +2,72 @@
 //!
 //! Leases themselves are replicated; their time is not. Only the leader counts, and a new leader gives
 //! each lease its whole time again, so that a change of leaders, or a clock that jumps, ends no lease
-//! early. A lease that has ended is revoked through consensus; until that has happened it is reported
-//! again and again, at intervals, as a proposal may be lost.
+//! early. What a long lease has left is replicated now and then, a *checkpoint*: a new leader gives it
+//! that instead, so that leases end although leaders change. A lease that has ended is revoked through
+//! consensus; until that has happened it is reported again and again, at intervals, as a proposal may be
+//! lost.
 //!
 //! No clock is read here: callers pass milliseconds of a clock that never goes back.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use chainfire_store::Lease;
+
 /// How long a revocation may take before it is asked for again.
 const RETRY_MS: u64 = 1_000;
+/// How often what a lease has left is replicated: etcd's interval.
+const CHECKPOINT_MS: u64 = 300_000;
+
+/// A lease, as the state machine has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// The lease.
+    pub id: i64,
+    /// Its whole time.
+    pub ttl_s: u64,
+    /// What it had left at its last checkpoint; 0 without one since it was renewed.
+    pub remaining_s: u64,
+}
+
+impl From<Lease> for Granted {
+    fn from(lease: Lease) -> Granted {
+        Granted {
+            id: lease.id,
+            ttl_s: lease.ttl_s as u64,
+            remaining_s: lease.remaining_s as u64,
+        }
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     ttl_ms: u64,
     /// When it ends, or when its revocation is asked for again.
     due_ms: u64,
+    /// When what it has left is replicated next; `None` when it ends before.
+    checkpoint_ms: Option<u64>,
+    /// Whether the state machine has a checkpoint, or may have one soon.
+    checkpointed: bool,
     ended: bool,
+}
+
+impl Entry {
+    /// With so much left from now on.
+    fn new(ttl_s: u64, left_s: u64, now_ms: u64) -> Entry {
+        let due_ms = now_ms.saturating_add(left_s.saturating_mul(1_000));
+        Entry {
+            ttl_ms: ttl_s.saturating_mul(1_000),
+            due_ms,
+            checkpoint_ms: next_checkpoint_ms(due_ms, now_ms),
+            checkpointed: false,
+            ended: false,
+        }
+    }
+}
+
+fn next_checkpoint_ms(due_ms: u64, now_ms: u64) -> Option<u64> {
+    let next = now_ms.saturating_add(CHECKPOINT_MS);
+    (next < due_ms).then_some(next)
 }
 
 /// The leader's count of every lease.
@@ -26,27 +76,38 @@ pub struct LeaseClock {
     entries: HashMap<i64, Entry>,
     /// (due, lease), so that the first is the next to look at.
     order: BTreeSet<(u64, i64)>,
+    /// (checkpoint, lease).
+    checkpoints: BTreeSet<(u64, i64)>,
 }
 
 impl LeaseClock {
-    /// A new leader's clock: every lease has its whole time from now on.
-    pub fn lead(leases: impl IntoIterator<Item = (i64, u64)>, now_ms: u64) -> LeaseClock {
+    /// A new leader's clock: every lease has from now on what its last checkpoint left it, or else its
+    /// whole time.
+    pub fn lead(leases: impl IntoIterator<Item = Granted>, now_ms: u64) -> LeaseClock {
         let mut clock = LeaseClock::default();
-        for (lease, ttl_s) in leases {
-            clock.grant(lease, ttl_s, now_ms);
+        for lease in leases {
+            let left_s = match lease.remaining_s {
+                0 => lease.ttl_s,
+                remaining_s => remaining_s,
+            };
+            let entry = Entry {
+                checkpointed: lease.remaining_s != 0,
+                ..Entry::new(lease.ttl_s, left_s, now_ms)
+            };
+            clock.put(lease.id, entry);
         }
         clock
     }
 
     /// These are the leases that there are: new ones have their whole time, others are forgotten.
-    pub fn reconcile(&mut self, leases: impl IntoIterator<Item = (i64, u64)>, now_ms: u64) {
+    pub fn reconcile(&mut self, leases: impl IntoIterator<Item = Granted>, now_ms: u64) {
         let mut seen = 0;
         let mut known = HashSet::with_capacity(self.entries.len());
-        for (lease, ttl_s) in leases {
+        for lease in leases {
             seen += 1;
-            known.insert(lease);
-            if !self.entries.contains_key(&lease) {
-                self.grant(lease, ttl_s, now_ms);
+            known.insert(lease.id);
+            if !self.entries.contains_key(&lease.id) {
+                self.grant(lease.id, lease.ttl_s, now_ms);
             }
         }
         if self.entries.len() > seen {
@@ -64,19 +125,13 @@ impl LeaseClock {
 
     /// A lease was granted.
     pub fn grant(&mut self, lease: i64, ttl_s: u64, now_ms: u64) {
-        let ttl_ms = ttl_s.saturating_mul(1_000);
-        let entry = Entry {
-            ttl_ms,
-            due_ms: now_ms.saturating_add(ttl_ms),
-            ended: false,
-        };
-        self.put(lease, entry);
+        self.put(lease, Entry::new(ttl_s, ttl_s, now_ms));
     }
 
     /// A lease was revoked. One that is not known is none.
     pub fn revoke(&mut self, lease: i64) {
         if let Some(entry) = self.entries.remove(&lease) {
-            self.order.remove(&(entry.due_ms, lease));
+            self.forget(lease, entry);
         }
     }
 
@@ -87,9 +142,13 @@ impl LeaseClock {
         if entry.ended || entry.due_ms <= now_ms {
             return None;
         }
-        let due_ms = now_ms.saturating_add(entry.ttl_ms);
-        self.put(lease, Entry { due_ms, ..entry });
-        Some(entry.ttl_ms / 1_000)
+        let ttl_s = entry.ttl_ms / 1_000;
+        let renewed = Entry {
+            checkpointed: entry.checkpointed,
+            ..Entry::new(ttl_s, ttl_s, now_ms)
+        };
+        self.put(lease, renewed);
+        Some(ttl_s)
     }
 
     /// Milliseconds that a lease has left, 0 for one that has ended; `None` for one that is not there.
@@ -114,6 +173,7 @@ impl LeaseClock {
             let entry = self.entries[&lease];
             let again = Entry {
                 due_ms: now_ms + RETRY_MS,
+                checkpoint_ms: None,
                 ended: true,
                 ..entry
             };
@@ -121,6 +181,48 @@ impl LeaseClock {
             expired.push(lease);
         }
         expired
+    }
+
+    /// Up to `count_max` leases whose checkpoint is due, each with the seconds that it has left. One that
+    /// is lost on its way is made up for by the next.
+    pub fn checkpoint(&mut self, now_ms: u64, count_max: usize) -> Vec<(i64, u64)> {
+        let mut due = Vec::new();
+        while due.len() < count_max {
+            let Some(&(at_ms, lease)) = self.checkpoints.first() else {
+                break;
+            };
+            if at_ms > now_ms {
+                break;
+            }
+            let entry = self.entries[&lease];
+            let checkpoint_ms = next_checkpoint_ms(entry.due_ms, now_ms);
+            self.put(
+                lease,
+                Entry {
+                    checkpoint_ms,
+                    checkpointed: true,
+                    ..entry
+                },
+            );
+            let left_ms = entry.due_ms.saturating_sub(now_ms);
+            // Less than a second is not 0, which stands for no checkpoint.
+            due.push((lease, left_ms.div_ceil(1_000).max(1)));
+        }
+        due
+    }
+
+    /// Whether the state machine has a checkpoint of a lease, or may have one soon: a renewal holds
+    /// only once that was taken back.
+    pub fn is_checkpointed(&self, lease: i64) -> bool {
+        let entry = self.entries.get(&lease);
+        entry.is_some_and(|entry| entry.checkpointed)
+    }
+
+    /// The checkpoint of a lease was taken back.
+    pub fn uncheckpointed(&mut self, lease: i64) {
+        if let Some(entry) = self.entries.get_mut(&lease) {
+            entry.checkpointed = false;
+        }
     }
 
     /// When to look again; `None` without leases.
@@ -140,15 +242,33 @@ impl LeaseClock {
 
     fn put(&mut self, lease: i64, entry: Entry) {
         if let Some(old) = self.entries.insert(lease, entry) {
-            self.order.remove(&(old.due_ms, lease));
+            self.forget(lease, old);
         }
         self.order.insert((entry.due_ms, lease));
+        if let Some(at_ms) = entry.checkpoint_ms {
+            self.checkpoints.insert((at_ms, lease));
+        }
+    }
+
+    fn forget(&mut self, lease: i64, old: Entry) {
+        self.order.remove(&(old.due_ms, lease));
+        if let Some(at_ms) = old.checkpoint_ms {
+            self.checkpoints.remove(&(at_ms, lease));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn granted(id: i64, ttl_s: u64) -> Granted {
+        Granted {
+            id,
+            ttl_s,
+            remaining_s: 0,
+        }
+    }
 
     #[test]
     fn a_lease_that_nobody_renews_ends_after_its_time() {
@@ -187,7 +307,7 @@ mod tests {
 
     #[test]
     fn many_ended_leases_are_reported_in_bounded_steps_in_the_order_of_their_end() {
-        let mut clock = LeaseClock::lead((1..=5).map(|id| (id, 10 - id as u64)), 0);
+        let mut clock = LeaseClock::lead((1..=5).map(|id| granted(id, 10 - id as u64)), 0);
         assert_eq!(clock.expire(60_000, 3), [5, 4, 3]);
         assert_eq!(clock.expire(60_000, 3), [2, 1]);
         assert_eq!(clock.len(), 5);
@@ -195,8 +315,8 @@ mod tests {
 
     #[test]
     fn reconciling_adds_what_is_new_and_forgets_what_is_gone() {
-        let mut clock = LeaseClock::lead([(1, 10), (2, 10)], 0);
-        clock.reconcile([(2, 10), (3, 5)], 4_000);
+        let mut clock = LeaseClock::lead([granted(1, 10), granted(2, 10)], 0);
+        clock.reconcile([granted(2, 10), granted(3, 5)], 4_000);
         assert_eq!(clock.remaining_ms(1, 4_000), None);
         assert_eq!(clock.remaining_ms(2, 4_000), Some(6_000));
         assert_eq!(clock.remaining_ms(3, 4_000), Some(5_000));
@@ -207,9 +327,51 @@ mod tests {
     fn a_new_leader_gives_every_lease_its_whole_time() {
         let mut old = LeaseClock::default();
         old.grant(1, 10, 0);
-        let mut new = LeaseClock::lead([(1, 10)], 9_999);
+        let mut new = LeaseClock::lead([granted(1, 10)], 9_999);
         assert_eq!(old.expire(10_000, 1), [1]);
         assert_eq!(new.expire(10_000, 1), [0; 0]);
         assert_eq!(new.remaining_ms(1, 10_000), Some(9_999));
+    }
+    #[test]
+    fn a_new_leader_gives_a_lease_what_its_checkpoint_left_it() {
+        let left = Granted {
+            remaining_s: 4,
+            ..granted(1, 1_000)
+        };
+        let mut clock = LeaseClock::lead([left], 10_000);
+        assert_eq!(clock.remaining_ms(1, 10_000), Some(4_000));
+        assert_eq!(clock.renew(1, 11_000), Some(1_000), "renewed, it has all");
+        assert_eq!(clock.remaining_ms(1, 11_000), Some(1_000_000));
+        assert!(clock.is_checkpointed(1), "until it was taken back");
+        clock.uncheckpointed(1);
+        assert!(!clock.is_checkpointed(1));
+    }
+
+    #[test]
+    fn only_leases_that_outlive_the_interval_are_checkpointed_and_again_each_interval() {
+        let mut clock = LeaseClock::lead([granted(1, 1_000), granted(2, 300), granted(3, 700)], 0);
+        assert_eq!(clock.checkpoint(CHECKPOINT_MS - 1, 9), []);
+        assert_eq!(clock.checkpoint(CHECKPOINT_MS, 1), [(1, 700)]);
+        assert_eq!(clock.checkpoint(CHECKPOINT_MS + 500, 9), [(3, 400)]);
+        assert_eq!(clock.checkpoint(CHECKPOINT_MS + 500, 9), []);
+        let again = clock.checkpoint(2 * CHECKPOINT_MS + 500, 9);
+        assert_eq!(
+            again,
+            [(1, 400), (3, 100)],
+            "of part of a second, a whole one"
+        );
+        assert_eq!(clock.checkpoint(3 * CHECKPOINT_MS + 500, 9), [(1, 100)]);
+        assert_eq!(clock.checkpoint(4 * CHECKPOINT_MS, 9), [], "it has ended");
+    }
+
+    #[test]
+    fn a_renewal_puts_the_checkpoint_off_and_an_end_takes_it_away() {
+        let mut clock = LeaseClock::lead([granted(1, 1_000), granted(2, 1_000)], 0);
+        clock.renew(1, 200_000);
+        clock.revoke(2);
+        assert_eq!(clock.checkpoint(CHECKPOINT_MS, 9), []);
+        assert_eq!(clock.checkpoint(200_000 + CHECKPOINT_MS, 9), [(1, 700)]);
+        assert_eq!(clock.expire(2_000_000, 9), [1]);
+        assert_eq!(clock.checkpoint(2_000_000, 9), []);
     }
 }

@@ -10,6 +10,10 @@
 //! | lease | `lease`, `ttl_s` |
 //! | key | `key`, `value` (base64), `lease` when it hangs on one |
 //! | foot | `keys`, `leases`, `sha256` |
+//!
+//! A restore takes a snapshot of etcd, too: see [`etcd`].
+
+mod etcd;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -31,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tonic::transport::Channel;
 
+use self::etcd::Accounts;
 use super::{Session, failed};
 use crate::output::{Format, show};
 
@@ -256,13 +261,24 @@ async fn lease_line<W: Write>(
 }
 
 /// A backup, read whole.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Backup {
     cluster_id: u64,
     revision: i64,
     leases: Vec<(i64, i64)>,
     kvs: Vec<KeyValue>,
+    /// Only a snapshot of etcd has them.
+    accounts: Accounts,
     sha256: String,
+}
+
+/// Reads a backup, or a snapshot of etcd.
+fn read_either(file: &Path) -> Result<Backup> {
+    let open = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if !etcd::is_snapshot(&open) {
+        return read(file);
+    }
+    etcd::read(&open).with_context(|| format!("cannot read the snapshot {}", file.display()))
 }
 
 fn read(file: &Path) -> Result<Backup> {
@@ -295,9 +311,7 @@ fn read(file: &Path) -> Result<Backup> {
                 backup = Some(Backup {
                     cluster_id,
                     revision,
-                    leases: Vec::new(),
-                    kvs: Vec::new(),
-                    sha256: String::new(),
+                    ..Backup::default()
                 });
             }
             (Line::Key { key, value, lease }, Some(backup)) if backup.sha256.is_empty() => {
@@ -337,7 +351,7 @@ fn read(file: &Path) -> Result<Backup> {
 }
 
 pub async fn restore(session: &Session, file: &Path, format: Format) -> Result<()> {
-    let backup = read(file)?;
+    let backup = read_either(file)?;
     let there = page(session, Bytes::from_static(&[0]), 0).await?;
     ensure!(
         there.kvs.is_empty(),
@@ -371,6 +385,7 @@ pub async fn restore(session: &Session, file: &Path, format: Format) -> Result<(
     if !operations.is_empty() {
         revision = write(session, operations).await?;
     }
+    backup.accounts.restore(session).await?;
     let summary = Summary {
         file: file.display().to_string(),
         cluster_id: backup.cluster_id,

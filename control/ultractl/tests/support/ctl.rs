@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -24,6 +24,12 @@ impl Ctl {
     pub fn at(urls: &[String]) -> Ctl {
         let args = vec![format!("--endpoints={}", urls.join(","))];
         Ctl { args }
+    }
+
+    /// Over TLS; the certificates are options.
+    pub fn secure(endpoints: &[SocketAddr]) -> Ctl {
+        let urls: Vec<String> = endpoints.iter().map(|at| format!("https://{at}")).collect();
+        Ctl::at(&urls)
     }
 
     /// With one more global option.
@@ -100,9 +106,22 @@ impl Ctl {
 
     /// Starts it and leaves it running, as a watch or a lock.
     pub fn running(&self, args: &[&str]) -> Running {
-        let mut child = self.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        self.running_with(args, "")
+    }
+
+    /// The same, with a text as its input, which does not end there.
+    pub fn running_with(&self, args: &[&str], input: &str) -> Running {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        Running { child, lines }
+        Running {
+            child,
+            lines,
+            _stdin: stdin,
+        }
     }
 }
 
@@ -110,6 +129,7 @@ impl Ctl {
 pub struct Running {
     child: Child,
     lines: BufReader<ChildStdout>,
+    _stdin: ChildStdin,
 }
 
 impl Running {

@@ -1,6 +1,10 @@
 //! Members as processes, alone and in clusters, and etcdctl.
 
-#![allow(dead_code, reason = "two test programs share it, and each uses a part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "three test programs share it, and each uses a part"
+)]
 
 pub mod cluster;
 pub mod ctl;

@@ -12,6 +12,7 @@ mod commands;
 mod generated;
 mod judged;
 mod mask;
+mod names;
 mod peer;
 mod random;
 mod running;

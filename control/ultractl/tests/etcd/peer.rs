@@ -45,6 +45,34 @@ impl Etcd {
         etcd
     }
 
+    /// Starts a member that asks clients for certificates. Those of a directory are its own and its
+    /// CA's; `as_client` is how it is asked whether it serves.
+    pub fn start_tls(dir: &Path, name: &str, as_client: impl Fn(&Ctl) -> Ctl) -> Etcd {
+        let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+        let (cert, key, ca) = (
+            file(&format!("{name}.pem")),
+            file(&format!("{name}.key")),
+            file("ca.pem"),
+        );
+        let more = [
+            "--cert-file",
+            &cert,
+            "--key-file",
+            &key,
+            "--trusted-ca-file",
+            &ca,
+            "--client-cert-auth",
+        ];
+        let mut etcd = Etcd::spawn(tempfile::tempdir().unwrap(), &addresses(), "https", &more);
+        let ctl = as_client(&Ctl::secure(&[etcd.client]));
+        eventually("etcd serves over TLS", || {
+            etcd.check_runs();
+            let healthy = ctl.output(&["endpoint", "health"]).status.success();
+            healthy.then_some(())
+        });
+        etcd
+    }
+
     /// Starts a member with a directory that `etcdctl snapshot restore` makes of a snapshot.
     pub fn restored(snapshot: &Path) -> Etcd {
         let dir = tempfile::tempdir().unwrap();

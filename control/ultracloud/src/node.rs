@@ -29,8 +29,9 @@ use crate::state::{NodePhase, NodeState, Running};
 
 /// How long requests in flight may take to end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-/// Most threads of the control layer's runtime; fewer where fewer CPUs may be used.
-const CONTROL_THREADS_MAX: usize = 2;
+/// Threads of the control layer's runtime. Two also on one CPU: while one waits for the disk or is busy
+/// with a long request, heartbeats go on, and more proposals meet in one flush.
+const CONTROL_THREADS: usize = 2;
 /// Exit code of a process that was told to end at once.
 const EXIT_AT_ONCE: i32 = 130;
 
@@ -50,7 +51,7 @@ pub fn run(args: &NodeArgs) -> Result<()> {
         root = Some(made);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(engine::allowed_cpus().len().clamp(1, CONTROL_THREADS_MAX))
+        .worker_threads(CONTROL_THREADS)
         .thread_name("control")
         .enable_all()
         .build()

@@ -96,9 +96,9 @@ fn caller<T>(api: &Api, request: &Request<T>) -> Result<Caller, Status> {
         return Ok(Caller::of_token(auth, token)?);
     }
     let peer = request.extensions().get::<Peer>();
-    let named = peer.and_then(Peer::common_name);
+    let named = peer.and_then(|peer| peer.common_name.as_deref());
     Ok(named.map_or_else(Caller::default, |user| Caller {
-        user,
+        user: user.to_owned(),
         auth_revision: auth.revision(),
     }))
 }

@@ -70,20 +70,16 @@ const LINGER_BYTES_MAX: usize = 64 << 10;
 pub struct Peer {
     /// Where the connection comes from.
     pub addr: SocketAddr,
-    /// Its verified certificate, if it had to show one.
-    pub certificate: Option<CertificateDer<'static>>,
+    /// The common name in the subject of its verified certificate, empty where that has none; `None`
+    /// without a certificate.
+    pub common_name: Option<Arc<str>>,
 }
 
-impl Peer {
-    /// The common name in its certificate's subject, empty where that has none; `None` without a
-    /// certificate.
-    pub fn common_name(&self) -> Option<String> {
-        let certificate = self.certificate.as_ref()?;
-        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-        let names = parsed.subject().iter_common_name();
-        let name = names.map(|name| name.as_str().unwrap_or_default()).next();
-        Some(name.unwrap_or_default().to_owned())
-    }
+fn common_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let names = parsed.subject().iter_common_name();
+    let name = names.map(|name| name.as_str().unwrap_or_default()).next();
+    Some(name.unwrap_or_default().into())
 }
 
 /// A port that is listened on.
@@ -203,8 +199,8 @@ impl Connection {
         match tokio::time::timeout(self.limits.handshake, handshake.into_fallible()).await {
             Ok(Ok(stream)) => {
                 let shown = stream.get_ref().1.peer_certificates();
-                let certificate = shown.and_then(<[_]>::first).map(|c| c.clone().into_owned());
-                self.serve(stream, certificate).await;
+                let name = shown.and_then(<[_]>::first).and_then(common_name);
+                self.serve(stream, name).await;
             }
             Ok(Err((error, stream))) => {
                 tracing::debug!(%addr, %error, "TLS handshake refused");
@@ -214,12 +210,12 @@ impl Connection {
         }
     }
 
-    async fn serve<S>(self, stream: S, certificate: Option<CertificateDer<'static>>)
+    async fn serve<S>(self, stream: S, common_name: Option<Arc<str>>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let addr = self.addr;
-        let peer = Peer { addr, certificate };
+        let peer = Peer { addr, common_name };
         let router = self.router;
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());

@@ -67,6 +67,10 @@ fn json(value: &mut Value) {
                 } else {
                     json(value);
                 }
+                // Those of a lease, which etcd holds in a map without an order.
+                if let ("keys", Value::Array(keys)) = (name.as_str(), value) {
+                    keys.sort_by_key(ToString::to_string);
+                }
             }
         }
         Value::Number(number) => {
@@ -92,6 +96,11 @@ fn words(text: &str) -> String {
         let mut members: Vec<String> = members.trim_matches('"').split(',').map(words).collect();
         members.sort();
         return format!("ETCD_INITIAL_CLUSTER {members:?}");
+    }
+    if let Some((before, keys)) = text.split_once("attached keys([") {
+        let mut keys: Vec<&str> = keys.trim_end_matches("])").split(' ').collect();
+        keys.sort_unstable();
+        return format!("{}attached keys {keys:?}", words(before));
     }
     if let Some((before, _)) = text.split_once("took = ") {
         return format!("{}took", words(before));

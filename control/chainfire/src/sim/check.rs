@@ -94,16 +94,18 @@ fn touch(operation: &Operation, key: &Bytes) -> Option<Touch> {
     }
 }
 
-/// What happened to a key. Left out is what changes nothing that anybody saw, as it makes the search
-/// longer: ends of leases that the key never hung on, and writes that may not have happened and whose
-/// value, which no other write has, was never seen.
-fn touches(history: &History, key: &Bytes) -> Vec<porcupine_rs::Operation<Key>> {
+/// All that happened to a key.
+fn touches<'a>(history: &'a History, key: &Bytes) -> Vec<(&'a Operation, Touch)> {
     let all = history.operations.iter();
-    let all: Vec<(&Operation, Touch)> = all
-        .filter_map(|operation| Some((operation, touch(operation, key)?)))
-        .collect();
+    all.filter_map(|operation| Some((operation, touch(operation, key)?)))
+        .collect()
+}
+
+/// The same without what may have changed nothing that anybody saw: ends of leases that the key never
+/// hung on, and writes of unknown outcome whose value, which no other write has, was never seen.
+fn seen<'a>(all: &[(&'a Operation, Touch)]) -> Vec<(&'a Operation, Touch)> {
     let (mut leases, mut seen) = (BTreeSet::new(), BTreeSet::new());
-    for (_, touch) in &all {
+    for (_, touch) in all {
         match touch {
             Touch::Put(_, lease) => _ = leases.insert(*lease),
             Touch::Read(value) | Touch::Swap(value, ..) => seen.extend(value.clone()),
@@ -119,27 +121,43 @@ fn touches(history: &History, key: &Bytes) -> Vec<porcupine_rs::Operation<Key>> 
         }
         Touch::Delete | Touch::Read(_) => true,
     };
-    let all = all.into_iter();
+    let all = all.iter().cloned();
     all.filter(|(operation, touch)| matters(operation, touch))
+        .collect()
+}
+
+fn explained(touches: &[(&Operation, Touch)]) -> CheckResult {
+    let operations: Vec<_> = touches
+        .iter()
         .map(|(operation, op)| porcupine_rs::Operation {
             client_id: Some(operation.client),
             call_time: operation.call,
             return_time: operation.returned,
-            op,
+            op: op.clone(),
             metadata: None,
         })
-        .collect()
+        .collect();
+    check_operations_timeout::<Key>(&operations, Duration::from_secs(30))
 }
 
 /// For each key some order of the operations explains what every client saw.
 pub fn linearizable(history: &History) {
     for number in 0..u64::from(KEYS) {
         let key = key(number);
-        let touches = touches(history, &key);
-        let found = check_operations_timeout::<Key>(&touches, Duration::from_secs(30));
+        let all = touches(history, &key);
+        // The search grows with every write whose outcome is not known: first without those that most
+        // likely need none. A swap that failed may still tell of a value that no read has shown.
+        if explained(&seen(&all)) == CheckResult::Ok {
+            continue;
+        }
+        let found = explained(&all);
+        let told: Vec<_> = all
+            .iter()
+            .map(|(operation, touch)| (operation.client, operation.call, operation.returned, touch))
+            .collect();
         assert!(
             found == CheckResult::Ok,
-            "the history of {key:?} is not linearizable: {found:?} of {touches:#?}"
+            "the history of {key:?} is not linearizable: {found:?} of {told:#?}"
         );
     }
 }

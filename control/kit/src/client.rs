@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::Error;
+use crate::corked::Corked;
 use crate::tls::ClientTls;
 
 /// Bytes that the other side may send ahead, on a call and on all of a connection.
@@ -74,7 +75,7 @@ pub fn channel(url: &str, tls: Option<&ClientTls>, options: Options) -> Result<C
     Ok(endpoint.connect_with_connector_lazy(connector))
 }
 
-async fn connect(uri: Uri, tls: Option<ClientTls>) -> io::Result<TokioIo<Link>> {
+async fn connect(uri: Uri, tls: Option<ClientTls>) -> io::Result<TokioIo<Corked<Link>>> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
     let host = uri.host().ok_or_else(|| invalid("the URL has no host"))?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -82,12 +83,12 @@ async fn connect(uri: Uri, tls: Option<ClientTls>) -> io::Result<TokioIo<Link>> 
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(default))).await?;
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
-        return Ok(TokioIo::new(Link::Plain(stream)));
+        return Ok(TokioIo::new(Corked::new(Link::Plain(stream))));
     };
     let name = ServerName::try_from(host.to_owned()).map_err(|_| invalid("not a host's name"))?;
     let connector = TlsConnector::from(tls.current());
     let stream = connector.connect(name, stream).await?;
-    Ok(TokioIo::new(Link::Tls(Box::new(stream))))
+    Ok(TokioIo::new(Corked::new(Link::Tls(Box::new(stream)))))
 }
 
 /// A connection of either kind.

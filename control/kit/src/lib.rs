@@ -11,6 +11,7 @@
 pub mod api_error;
 pub mod client;
 pub mod config;
+mod corked;
 mod error;
 pub mod health;
 pub mod metrics;

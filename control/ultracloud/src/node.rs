@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::future::pending;
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +30,8 @@ use crate::state::{NodePhase, NodeState, Running};
 
 /// How long requests in flight may take to end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-/// Threads of the control layer's runtime. Two also on one CPU: while one waits for the disk or is busy
-/// with a long request, heartbeats go on, and more proposals meet in one flush.
-const CONTROL_THREADS: usize = 2;
+/// Threads of the control layer's runtime at most; one a CPU, as more would only take turns there.
+const CONTROL_THREADS_MAX: usize = 2;
 /// Exit code of a process that was told to end at once.
 const EXIT_AT_ONCE: i32 = 130;
 
@@ -50,8 +50,9 @@ pub fn run(args: &NodeArgs) -> Result<()> {
         show_credentials(&made, &origin)?;
         root = Some(made);
     }
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(CONTROL_THREADS)
+        .worker_threads(threads.min(CONTROL_THREADS_MAX))
         .thread_name("control")
         .enable_all()
         .build()

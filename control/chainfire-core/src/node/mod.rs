@@ -4,6 +4,7 @@ mod change;
 mod propose;
 mod read;
 mod receive;
+mod rounds;
 mod status;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
@@ -26,6 +28,8 @@ use crate::machine::{Durability, Machine, StateMachine, Waiting};
 use crate::transport::{Directory, Network, Transport};
 use crate::types::{LogId, Member, NodeId, TypeConfig};
 use crate::wal::{self, Opened, Wal, WalOptions};
+
+use crate::node::rounds::{Rounds, rounds};
 
 pub use crate::node::propose::COMMAND_BYTES_MAX;
 pub use crate::node::status::{MemberStatus, Role, Status};
@@ -115,7 +119,11 @@ pub(crate) struct Inner<E: Environment, T: Transport, S: StateMachine> {
     wal: Wal<<E::Disk as crate::disk::Disk>::File>,
     waiting: Waiting<S::Outcome>,
     applied: AppliedOf<E>,
-    reads: mpsc::Sender<read::Waiter>,
+    /// Reads of this member.
+    reads: Rounds<()>,
+    /// Reads of all members, where this one leads.
+    confirmations: Rounds<LogId>,
+    proposals: mpsc::Sender<propose::Handed<E::Runtime>>,
     directory: Directory,
     /// One change of membership at a time on this member.
     changing: tokio::sync::Mutex<()>,
@@ -171,7 +179,9 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         let raft = Raft::new(options.id, config, network, log, machine)
             .await
             .map_err(fatal)?;
-        let (reads, read_queue) = mpsc::channel(read::WAITERS_MAX);
+        let (reads, readers) = rounds();
+        let (confirmations, to_confirm) = rounds();
+        let (proposals, proposal_queue) = mpsc::channel(propose::WAITING_MAX);
         let inner = Inner {
             options,
             environment,
@@ -182,6 +192,8 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             waiting,
             applied,
             reads,
+            confirmations,
+            proposals,
             directory,
             changing: tokio::sync::Mutex::new(()),
             next_request: AtomicU64::new(0),
@@ -191,10 +203,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         let node = Self {
             inner: Arc::new(inner),
         };
-        drop(E::Runtime::spawn(read::serve(
-            Arc::downgrade(&node.inner),
-            read_queue,
-        )));
+        let weak = Arc::downgrade(&node.inner);
+        readers.serve(weak.clone(), Node::barrier_round);
+        to_confirm.serve(weak.clone(), Node::confirm_lead);
+        drop(E::Runtime::spawn(propose::serve(weak, proposal_queue)));
         drop(E::Runtime::spawn(change::tend(node.clone())));
         Ok(node)
     }
@@ -295,6 +307,20 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             .cloned()
             .unwrap_or_default()
     }
+}
+
+/// Lets all tasks run first that could run now: what they have to say then meets in one batch. Unlike the
+/// runtime's own yielding it does not look for new events before.
+async fn others_first() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What ended Raft, as this crate's error.

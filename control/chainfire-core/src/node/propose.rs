@@ -4,23 +4,25 @@
 //! machine. So a member that forwards to the leader needs no outcome over the wire, and whoever got
 //! an answer reads its own write from that member.
 
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
-use tokio::sync::oneshot;
+use openraft::raft::ClientWriteResult;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
-use crate::node::{InstantOf, Node, fatal};
+use crate::node::{Inner, InstantOf, Node, fatal, others_first};
 use crate::rpc::{self, Method};
 use crate::transport::{Transport, TransportError};
-use crate::types::{CommittedLeaderId, LogId, NodeId, Proposal, RequestId, Term};
+use crate::types::{CommittedLeaderId, LogId, NodeId, Proposal, RequestId, Term, TypeConfig};
 
 /// The longest command; what is longer is refused before it meets the log.
 pub const COMMAND_BYTES_MAX: usize = 16 << 20;
@@ -28,8 +30,17 @@ pub const COMMAND_BYTES_MAX: usize = 16 << 20;
 /// Between two tries to find the leader.
 const RETRY: Duration = Duration::from_millis(25);
 
+/// Proposals that may wait for the log.
+pub(crate) const WAITING_MAX: usize = 16_384;
+
+/// A proposal, and where to say what became of it.
+pub(crate) type Handed<R> = (
+    Proposal,
+    ProgressResponder<TypeConfig<R>, ClientWriteResult<TypeConfig<R>>>,
+);
+
 /// Whether the leader has taken a proposal.
-enum Handed {
+enum Taken {
     /// It is in the log, or may be.
     Maybe,
     /// It certainly is not.
@@ -52,6 +63,10 @@ fn timed_out() -> Error {
     )
 }
 
+fn stopped_meanwhile() -> Error {
+    Error::new(ErrorKind::Unknown, "the member stopped meanwhile")
+}
+
 impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     /// Writes `command` to the log and answers with its outcome, once this member has applied it.
     /// Not safe to cancel: a proposal that was dropped may still take effect.
@@ -65,8 +80,8 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         let deadline = self.deadline();
         loop {
             match self.hand_over(&proposal, deadline).await? {
-                Handed::Maybe => return self.outcome(outcome, deadline).await,
-                Handed::No => self.pause(deadline).await?,
+                Taken::Maybe => return self.outcome(outcome, deadline).await,
+                Taken::No => self.pause(deadline).await?,
             }
         }
     }
@@ -88,10 +103,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         match E::Runtime::timeout_at(deadline, written).await {
             Ok(Ok(Ok(_))) => self.outcome(outcome, deadline).await,
             Ok(Ok(Err(error))) => Err(write_error(error)),
-            Ok(Err(_)) => Err(Error::new(
-                ErrorKind::Unknown,
-                "the member stopped meanwhile",
-            )),
+            Ok(Err(_)) => Err(stopped_meanwhile()),
             Err(_) => Err(timed_out()),
         }
     }
@@ -114,10 +126,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     ) -> Result<S::Outcome> {
         match E::Runtime::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(_)) => Err(Error::new(
-                ErrorKind::Unknown,
-                "the member stopped meanwhile",
-            )),
+            Ok(Err(_)) => Err(stopped_meanwhile()),
             Err(_) => Err(timed_out()),
         }
     }
@@ -136,27 +145,27 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
         Ok(())
     }
 
-    async fn hand_over(&self, proposal: &Proposal, deadline: InstantOf<E>) -> Result<Handed> {
+    async fn hand_over(&self, proposal: &Proposal, deadline: InstantOf<E>) -> Result<Taken> {
         self.check_running()?;
         let Some(leader) = self.leader() else {
-            return Ok(Handed::No);
+            return Ok(Taken::No);
         };
         if leader == self.id() {
             let written = E::Runtime::timeout_at(deadline, self.write(proposal.clone())).await;
             return match written {
-                Ok(Ok(_)) => Ok(Handed::Maybe),
-                Ok(Err(error)) if matches!(error.kind(), ErrorKind::NotLeader(_)) => Ok(Handed::No),
+                Ok(Ok(_)) => Ok(Taken::Maybe),
+                Ok(Err(error)) if matches!(error.kind(), ErrorKind::NotLeader(_)) => Ok(Taken::No),
                 Ok(Err(error)) => Err(error),
                 Err(_) => Err(timed_out()),
             };
         }
         let body = rpc::encode_proposal(proposal);
         match self.ask(leader, Method::Propose, body, deadline).await {
-            Ok(_) => Ok(Handed::Maybe),
+            Ok(_) => Ok(Taken::Maybe),
             Err(error) => match error.kind() {
-                ErrorKind::NotLeader(_) | ErrorKind::Unavailable => Ok(Handed::No),
+                ErrorKind::NotLeader(_) | ErrorKind::Unavailable => Ok(Taken::No),
                 // The answer is lost, not always the proposal: its outcome may still come.
-                ErrorKind::Timeout | ErrorKind::Unknown => Ok(Handed::Maybe),
+                ErrorKind::Timeout | ErrorKind::Unknown => Ok(Taken::Maybe),
                 _ => Err(error),
             },
         }
@@ -165,10 +174,16 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     /// Writes a proposal as the leader; returns when it has been applied here.
     pub(crate) async fn write(&self, proposal: Proposal) -> Result<LogId> {
         check_len(&proposal.command)?;
-        match self.inner.raft.client_write(proposal).await {
-            Ok(response) => Ok(response.log_id),
-            Err(RaftError::APIError(error)) => Err(write_error(error)),
-            Err(RaftError::Fatal(error)) => Err(fatal(error)),
+        let (responder, written) = ProgressResponder::complete_only();
+        // Where the member has stopped, the responder is gone.
+        let _ = self.inner.proposals.send((proposal, responder)).await;
+        match written.await {
+            Ok(Ok(response)) => Ok(response.log_id),
+            Ok(Err(error)) => Err(write_error(error)),
+            Err(_) => {
+                self.check_running()?;
+                Err(stopped_meanwhile())
+            }
         }
     }
 
@@ -217,7 +232,7 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
 
 /// Why a leader did not write, as this crate's error.
 pub(crate) fn write_error<R: AsyncRuntime + 'static>(
-    error: ClientWriteError<crate::types::TypeConfig<R>>,
+    error: ClientWriteError<TypeConfig<R>>,
 ) -> Error {
     match error {
         ClientWriteError::ForwardToLeader(to) => {
@@ -234,6 +249,24 @@ pub(crate) fn write_error<R: AsyncRuntime + 'static>(
         ClientWriteError::PreconditionFailed(error) => {
             let what = "the membership or the leader changed meanwhile; look and try again";
             Error::caused(ErrorKind::Refused, what, error)
+        }
+    }
+}
+
+/// Hands proposals to Raft, those that come together at once: Raft writes what it finds in its queue as
+/// one append. The queue ends with the last handle on the member, so this holds none while it waits.
+pub(crate) async fn serve<E: Environment, T: Transport, S: StateMachine>(
+    node: Weak<Inner<E, T, S>>,
+    mut queue: mpsc::Receiver<Handed<E::Runtime>>,
+) {
+    while let Some(first) = queue.recv().await {
+        others_first().await;
+        let Some(inner) = node.upgrade() else { return };
+        let mut next = Some(first);
+        while let Some((proposal, responder)) = next {
+            // Where Raft has ended, the responder says so.
+            let _ = inner.raft.write(proposal).responder(responder).await;
+            next = queue.try_recv().ok();
         }
     }
 }

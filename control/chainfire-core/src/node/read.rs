@@ -4,27 +4,18 @@
 //! leader answers with that position after a quorum has confirmed that it still leads (no clock is
 //! trusted); any other member asks the leader.
 
-use std::sync::Weak;
-
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::AsyncRuntime;
 use openraft::errors::{LinearizableReadError, RaftError};
-use tokio::sync::{mpsc, oneshot};
 
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
-use crate::node::{Inner, InstantOf, Node, fatal};
+use crate::node::{InstantOf, Node, fatal};
 use crate::rpc::{self, Method};
 use crate::transport::Transport;
 use crate::types::LogId;
-
-/// Reads that may wait for one question.
-pub(crate) const WAITERS_MAX: usize = 16_384;
-
-/// A read that waits: told success, or the kind and text of the failure.
-pub(crate) type Waiter = oneshot::Sender<std::result::Result<(), (ErrorKind, String)>>;
 
 impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     /// Returns once reads of [`Node::reader`] are linearizable: they see all that was acknowledged
@@ -33,14 +24,10 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     /// # Errors
     /// [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] where no leader can answer in time.
     pub async fn read_barrier(&self) -> Result<()> {
-        let stopped = || Error::new(ErrorKind::Stopped, "the member has stopped");
-        let (sender, receiver) = oneshot::channel();
-        self.inner.reads.send(sender).await.map_err(|_| stopped())?;
-        let answer = receiver.await.map_err(|_| stopped())?;
-        answer.map_err(|(kind, what)| Error::new(kind, what))
+        self.inner.reads.wait().await
     }
 
-    async fn barrier_round(&self) -> Result<()> {
+    pub(crate) async fn barrier_round(self) -> Result<()> {
         let deadline = self.deadline();
         loop {
             let found = E::Runtime::timeout_at(deadline, self.read_position(deadline)).await;
@@ -76,8 +63,12 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
             .map_err(|error| Error::caused(ErrorKind::Unknown, "the leader's answer", error))
     }
 
-    /// The position a read must see, as the leader.
+    /// The position a read must see, as the leader: one confirmation for all members that ask.
     pub(crate) async fn lead_read(&self) -> Result<LogId> {
+        self.inner.confirmations.wait().await
+    }
+
+    pub(crate) async fn confirm_lead(self) -> Result<LogId> {
         match self.inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
             Ok((read, _)) => Ok(*read.log_id()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
@@ -98,29 +89,4 @@ fn retryable(kind: ErrorKind) -> bool {
         kind,
         ErrorKind::NotLeader(_) | ErrorKind::Unavailable | ErrorKind::Unknown
     )
-}
-
-/// Asks once for all reads that wait, again and again, until the member stops.
-/// The queue ends with the last handle on the member, so this holds none while it waits.
-pub(crate) async fn serve<E: Environment, T: Transport, S: StateMachine>(
-    node: Weak<Inner<E, T, S>>,
-    mut queue: mpsc::Receiver<Waiter>,
-) {
-    let mut waiters = Vec::new();
-    while let Some(first) = queue.recv().await {
-        waiters.push(first);
-        while let Ok(waiter) = queue.try_recv() {
-            waiters.push(waiter);
-        }
-        let Some(inner) = node.upgrade() else { return };
-        let node = Node { inner };
-        let answer = node
-            .barrier_round()
-            .await
-            .map_err(|error| (error.kind(), error.to_string()));
-        for waiter in waiters.drain(..) {
-            // A read that was cancelled needs no answer.
-            let _ = waiter.send(answer.clone());
-        }
-    }
 }

@@ -127,14 +127,21 @@ impl<D: Disk> Opened<D> {
     }
 }
 
+/// A job, and up to where entries were known to be committed when it was queued, where that is news.
+/// It rides along: alone it is worth neither a sync nor waking the writer.
+struct Queued {
+    committed: Option<LogId>,
+    job: Job,
+}
+
 /// The queue between the handles and the writer.
-pub struct Jobs(mpsc::Receiver<Job>);
+pub struct Jobs(mpsc::Receiver<Queued>);
 
 /// A handle on the log; clones are the same log.
 #[derive(Debug)]
 pub struct Wal<F> {
     state: Arc<Mutex<State<F>>>,
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Queued>,
     boot: u32,
 }
 
@@ -212,7 +219,9 @@ impl<F: DiskFile> Wal<F> {
     }
 
     async fn send(&self, job: Job) -> io::Result<()> {
-        self.jobs.send(job).await.map_err(|_| closed())
+        let committed = lock(&self.state).committed_news.take();
+        let queued = Queued { committed, job };
+        self.jobs.send(queued).await.map_err(|_| closed())
     }
 
     /// Adds entries: readable when this returns, durable when `done` is called with success.
@@ -258,9 +267,10 @@ impl<F: DiskFile> Wal<F> {
     }
 
     /// Notes up to where entries are committed; becomes durable with the next batch.
-    pub async fn save_committed(&self, committed: Option<LogId>) -> io::Result<()> {
-        lock(&self.state).committed = committed;
-        self.send(Job::Committed(committed)).await
+    pub fn save_committed(&self, committed: Option<LogId>) {
+        let mut state = lock(&self.state);
+        state.committed = committed;
+        state.committed_news = committed;
     }
 
     /// Drops the entries after `last`, durably: a state machine may be replaced right after, and

@@ -56,6 +56,8 @@ pub(crate) struct State<F> {
     pub(crate) purged: Option<LogId>,
     pub(crate) vote: Option<Vote>,
     pub(crate) committed: Option<LogId>,
+    /// The same where the writer has not been told yet.
+    pub(crate) committed_news: Option<LogId>,
     pub(crate) files: BTreeMap<u64, F>,
     /// Why nothing can be written any more.
     pub(crate) poison: Option<String>,
@@ -73,6 +75,7 @@ impl<F: Clone> State<F> {
             purged: None,
             vote: None,
             committed: None,
+            committed_news: None,
             files: BTreeMap::new(),
             poison: None,
         }

@@ -17,7 +17,7 @@ use crate::wal::record::{
     BatchId, Kind, PAYLOAD_MAX, SEGMENT_HEADER, push_record, record_len, segment_header,
 };
 use crate::wal::state::{Pending, Place, State};
-use crate::wal::{Jobs, StateMessage, WalOptions, segment_name};
+use crate::wal::{Jobs, Queued, StateMessage, WalOptions, segment_name};
 
 /// Called once the job is durable, or has failed.
 pub(crate) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -32,8 +32,8 @@ pub(crate) enum Job {
         vote: Vote,
         done: Done,
     },
-    /// Rides along with the next batch; alone it is not worth a sync.
-    Committed(Option<LogId>),
+    /// Up to where entries are known to be committed.
+    Committed(LogId),
     Truncate {
         last: Option<LogId>,
         done: Done,
@@ -68,7 +68,6 @@ pub struct Writer<D: Disk> {
     position: Position,
     file: Option<D::File>,
     buffer: Vec<u8>,
-    held_back: Vec<Job>,
     purge_pending: Option<LogId>,
     /// As the disk has it, for the record that opens a segment.
     durable: StateMessage,
@@ -91,7 +90,6 @@ impl<D: Disk> Writer<D> {
             position,
             file,
             buffer: Vec::new(),
-            held_back: Vec::new(),
             purge_pending: None,
             durable,
             spare_number: 0,
@@ -111,19 +109,7 @@ impl<D: Disk> Writer<D> {
 
     /// Writes `jobs` in as few batches as fit the segments, and answers each.
     pub(crate) fn step(&mut self, jobs: &mut Vec<Job>) {
-        let mut batch = std::mem::take(&mut self.held_back);
-        for job in jobs.drain(..) {
-            let deferred = matches!(job, Job::Committed(_));
-            if deferred {
-                batch.retain(|job| !matches!(job, Job::Committed(_)));
-            }
-            batch.push(job);
-        }
-        if batch.iter().all(|job| matches!(job, Job::Committed(_))) {
-            self.held_back = batch;
-            return;
-        }
-        let result = self.write_batch(&batch);
+        let result = self.write_batch(jobs);
         if let Err(error) = &result {
             let mut state = lock(&self.state);
             if state.poison.is_none() {
@@ -131,7 +117,7 @@ impl<D: Disk> Writer<D> {
                 state.poison = Some(error.to_string());
             }
         }
-        for job in batch {
+        for job in jobs.drain(..) {
             if let Job::Append { done, .. }
             | Job::Vote { done, .. }
             | Job::Truncate { done, .. }
@@ -195,12 +181,10 @@ impl<D: Disk> Writer<D> {
                 });
             }
             Job::Committed(committed) => {
-                self.durable.committed = committed.map(Into::into);
-                if let Some(id) = *committed {
-                    self.push(Kind::Committed, |_, out| {
-                        LogIdMessage::from(id).encode_raw(out);
-                    });
-                }
+                self.durable.committed = Some((*committed).into());
+                self.push(Kind::Committed, |_, out| {
+                    LogIdMessage::from(*committed).encode_raw(out);
+                });
             }
             Job::Truncate { last, .. } => {
                 let last = last.map(LogIdMessage::from);
@@ -340,10 +324,8 @@ impl<D: Disk> Writer<D> {
     /// Serves `jobs` on this thread until all senders are gone.
     pub fn run(mut self, jobs: Jobs) {
         let Jobs(mut jobs) = jobs;
-        let mut batch = Vec::new();
-        while let Some(job) = jobs.blocking_recv() {
-            batch.push(job);
-            self.drain(&mut jobs, &mut batch);
+        while let Some(first) = jobs.blocking_recv() {
+            let mut batch = self.drain(first, &mut jobs);
             self.step(&mut batch);
         }
     }
@@ -356,22 +338,28 @@ impl<D: Disk> Writer<D> {
         F: Future<Output = ()>,
     {
         let Jobs(mut jobs) = jobs;
-        let mut batch = Vec::new();
-        while let Some(job) = jobs.recv().await {
-            batch.push(job);
+        while let Some(first) = jobs.recv().await {
             pause().await;
-            self.drain(&mut jobs, &mut batch);
+            let mut batch = self.drain(first, &mut jobs);
             self.step(&mut batch);
         }
     }
 
-    fn drain(&self, jobs: &mut mpsc::Receiver<Job>, batch: &mut Vec<Job>) {
-        let mut bytes = batch.iter().map(job_len).sum::<usize>();
-        while bytes < self.options.batch_bytes_max {
-            let Ok(job) = jobs.try_recv() else { return };
-            bytes += job_len(&job);
-            batch.push(job);
+    /// A batch: of what is said about commits, the newest word only.
+    pub(super) fn drain(&self, first: Queued, jobs: &mut mpsc::Receiver<Queued>) -> Vec<Job> {
+        let mut batch = Vec::new();
+        let mut committed = None;
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(queued) = next {
+            bytes += job_len(&queued.job);
+            batch.push(queued.job);
+            committed = queued.committed.or(committed);
+            let is_full = bytes >= self.options.batch_bytes_max;
+            next = if is_full { None } else { jobs.try_recv().ok() };
         }
+        batch.extend(committed.map(Job::Committed));
+        batch
     }
 }
 

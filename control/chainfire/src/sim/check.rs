@@ -96,16 +96,19 @@ fn touch(operation: &Operation, key: &Bytes) -> Option<Touch> {
 
 /// What happened to a key. Left out is what changes nothing that anybody saw, as it makes the search
 /// longer: ends of leases that the key never hung on, and writes that may not have happened and whose
-/// value, which no other write has, was never seen.
+/// value, which no other write has, was never seen. A swap that fails has seen some value, and does not
+/// say which.
 fn touches(history: &History, key: &Bytes) -> Vec<porcupine_rs::Operation<Key>> {
     let all = history.operations.iter();
     let all: Vec<(&Operation, Touch)> = all
         .filter_map(|operation| Some((operation, touch(operation, key)?)))
         .collect();
     let (mut leases, mut seen) = (BTreeSet::new(), BTreeSet::new());
+    let mut unnamed = false;
     for (_, touch) in &all {
         match touch {
             Touch::Put(_, lease) => _ = leases.insert(*lease),
+            Touch::Swap(_, _, Some(false)) => unnamed = true,
             Touch::Read(value) | Touch::Swap(value, ..) => seen.extend(value.clone()),
             Touch::Delete | Touch::Revoke(_) => {}
         }
@@ -115,7 +118,7 @@ fn touches(history: &History, key: &Bytes) -> Vec<porcupine_rs::Operation<Key>> 
         // The end of its lease would be seen.
         Touch::Put(_, lease) if *lease != 0 => true,
         Touch::Put(value, _) | Touch::Swap(_, value, _) => {
-            operation.answer.is_some() || seen.contains(value)
+            operation.answer.is_some() || unnamed || seen.contains(value)
         }
         Touch::Delete | Touch::Read(_) => true,
     };
@@ -224,5 +227,50 @@ pub fn as_modelled(history: &History, model: &Model) {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::super::model::Answer;
+    use super::*;
+
+    /// A swap that expects no value, and fails.
+    fn swap_fails(history: &mut History) {
+        let step = Step::Swap {
+            keys: vec![key(0)],
+            expected: None,
+            value: "2".into(),
+        };
+        let answer = Answer {
+            revision: 2,
+            detail: 0,
+        };
+        let call = history.tick();
+        history.wrote(2, call, step, Ok(answer));
+    }
+
+    #[test]
+    fn a_swap_may_fail_by_a_write_that_was_not_answered() {
+        let mut history = History::default();
+        let step = Step::Put {
+            key: key(0),
+            value: "1".into(),
+            lease: 0,
+        };
+        let call = history.tick();
+        history.wrote(1, call, step, Err(&Status::unknown("the connection broke")));
+        swap_fails(&mut history);
+        linearizable(&history);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not linearizable")]
+    fn a_swap_may_not_fail_by_nothing() {
+        let mut history = History::default();
+        swap_fails(&mut history);
+        linearizable(&history);
     }
 }

@@ -39,6 +39,9 @@ enum Command {
         /// Also what the benchmarks run beside: wrk, nginx, s3s-fs
         #[arg(long)]
         bench: bool,
+        /// Also what the lane patroni-failover runs: PostgreSQL and Patroni
+        #[arg(long, conflicts_with = "bench")]
+        failover: bool,
     },
     /// Start a node and show its main job with real clients
     Quickstart(quickstart::Options),
@@ -74,11 +77,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match command {
-        Command::Setup { bench } => {
-            let scope = if bench {
-                setup::Scope::Bench
-            } else {
-                setup::Scope::Clients
+        Command::Setup { bench, failover } => {
+            let scope = match (bench, failover) {
+                (true, _) => setup::Scope::Bench,
+                (_, true) => setup::Scope::Failover,
+                _ => setup::Scope::Clients,
             };
             setup::run(&workspace, scope)?;
         }

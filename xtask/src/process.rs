@@ -138,7 +138,13 @@ pub fn wait(child: &mut Child, deadline: Duration) -> Result<Option<ExitStatus>>
 }
 
 /// Asks `probe` until it has an answer or the deadline has passed.
-pub fn until<T>(
+pub fn until<T>(deadline: Duration, probe: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    until_every(POLL_INTERVAL, deadline, probe)
+}
+
+/// Like [`until`], with a rest between two questions, for those that are costly to answer.
+pub fn until_every<T>(
+    rest: Duration,
     deadline: Duration,
     mut probe: impl FnMut() -> Result<Option<T>>,
 ) -> Result<Option<T>> {
@@ -150,7 +156,7 @@ pub fn until<T>(
         if Instant::now() >= end {
             return Ok(None);
         }
-        std::thread::sleep(POLL_INTERVAL);
+        std::thread::sleep(rest);
     }
 }
 

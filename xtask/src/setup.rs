@@ -30,6 +30,8 @@ pub enum Scope {
     Clients,
     /// Also the peers and load generators of the benchmarks.
     Bench,
+    /// Also PostgreSQL and Patroni, for the lane that fails them over.
+    Failover,
 }
 
 /// The tools after set-up, by name.
@@ -41,7 +43,12 @@ pub struct Clients {
 impl Clients {
     /// The directory of the pinned Python clients: `aws`, `s3cmd`, and `python` with boto3.
     pub fn bin(&self) -> PathBuf {
-        python::bin(&self.cache)
+        python::CLIENTS.bin(&self.cache)
+    }
+
+    /// The programs of the venv with Patroni; there after a set-up for failing over.
+    pub fn patroni(&self) -> PathBuf {
+        python::PATRONI.bin(&self.cache)
     }
 
     /// The s3s-fs server binary.
@@ -102,9 +109,11 @@ fn set_up(workspace: &Workspace, scope: Scope, out: &mut dyn Write) -> Result<Cl
     };
     debian::ensure(scope, &mut report)?;
     ensure_nextest(workspace, &mut report)?;
-    python::ensure(&cache, &mut report)?;
-    if scope == Scope::Bench {
-        ensure_s3s_fs(workspace, &cache, &mut report)?;
+    python::CLIENTS.ensure(&cache, &mut report)?;
+    match scope {
+        Scope::Clients => {}
+        Scope::Bench => ensure_s3s_fs(workspace, &cache, &mut report)?,
+        Scope::Failover => python::PATRONI.ensure(&cache, &mut report)?,
     }
     let versions = report.versions;
     Ok(Clients { cache, versions })

@@ -1,7 +1,8 @@
 //! The JSON front, as etcd's gateway has it: `POST /v3/kv/put` with a JSON body, and so on for every
 //! request, on the port that serves gRPC.
 //!
-//! Streams answer with one JSON object a line, `{"result": ...}`, or `{"error": ...}` at their end.
+//! Streams answer with one JSON object a line, `{"result": ...}`, or `{"error": ...}` at their end. The
+//! HTTP status is that of the first: a client that reads one answer need not look into it.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -169,19 +170,37 @@ fn cluster_and_auth() -> Router<Arc<Api>> {
     }
 }
 
+/// An error as it ends a stream.
+fn stream_error(status: &Status) -> serde_json::Value {
+    let http = ApiError::http_status(status.code());
+    json!({
+        "grpc_code": status.code() as i32,
+        "http_code": http.as_u16(),
+        "message": status.message(),
+        "http_status": http.canonical_reason().unwrap_or_default(),
+    })
+}
+
 /// One line for each answer.
-fn lines<A: Serialize + 'static>(
+async fn lines<A: Serialize + Send + 'static>(
     answers: impl Stream<Item = Result<A, Status>> + Send + 'static,
 ) -> Response {
+    let mut answers = Box::pin(answers);
+    let first = answers.next().await;
+    let status = match &first {
+        Some(Err(status)) => ApiError::http_status(status.code()),
+        _ => StatusCode::OK,
+    };
     let line = |answer: Result<A, Status>| {
         let value = match answer {
             Ok(answer) => json!({ "result": answer }),
-            Err(status) => json!({ "error": Failed(status).json() }),
+            Err(status) => json!({ "error": stream_error(&status) }),
         };
         Ok::<_, Infallible>(format!("{value}\n"))
     };
-    let body = Body::from_stream(answers.map(line));
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    let body = Body::from_stream(stream::iter(first).chain(answers).map(line));
+    let head = [(header::CONTENT_TYPE, "application/json")];
+    (status, head, body).into_response()
 }
 
 /// Requests one after another, as a stream's body holds them.
@@ -199,7 +218,7 @@ async fn watch(State(api): Shared, headers: HeaderMap, body: Bytes) -> Result<Re
             return Err(Failed(status.clone()));
         }
     }
-    Ok(lines(streams::watch(&api, caller, stream::iter(requests))))
+    Ok(lines(streams::watch(&api, caller, stream::iter(requests))).await)
 }
 
 async fn keep_alive(State(api): Shared, body: Bytes) -> Response {
@@ -208,19 +227,19 @@ async fn keep_alive(State(api): Shared, body: Bytes) -> Response {
         let api = Arc::clone(&api);
         async move { api.lease_keep_alive(request?).await }
     });
-    lines(answers)
+    lines(answers).await
 }
 
 async fn snapshot(State(api): Shared, headers: HeaderMap) -> Result<Response, Failed> {
     let caller = caller(&api, &headers)?;
     api.require_admin(&caller)?;
-    Ok(lines(api.snapshot()))
+    Ok(lines(api.snapshot()).await)
 }
 
 async fn observe(State(api): Shared, headers: HeaderMap, body: Bytes) -> Result<Response, Failed> {
     let caller = caller(&api, &headers)?;
     let request = parsed(&body)?;
-    Ok(lines(api.observe(caller, request)))
+    Ok(lines(api.observe(caller, request)).await)
 }
 
 async fn version() -> Json<serde_json::Value> {
@@ -239,4 +258,46 @@ async fn health(State(api): Shared) -> (StatusCode, Json<serde_json::Value>) {
         _ => (StatusCode::SERVICE_UNAVAILABLE, "false"),
     };
     (status, Json(json!({ "health": text, "reason": reason })))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    /// The status of a stream with these answers, and its lines.
+    async fn answered(answers: Vec<Result<u32, Status>>) -> (StatusCode, Vec<serde_json::Value>) {
+        let response = lines(stream::iter(answers)).await;
+        let status = response.status();
+        let body = to_bytes(response.into_body(), BODY_BYTES_MAX)
+            .await
+            .unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        (status, lines.collect())
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_first_answer_is_an_error_has_its_status() {
+        let (status, lines) = answered(vec![Err(RpcError::NoLeader.into())]).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        let error = json!({
+            "grpc_code": 14,
+            "http_code": 503,
+            "message": "etcdserver: no leader",
+            "http_status": "Service Unavailable",
+        });
+        assert_eq!(lines, [json!({ "error": error })]);
+    }
+
+    #[tokio::test]
+    async fn an_error_later_in_a_stream_is_its_last_line() {
+        let (status, lines) = answered(vec![Ok(1), Err(RpcError::NoLeader.into())]).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(lines[0], json!({ "result": 1 }));
+        assert_eq!(lines[1]["error"]["http_code"], 503);
+        let (status, lines) = answered(Vec::new()).await;
+        assert_eq!((status, lines.len()), (StatusCode::OK, 0));
+    }
 }

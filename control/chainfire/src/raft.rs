@@ -7,20 +7,23 @@ mod peer;
 mod transport;
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use chainfire_core::{
-    Change as CoreChange, Environment, Error, ErrorKind, Node, NodeId, StateMachine,
-    TokioEnvironment, Transport,
+    AsyncRuntime as _, Change as CoreChange, Environment, Error, ErrorKind, Node, NodeId,
+    StateMachine, TokioEnvironment, Transport,
 };
 use chainfire_store::{Outcome, Reader, View};
 use control_kit::stop::Stop;
 use etcd_wire::RpcError;
 use etcd_wire::chainfire::{Command, LeaseTime, outcome};
+use futures_util::future::{Either, select};
 use prost::Message as _;
-use tonic::Status;
+use tonic::{Code, Status};
 
 pub use machine::StoreMachine;
 pub use peer::PeerService;
@@ -28,6 +31,10 @@ pub use transport::{PeerChannels, join};
 
 use crate::consensus::{Change, Consensus, Member, Progress, Standing};
 use crate::lease::LeaseKeeper;
+
+/// How long a leader is waited for that tells a lease's time, and how long between two questions.
+const LEASE_PATIENCE: Duration = Duration::from_secs(7);
+const LEASE_RETRY: Duration = Duration::from_millis(50);
 
 /// A member, in production.
 pub type RaftNode = Node<TokioEnvironment, PeerChannels, StoreMachine>;
@@ -117,6 +124,25 @@ impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
         &self.node
     }
 
+    /// Asks whoever leads for a lease's time, for as long as that one leads.
+    async fn ask_lease_time(&self, id: i64, peek: bool) -> Result<Option<LeaseTime>, Status> {
+        let status = self.node.status();
+        let leader = status.leader.ok_or(RpcError::NoLeader)?;
+        if leader == self.node.id() {
+            return self.own_lease_time(id, peek).await;
+        }
+        let known = status.members.iter().find(|known| known.id == leader);
+        let member = &known.ok_or(RpcError::NoLeader)?.member;
+        let asked = self.channels.lease_time(leader, member, id, peek);
+        let moved = self.node.leadership_changed((Some(leader), status.term));
+        let (asked, moved) = (pin!(asked), pin!(moved));
+        match select(asked, moved).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right((Ok(_), _)) => Err(RpcError::LeaderChanged.into()),
+            Either::Right((Err(error), _)) => Err(self::status(&error)),
+        }
+    }
+
     /// A lease's time, of this member's own clock; it has to lead.
     pub(crate) async fn own_lease_time(
         &self,
@@ -137,6 +163,11 @@ impl<E: Environment, T: Peers, S: KeyMachine> RaftConsensus<E, T, S> {
             Err(status) => Err(status),
         }
     }
+}
+
+/// Whether a question may be answered when it is asked again.
+fn passes(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.message() != RpcError::Stopped.text()
 }
 
 /// etcd's error for what went wrong in consensus.
@@ -318,13 +349,19 @@ impl<E: Environment, T: Peers, S: KeyMachine> Consensus for RaftConsensus<E, T, 
     }
 
     async fn lease_time(&self, id: i64, peek: bool) -> Result<Option<LeaseTime>, Status> {
-        let leader = self.leader.load(Ordering::Relaxed);
-        if leader == self.node.id() {
-            return self.own_lease_time(id, peek).await;
-        }
-        let members = self.node.status().members;
-        let member = members.into_iter().find(|member| member.id == leader);
-        let member = member.ok_or(RpcError::NoLeader)?.member;
-        self.channels.lease_time(leader, &member, id, peek).await
+        // As for a write, another leader is waited for: clients take a refusal for the lease's end.
+        let asked = async {
+            loop {
+                match self.ask_lease_time(id, peek).await {
+                    Err(status) if passes(&status) => {
+                        tracing::debug!(lease = id, %status, "the leader is asked again");
+                        E::Runtime::sleep(LEASE_RETRY).await;
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        let answer = E::Runtime::timeout(LEASE_PATIENCE, asked).await;
+        answer.unwrap_or_else(|_| Err(RpcError::Timeout.into()))
     }
 }

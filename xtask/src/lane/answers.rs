@@ -8,6 +8,13 @@ pub fn members(status: &Value) -> impl Iterator<Item = &Value> {
     status["members"].as_array().into_iter().flatten()
 }
 
+/// The name of who leads, as a status has it.
+pub fn leader(status: &Value) -> Option<&str> {
+    let id = number(&status["leader_id"]);
+    let leader = members(status).find(|one| id != 0 && number(&one["member"]["id"]) == id);
+    leader.and_then(|one| one["member"]["name"].as_str())
+}
+
 /// A 64-bit number, which JSON holds as a string.
 pub fn number(value: &Value) -> u64 {
     let text = value.as_str().and_then(|text| text.parse().ok());
@@ -36,6 +43,16 @@ mod tests {
         let answer = json!({ "kvs": [{ "key": "L3Byb29mLzE=" }, { "key": "YWI=" }] });
         assert_eq!(keys(&answer), ["/proof/1", "ab"]);
         assert_eq!(decoded("****"), None);
+    }
+
+    #[test]
+    fn the_leader_is_told_by_name() {
+        let status = json!({ "leader_id": "7", "members": [
+            { "member": { "id": "5", "name": "a" } },
+            { "member": { "id": "7", "name": "b" } },
+        ] });
+        assert_eq!(leader(&status), Some("b"));
+        assert_eq!(leader(&json!({ "leader_id": "0", "members": [] })), None);
     }
 
     #[test]

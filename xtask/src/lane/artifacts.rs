@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::process;
-use crate::workspace::Workspace;
+use crate::workspace::{Profile, Workspace};
 
 /// What no lane on processes of one machine shows.
 const SCOPE: &str = "processes on loopback of one machine, no virtual machines: contracts that ask for KVM are not claimed";
@@ -17,6 +17,7 @@ const SCOPE: &str = "processes on loopback of one machine, no virtual machines: 
 /// The artifacts of one run.
 pub struct Artifacts {
     lane: &'static str,
+    profile: Profile,
     dir: PathBuf,
     commit: String,
     steps: Vec<Value>,
@@ -27,7 +28,7 @@ pub struct Artifacts {
 
 impl Artifacts {
     /// Makes the run's directory and points `latest` to it.
-    pub fn create(workspace: &Workspace, lane: &'static str) -> Result<Self> {
+    pub fn create(workspace: &Workspace, lane: &'static str, profile: Profile) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let stamp = format!("{}", now.as_secs());
         let root = workspace.root().join("work").join(lane);
@@ -45,6 +46,7 @@ impl Artifacts {
             .args(["describe", "--always", "--dirty"]);
         Ok(Self {
             lane,
+            profile,
             dir,
             commit: process::capture(&mut git).unwrap_or_else(|_| "unknown".to_owned()),
             steps: Vec::new(),
@@ -89,11 +91,16 @@ impl Artifacts {
 
     /// Writes `result.json` and says where it is.
     pub fn finish(&self, outcome: &Result<()>) -> Result<()> {
+        let (build, flag) = match self.profile {
+            Profile::Dev => ("development", " --dev"),
+            Profile::Release => ("release", ""),
+        };
         let result = json!({
             "lane": self.lane,
             "success": outcome.is_ok(),
             "error": outcome.as_ref().err().map(|error| format!("{error:#}")),
-            "command": format!("cargo xtask lane {}", self.lane),
+            "command": format!("cargo xtask lane {}{flag}", self.lane),
+            "build": build,
             "commit": self.commit,
             "vm_accelerator_mode": "none",
             "scope": SCOPE,

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::answers::{keys, members, number};
+use super::answers::{keys, leader, members, number};
 use super::artifacts::Artifacts;
 use super::members::{Ctl, DEADLINE, Member, State};
 use super::writer::Writer;
@@ -234,7 +234,7 @@ impl Story<'_> {
             .collect();
         let ctl = Ctl::of(self.cli, &others);
         let status = ctl.until("another leader", &["member", "status"], |status| {
-            named(status).is_some_and(|leader| leader != NAMES[lost])
+            leader(status).is_some_and(|leader| leader != NAMES[lost])
         })?;
         let elected = since.elapsed();
         let key = format!("{ROOT}after-loss/{}", self.losses.len());
@@ -243,7 +243,7 @@ impl Story<'_> {
         self.losses.push(json!({
             "fault": fault,
             "lost": NAMES[lost],
-            "leads": named(&status),
+            "leads": leader(&status),
             "leader_known_s": seconds(elected),
             "write_acknowledged_s": seconds(served),
         }));
@@ -389,7 +389,7 @@ impl Story<'_> {
     /// Who leads.
     fn leader(&self) -> Result<usize> {
         let status = self.settled(&self.members)?;
-        let name = named(&status).context("the leader has no name")?;
+        let name = leader(&status).context("the leader has no name")?;
         let place = NAMES.iter().position(|one| *one == name);
         place.with_context(|| format!("{name} leads"))
     }
@@ -412,13 +412,6 @@ fn etcdctl(members: &[Member], args: &[&str]) -> Result<Value> {
 fn read(ctl: &Ctl, revision: Option<u64>) -> Result<Value> {
     let revision = revision.unwrap_or_default().to_string();
     ctl.ask(&["get", ROOT, "--prefix", "--rev", &revision])
-}
-
-/// The name of who leads, as a status has it.
-fn named(status: &Value) -> Option<&str> {
-    let id = number(&status["leader_id"]);
-    let leader = members(status).find(|one| id != 0 && number(&one["member"]["id"]) == id);
-    leader.and_then(|one| one["member"]["name"].as_str())
 }
 
 /// Seconds, to the millisecond.

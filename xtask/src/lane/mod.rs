@@ -9,6 +9,8 @@ mod artifacts;
 mod durability;
 mod members;
 mod membership;
+mod patroni;
+mod postgres;
 mod writer;
 
 use anyhow::Result;
@@ -23,6 +25,9 @@ use crate::workspace::{Profile, Workspace};
 pub struct Options {
     /// Which lane
     lane: Lane,
+    /// On development builds, which are made sooner and are slower
+    #[arg(long)]
+    dev: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -31,6 +36,8 @@ enum Lane {
     ChainfireLiveMembershipProof,
     /// Backup and restore of ChainFire's keys under writes, kills, stops and a flush that fails
     DurabilityProof,
+    /// PostgreSQL under Patroni fails over, with its leader's key in ChainFire
+    PatroniFailover,
 }
 
 impl Lane {
@@ -38,22 +45,38 @@ impl Lane {
         match self {
             Self::ChainfireLiveMembershipProof => "chainfire-live-membership-proof",
             Self::DurabilityProof => "durability-proof",
+            Self::PatroniFailover => "patroni-failover",
+        }
+    }
+
+    /// What it needs of the system.
+    fn scope(self) -> Scope {
+        match self {
+            Self::ChainfireLiveMembershipProof | Self::DurabilityProof => Scope::Clients,
+            Self::PatroniFailover => Scope::Failover,
         }
     }
 }
 
-/// Runs a lane on a release build.
+/// Runs a lane, on release builds unless told otherwise.
 ///
 /// # Errors
 /// The step that failed; `result.json` says the same.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    setup::run_as_progress(workspace, Scope::Clients)?;
-    let server = workspace.build(Profile::Release, "ultracloud")?;
-    let cli = workspace.build(Profile::Release, "ultractl")?;
-    let mut artifacts = Artifacts::create(workspace, options.lane.name())?;
-    let outcome = match options.lane {
+    let lane = options.lane;
+    let clients = setup::run_as_progress(workspace, lane.scope())?;
+    let profile = if options.dev {
+        Profile::Dev
+    } else {
+        Profile::Release
+    };
+    let server = workspace.build(profile, "ultracloud")?;
+    let cli = workspace.build(profile, "ultractl")?;
+    let mut artifacts = Artifacts::create(workspace, lane.name(), profile)?;
+    let outcome = match lane {
         Lane::ChainfireLiveMembershipProof => membership::run(&server, &cli, &mut artifacts),
         Lane::DurabilityProof => durability::run(&server, &cli, &mut artifacts),
+        Lane::PatroniFailover => patroni::run(&server, &cli, &clients.patroni(), &mut artifacts),
     };
     artifacts.finish(&outcome)?;
     outcome

@@ -26,6 +26,10 @@ struct Tool {
 const PYTHON_PROBE: &str =
     "import ensurepip, ssl, venv, sys; print('Python', sys.version.split()[0])";
 
+/// Debian keeps each version in a directory of its own.
+const POSTGRES_PROBE: &str =
+    "exec \"$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)\"/postgres --version";
+
 const TOOLS: &[Tool] = &[
     Tool {
         name: "cc",
@@ -139,13 +143,21 @@ const TOOLS: &[Tool] = &[
         strict: true,
         scope: Scope::Clients,
     },
+    Tool {
+        name: "postgres",
+        why: "what Patroni fails over, in a lane",
+        packages: &["postgresql"],
+        probe: &["sh", "-c", POSTGRES_PROBE],
+        strict: true,
+        scope: Scope::Failover,
+    },
 ];
 
 /// Installs what is missing of the scope's tools and reports all of them.
 pub fn ensure(scope: Scope, report: &mut Report) -> Result<()> {
     let wanted = TOOLS
         .iter()
-        .filter(|tool| scope == Scope::Bench || tool.scope == scope);
+        .filter(|tool| tool.scope == Scope::Clients || tool.scope == scope);
     let mut missing = Vec::new();
     for tool in wanted {
         match version(tool) {
@@ -161,8 +173,10 @@ pub fn ensure(scope: Scope, report: &mut Report) -> Result<()> {
         let version = version(tool)
             .with_context(|| format!("{} was installed but does not run", tool.name))?;
         report.line(State::Installed, tool.name, &version, tool.why)?;
-        if let "nginx" | "etcd" = tool.name {
-            leave_stopped(tool.name)?;
+        match tool.name {
+            "nginx" | "etcd" => leave_stopped(tool.name)?,
+            "postgres" => leave_stopped("postgresql")?,
+            _ => {}
         }
     }
     Ok(())

@@ -149,8 +149,8 @@ impl Peers for PeerChannels {
             peek,
         });
         request.set_timeout(LEASE_TIMEOUT);
-        let answer = client.lease_renew(request).await?.into_inner();
-        match answer.result {
+        let answer = client.lease_renew(request).await.map_err(unanswered)?;
+        match answer.into_inner().result {
             Some(lease_renew_response::Result::Time(time)) => Ok(Some(time)),
             Some(lease_renew_response::Result::Gone(_)) => Ok(None),
             Some(lease_renew_response::Result::NotLeader(_)) | None => {
@@ -176,6 +176,15 @@ pub async fn join(
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(Status::unavailable("no answer in time")),
     }
+}
+
+/// What a client is told of a call to the leader that failed: its own words, or that it gave none.
+fn unanswered(status: Status) -> Status {
+    let is_silent = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
+    if is_silent || std::error::Error::source(&status).is_some() {
+        return RpcError::TimeoutDueToLeaderFail.into();
+    }
+    status
 }
 
 /// What a failed call says of whether it reached the other member.

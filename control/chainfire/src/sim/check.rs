@@ -244,3 +244,48 @@ pub fn as_modelled(history: &History, model: &Model) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::super::model::Answer;
+    use super::*;
+
+    /// A swap that expects no value, and fails.
+    fn swap_fails(history: &mut History) {
+        let step = Step::Swap {
+            keys: vec![key(0)],
+            expected: None,
+            value: "2".into(),
+        };
+        let answer = Answer {
+            revision: 2,
+            detail: 0,
+        };
+        let call = history.tick();
+        history.wrote(2, call, step, Ok(answer));
+    }
+
+    #[test]
+    fn a_swap_may_fail_by_a_write_that_was_not_answered() {
+        let mut history = History::default();
+        let step = Step::Put {
+            key: key(0),
+            value: "1".into(),
+            lease: 0,
+        };
+        let call = history.tick();
+        history.wrote(1, call, step, Err(&Status::unknown("the connection broke")));
+        swap_fails(&mut history);
+        linearizable(&history);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not linearizable")]
+    fn a_swap_may_not_fail_by_nothing() {
+        let mut history = History::default();
+        swap_fails(&mut history);
+        linearizable(&history);
+    }
+}

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
+use crate::support::cluster::{leader, three};
 use crate::support::{DEADLINE, Member, eventually, http};
 
 fn post(member: &Member, path: &str, body: &Value) -> (u16, Value) {
@@ -84,4 +85,20 @@ fn a_watch_is_a_line_for_each_answer() {
     assert_eq!(event["kv"]["value"], "MQ==");
     // A put is the default of its field, which the gateway leaves out.
     assert_eq!(event["type"], Value::Null);
+}
+
+#[test]
+fn a_lease_is_kept_alive_across_the_loss_of_the_leader() {
+    let mut members = three();
+    let lost = leader(&members);
+    let asked = (lost + 1) % members.len();
+    let (_, lease) = post(&members[asked], "/v3/lease/grant", &json!({"TTL": "600"}));
+    let renew = json!({ "ID": lease["ID"] });
+    members[lost].kill();
+    // One that says that there is no leader yet may be asked again; one that renews tells the time.
+    let kept = eventually("the lease is renewed", || {
+        let (status, kept) = post(&members[asked], "/v3/lease/keepalive", &renew);
+        (status == 200).then_some(kept)
+    });
+    assert_eq!(kept["result"]["TTL"], "600", "{kept}");
 }

@@ -42,6 +42,27 @@ pub(crate) fn decode<M: Message + Default>(
     M::decode(bytes).map_err(|error| DecodeError::new(object, error))
 }
 
+/// Terms and indexes are below this, as whoever holds one counts on from it.
+const NUMBER_END: u64 = 1 << 63;
+
+fn number(object: &'static str, number: u64) -> Result<u64, DecodeError> {
+    if number < NUMBER_END {
+        return Ok(number);
+    }
+    Err(DecodeError::new(
+        object,
+        format!("terms and indexes below 2^63 are expected, not {number}"),
+    ))
+}
+
+/// A field that may be there.
+pub(crate) fn optional<M, T>(field: Option<M>) -> Result<Option<T>, DecodeError>
+where
+    T: TryFrom<M, Error = DecodeError>,
+{
+    field.map(TryInto::try_into).transpose()
+}
+
 /// A field that must be there.
 pub(crate) fn required<T>(object: &'static str, field: Option<T>) -> Result<T, DecodeError> {
     field.ok_or_else(|| DecodeError::new(object, "a required field is missing"))
@@ -64,9 +85,14 @@ impl From<LogId> for LogIdMessage {
     }
 }
 
-impl From<LogIdMessage> for LogId {
-    fn from(message: LogIdMessage) -> Self {
-        LogId::new(CommittedLeaderId::new(message.term), message.index)
+impl TryFrom<LogIdMessage> for LogId {
+    type Error = DecodeError;
+
+    fn try_from(message: LogIdMessage) -> Result<Self, DecodeError> {
+        const OBJECT: &str = "log position";
+        let term = number(OBJECT, message.term)?;
+        let index = number(OBJECT, message.index)?;
+        Ok(LogId::new(CommittedLeaderId::new(term), index))
     }
 }
 
@@ -91,18 +117,16 @@ impl From<Vote> for VoteMessage {
     }
 }
 
-impl From<VoteMessage> for Vote {
-    fn from(message: VoteMessage) -> Self {
-        let VoteMessage {
-            term,
-            node,
-            committed,
-        } = message;
-        if committed {
-            Vote::new_committed(term, node)
+impl TryFrom<VoteMessage> for Vote {
+    type Error = DecodeError;
+
+    fn try_from(message: VoteMessage) -> Result<Self, DecodeError> {
+        let term = number("vote", message.term)?;
+        Ok(if message.committed {
+            Vote::new_committed(term, message.node)
         } else {
-            Vote::new(term, node)
-        }
+            Vote::new(term, message.node)
+        })
     }
 }
 
@@ -231,10 +255,7 @@ impl TryFrom<StoredMembershipMessage> for StoredMembership {
 
     fn try_from(message: StoredMembershipMessage) -> Result<Self, DecodeError> {
         let membership = message.membership.unwrap_or_default();
-        Ok(Self::new(
-            message.log_id.map(Into::into),
-            membership.try_into()?,
-        ))
+        Ok(Self::new(optional(message.log_id)?, membership.try_into()?))
     }
 }
 
@@ -260,7 +281,7 @@ impl TryFrom<SnapshotMetaMessage> for SnapshotMeta {
 
     fn try_from(message: SnapshotMetaMessage) -> Result<Self, DecodeError> {
         Ok(Self {
-            last_log_id: message.last_log_id.map(Into::into),
+            last_log_id: optional(message.last_log_id)?,
             last_membership: message.membership.unwrap_or_default().try_into()?,
         })
     }
@@ -348,7 +369,7 @@ impl TryFrom<EntryMessage> for Entry {
             }
         };
         Ok(Entry {
-            log_id: required("entry", message.log_id)?.into(),
+            log_id: required("entry", message.log_id)?.try_into()?,
             payload,
         })
     }
@@ -376,7 +397,7 @@ pub(crate) fn decode_log_id(bytes: &[u8]) -> Result<Option<LogId>, DecodeError> 
     if bytes.is_empty() {
         return Ok(None);
     }
-    LogIdMessage::decode_length_delimited(bytes)
-        .map(|message| Some(message.into()))
-        .map_err(|error| DecodeError::new("log position", error))
+    let message = LogIdMessage::decode_length_delimited(bytes)
+        .map_err(|error| DecodeError::new("log position", error))?;
+    Ok(Some(message.try_into()?))
 }

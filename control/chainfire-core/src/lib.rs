@@ -20,6 +20,8 @@ pub mod disk;
 mod env;
 mod error;
 mod forced;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod log_store;
 mod machine;
 mod membership;

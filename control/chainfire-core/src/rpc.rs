@@ -9,7 +9,7 @@ use prost::Message;
 
 use crate::codec::{
     DecodeError, EntryMessage, LogIdMessage, ProposalMessage, SnapshotMetaMessage, VoteMessage,
-    decode, required,
+    decode, optional, required,
 };
 use crate::error::{Error, ErrorKind};
 use crate::types::{LogId, NodeId, Proposal, SnapshotMeta, TypeConfig, Vote};
@@ -119,8 +119,8 @@ pub(crate) fn decode_vote_request<R: AsyncRuntime + 'static>(
 ) -> Result<VoteRequest<TypeConfig<R>>, DecodeError> {
     const OBJECT: &str = "vote request";
     let message: VoteRequestMessage = decode(OBJECT, bytes)?;
-    let vote = required(OBJECT, message.vote)?.into();
-    let mut request = VoteRequest::new(vote, message.last.map(Into::into));
+    let vote = required(OBJECT, message.vote)?.try_into()?;
+    let mut request = VoteRequest::new(vote, optional(message.last)?);
     request.leadership_transfer = message.transfer;
     Ok(request)
 }
@@ -141,10 +141,10 @@ pub(crate) fn decode_vote_response<R: AsyncRuntime + 'static>(
 ) -> Result<VoteResponse<TypeConfig<R>>, DecodeError> {
     const OBJECT: &str = "vote response";
     let message: VoteResponseMessage = decode(OBJECT, bytes)?;
-    let vote: Vote = required(OBJECT, message.vote)?.into();
+    let vote: Vote = required(OBJECT, message.vote)?.try_into()?;
     Ok(VoteResponse::new(
         vote,
-        message.last.map(Into::into),
+        optional(message.last)?,
         message.granted,
     ))
 }
@@ -168,9 +168,9 @@ pub(crate) fn decode_append_request<R: AsyncRuntime + 'static>(
     let message: AppendRequestMessage = decode(OBJECT, bytes)?;
     let entries = message.entries.into_iter().map(TryInto::try_into);
     Ok(AppendEntriesRequest {
-        vote: required(OBJECT, message.vote)?.into(),
-        prev_log_id: message.previous.map(Into::into),
-        leader_commit: message.commit.map(Into::into),
+        vote: required(OBJECT, message.vote)?.try_into()?,
+        prev_log_id: optional(message.previous)?,
+        leader_commit: optional(message.commit)?,
         entries: entries.collect::<Result<_, DecodeError>>()?,
     })
 }
@@ -201,10 +201,10 @@ pub(crate) fn decode_append_response<R: AsyncRuntime + 'static>(
     let message: AppendResponseMessage = decode(OBJECT, bytes)?;
     Ok(match message.result() {
         Appended::Success => AppendEntriesResponse::Success,
-        Appended::Partial => AppendEntriesResponse::PartialSuccess(message.matched.map(Into::into)),
+        Appended::Partial => AppendEntriesResponse::PartialSuccess(optional(message.matched)?),
         Appended::Conflict => AppendEntriesResponse::Conflict,
         Appended::HigherVote => {
-            AppendEntriesResponse::HigherVote(required(OBJECT, message.vote)?.into())
+            AppendEntriesResponse::HigherVote(required(OBJECT, message.vote)?.try_into()?)
         }
         Appended::Unspecified => return Err(DecodeError::new(OBJECT, "no result")),
     })
@@ -226,11 +226,11 @@ pub(crate) fn decode_transfer<R: AsyncRuntime + 'static>(
 ) -> Result<TransferLeaderRequest<TypeConfig<R>>, DecodeError> {
     const OBJECT: &str = "transfer request";
     let message: TransferMessage = decode(OBJECT, bytes)?;
-    let vote = required(OBJECT, message.vote)?.into();
+    let vote = required(OBJECT, message.vote)?.try_into()?;
     Ok(TransferLeaderRequest::new(
         vote,
         message.to,
-        message.last.map(Into::into),
+        optional(message.last)?,
     ))
 }
 
@@ -245,7 +245,7 @@ pub(crate) fn encode_snapshot_head(vote: Vote, meta: &SnapshotMeta) -> Bytes {
 pub(crate) fn decode_snapshot_head(bytes: Bytes) -> Result<(Vote, SnapshotMeta), DecodeError> {
     const OBJECT: &str = "snapshot head";
     let message: SnapshotHeadMessage = decode(OBJECT, bytes)?;
-    let vote = required(OBJECT, message.vote)?.into();
+    let vote = required(OBJECT, message.vote)?.try_into()?;
     Ok((vote, required(OBJECT, message.meta)?.try_into()?))
 }
 
@@ -254,7 +254,7 @@ pub(crate) fn encode_vote(vote: Vote) -> Bytes {
 }
 
 pub(crate) fn decode_vote(bytes: Bytes) -> Result<Vote, DecodeError> {
-    Ok(decode::<VoteMessage>("vote", bytes)?.into())
+    decode::<VoteMessage>("vote", bytes)?.try_into()
 }
 
 pub(crate) fn encode_position(position: Option<LogId>) -> Bytes {

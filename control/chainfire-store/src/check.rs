@@ -10,6 +10,9 @@ use etcd_wire::etcdserverpb::{
 
 /// The most operations of a transaction, as etcd has it by default.
 pub const TXN_OPS_MAX: usize = 128;
+/// How deep transactions may be nested. A command that holds one is decoded again by every member,
+/// and decoders take at most 100 messages in each other: two for each transaction, and three more.
+const TXN_DEPTH_MAX: usize = 32;
 
 type Check = Result<(), RpcError>;
 
@@ -55,16 +58,16 @@ pub fn check_delete(request: &DeleteRangeRequest) -> Check {
 /// widest path.
 ///
 /// # Errors
-/// `TooManyOps`, `DuplicateKey` (a key put twice, or put and deleted, by one path), `KeyNotFound`
+/// `TooManyOps` (also where it is nested more than 32 deep), `DuplicateKey` (a key put twice, or put and deleted, by one path), `KeyNotFound`
 /// for an empty operation (so etcd answers), and those of the single operations.
 pub fn check_txn(request: &TxnRequest, ops_max: usize) -> Check {
-    check_shape(request, ops_max)?;
+    check_shape(request, ops_max, TXN_DEPTH_MAX)?;
     touched(&request.success)?;
     touched(&request.failure)?;
     Ok(())
 }
 
-fn check_shape(request: &TxnRequest, ops_max: usize) -> Check {
+fn check_shape(request: &TxnRequest, ops_max: usize, depth_max: usize) -> Check {
     let ops = request
         .compare
         .len()
@@ -79,7 +82,10 @@ fn check_shape(request: &TxnRequest, ops_max: usize) -> Check {
             Some(request_op::Request::RequestRange(range)) => check_range(range)?,
             Some(request_op::Request::RequestPut(put)) => check_put(put)?,
             Some(request_op::Request::RequestDeleteRange(delete)) => check_delete(delete)?,
-            Some(request_op::Request::RequestTxn(txn)) => check_shape(txn, left)?,
+            Some(request_op::Request::RequestTxn(txn)) => {
+                let deeper = depth_max.checked_sub(1).ok_or(RpcError::TooManyOps)?;
+                check_shape(txn, left, deeper)?;
+            }
             None => return Err(RpcError::KeyNotFound),
         }
     }

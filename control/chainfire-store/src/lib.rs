@@ -23,6 +23,8 @@ mod batch;
 mod check;
 mod error;
 mod etcd_file;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod hash;
 mod index;
 mod lease;

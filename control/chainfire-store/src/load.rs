@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata as _};
 
 use crate::auth::Auth;
 use crate::error::{During, Error, ErrorKind};
@@ -130,6 +130,7 @@ impl StateRow {
 pub(crate) fn load(txn: &ReadTransaction) -> Result<State, Error> {
     let table = txn.open_table(STATE).during("open the state")?;
     let Some(row) = table.get(STATE_ROW).during("read the state")? else {
+        check_empty(txn)?;
         return Ok(State::default());
     };
     let row = StateRow::decode(row.value())
@@ -149,6 +150,24 @@ pub(crate) fn load(txn: &ReadTransaction) -> Result<State, Error> {
     load_index(txn, &mut state)?;
     attach(&mut state)?;
     Ok(state)
+}
+
+/// Every batch writes the state's row: without it there is nothing else.
+fn check_empty(txn: &ReadTransaction) -> Result<(), Error> {
+    let versions = txn.open_table(VERSIONS).during("open the versions")?;
+    let leases = txn.open_table(LEASES).during("open the leases")?;
+    let users = txn.open_table(USERS).during("open the users")?;
+    let roles = txn.open_table(ROLES).during("open the roles")?;
+    let rows = versions.len().during("count the versions")?
+        + leases.len().during("count the leases")?
+        + users.len().during("count the users")?
+        + roles.len().during("count the roles")?;
+    if rows > 0 {
+        return Err(Error::corrupt(
+            "read the state's row: it is expected beside others",
+        ));
+    }
+    Ok(())
 }
 
 fn load_auth(txn: &ReadTransaction, state: &mut State) -> Result<(), Error> {

@@ -13,6 +13,8 @@
 //! A row is the table (a byte), the lengths of key and value (`u32` each, little-endian), key,
 //! value. Keys and values are those of the tables; a lease's are 8 and 16 bytes, big-endian.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod restore;
 
 use std::ops::Bound;

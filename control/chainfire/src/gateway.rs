@@ -28,6 +28,9 @@ use crate::grpc::streams;
 
 /// Base64 makes four bytes of three.
 const BODY_BYTES_MAX: usize = REQUEST_BYTES_MAX * 2;
+/// Requests that the body of a stream may hold. They are all parsed before the first is served, and the
+/// shortest, of two bytes, takes two hundred then.
+const STREAM_REQUESTS_MAX: usize = 1024;
 
 type Shared = State<Arc<Api>>;
 
@@ -203,11 +206,16 @@ async fn lines<A: Serialize + Send + 'static>(
     (status, head, body).into_response()
 }
 
-/// Requests one after another, as a stream's body holds them.
+/// Requests one after another, as a stream's body holds them; an error stands for all after it.
 fn requests<Q: DeserializeOwned>(body: &[u8]) -> Vec<Result<Q, Status>> {
     let parsed = serde_json::Deserializer::from_slice(body).into_iter::<Q>();
     let parsed = parsed.map(|one| one.map_err(|e| Status::invalid_argument(e.to_string())));
-    parsed.collect()
+    let mut requests: Vec<_> = parsed.take(STREAM_REQUESTS_MAX + 1).collect();
+    if requests.len() > STREAM_REQUESTS_MAX {
+        let what = format!("a stream of more than {STREAM_REQUESTS_MAX} requests in one body");
+        requests[STREAM_REQUESTS_MAX] = Err(Status::invalid_argument(what));
+    }
+    requests
 }
 
 async fn watch(State(api): Shared, headers: HeaderMap, body: Bytes) -> Result<Response, Failed> {
@@ -299,5 +307,25 @@ mod tests {
         assert_eq!(lines[1]["error"]["http_code"], 503);
         let (status, lines) = answered(Vec::new()).await;
         assert_eq!((status, lines.len()), (StatusCode::OK, 0));
+    }
+
+    #[test]
+    fn the_body_of_a_stream_holds_a_bounded_number_of_requests() {
+        let parsed = |count: usize| requests::<pb::WatchRequest>("{}".repeat(count).as_bytes());
+        let most = parsed(STREAM_REQUESTS_MAX);
+        assert_eq!(most.len(), STREAM_REQUESTS_MAX);
+        assert!(most.iter().all(Result::is_ok));
+        let more = parsed(BODY_BYTES_MAX / 2);
+        assert_eq!(more.len(), STREAM_REQUESTS_MAX + 1);
+        let refused = more.last().and_then(|last| last.as_ref().err());
+        let refused = refused.map(Status::code);
+        assert_eq!(refused, Some(tonic::Code::InvalidArgument));
+    }
+
+    #[test]
+    fn what_follows_a_malformed_request_of_a_stream_is_not_taken() {
+        let parsed = requests::<pb::WatchRequest>(b"{} nonsense {}");
+        let taken: Vec<bool> = parsed.iter().map(Result::is_ok).collect();
+        assert_eq!(taken, [true, false]);
     }
 }

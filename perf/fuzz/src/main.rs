@@ -13,13 +13,15 @@ mod bbolt;
 #[cfg(fuzzing)]
 mod body;
 #[cfg(fuzzing)]
+mod chainfire;
+#[cfg(fuzzing)]
 mod request;
 #[cfg(fuzzing)]
 mod xml;
 
 /// Every target by name; `cargo xtask fuzz` and the directories of seeds use the same names.
 #[cfg(fuzzing)]
-const TARGETS: [(&str, fn(&[u8])); 12] = [
+const TARGETS: [(&str, fn(&[u8])); 18] = [
     ("http-head", request::head),
     ("sigv4-header", request::signed_header),
     ("sigv4-query", request::signed_query),
@@ -35,6 +37,12 @@ const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("run-block", lightningstor::store::fuzzing::run_block),
     ("run-frame", lightningstor::store::fuzzing::run_frame),
     ("bbolt-file", bbolt::file),
+    ("chainfire-log", chainfire_core::fuzzing::log),
+    ("chainfire-rpc", chainfire_core::fuzzing::rpc),
+    ("chainfire-command", chainfire_store::fuzzing::commands),
+    ("chainfire-snapshot", chainfire_store::fuzzing::snapshot),
+    ("chainfire-backup", chainfire::backup),
+    ("etcd-json", chainfire::json),
 ];
 
 #[cfg(fuzzing)]

@@ -10,6 +10,7 @@ use openraft_rt_sim::{SimInstant, SimRuntime};
 use porcupine_rs::{Model, Operation};
 
 use crate::error::ErrorKind;
+use crate::sim::broken::Breakage;
 use crate::sim::machine::{SimNode, World, Write};
 use crate::sim::runtime::on;
 use crate::wal::lock;
@@ -151,7 +152,9 @@ pub(crate) async fn run(
         let call = lock(&history).tick();
         if reads {
             let key = lock(&world.random).below(KEYS) as u8;
-            if on(at, node.read_barrier()).await.is_ok() && world.run(at) == Some(run) {
+            let ready = world.members.breakage == Some(Breakage::Barrier)
+                || on(at, node.read_barrier()).await.is_ok();
+            if ready && world.run(at) == Some(run) {
                 let value = node.reader().get(key);
                 let mut history = lock(&history);
                 let returned = history.tick();

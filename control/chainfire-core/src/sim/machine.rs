@@ -10,6 +10,7 @@ use crc_fast::{CrcAlgorithm, checksum};
 
 use crate::disk::{Disk as _, DiskFile as _};
 use crate::machine::{Command, Standing, StateMachine};
+use crate::sim::broken::Breakage;
 use crate::sim::cluster::{self, Members};
 use crate::sim::disk::SimDisk;
 use crate::transport::SnapshotChunks;
@@ -75,13 +76,26 @@ pub(crate) type Ledger = Arc<Mutex<BTreeMap<u64, Bytes>>>;
 #[derive(Debug, Default)]
 pub(crate) struct Plain {
     ledger: Ledger,
+    pub(crate) breakage: Option<Breakage>,
+}
+
+impl Plain {
+    /// Of which something may be broken.
+    pub(crate) fn with(breakage: Option<Breakage>) -> Self {
+        Self {
+            breakage,
+            ..Self::default()
+        }
+    }
 }
 
 impl Members for Plain {
     type Machine = Machine;
 
-    fn open(&self, _id: NodeId, state: SimDisk) -> io::Result<Machine> {
-        Machine::open(state, self.ledger.clone())
+    fn open(&self, id: NodeId, state: SimDisk) -> io::Result<Machine> {
+        let mut machine = Machine::open(state, self.ledger.clone())?;
+        machine.forgets = id == 1 && self.breakage == Some(Breakage::Command);
+        Ok(machine)
     }
 }
 
@@ -157,6 +171,8 @@ pub(crate) struct Machine {
     registers: Registers,
     reader: Reader,
     ledger: Ledger,
+    /// Whether it answers some commands without applying them.
+    forgets: bool,
 }
 
 impl Machine {
@@ -176,6 +192,7 @@ impl Machine {
             registers,
             reader,
             ledger,
+            forgets: false,
         })
     }
 
@@ -197,6 +214,7 @@ impl Machine {
             );
         }
         match Write::decode(command.bytes.clone()) {
+            Write::Set { .. } if self.forgets && command.index.is_multiple_of(8) => true,
             Write::Set { key, to } => {
                 self.registers.values.insert(key, to);
                 true

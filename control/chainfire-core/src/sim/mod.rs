@@ -12,6 +12,8 @@ pub mod seeds;
 pub mod trouble;
 
 #[cfg(test)]
+mod broken;
+#[cfg(test)]
 mod client;
 #[cfg(test)]
 mod conformance;

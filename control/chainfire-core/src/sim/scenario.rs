@@ -9,6 +9,7 @@ use openraft::async_runtime::AsyncRuntime as _;
 use openraft_rt_sim::{SimInstant, SimRuntime};
 use porcupine_rs::{CheckResult, check_operations_timeout};
 
+use crate::sim::broken::Breakage;
 use crate::sim::check;
 use crate::sim::client::{self, History, KEYS, Register};
 use crate::sim::machine::{Plain, SimNode, World, Write};
@@ -34,15 +35,20 @@ pub(crate) struct Done {
 
 /// Runs the scenario of `seed`. Panics where an invariant breaks.
 pub(crate) fn run(seed: u64) -> Done {
+    run_with(seed, None)
+}
+
+/// As [`run`], where something may be broken.
+pub(crate) fn run_with(seed: u64, breakage: Option<Breakage>) -> Done {
     check::panics::catch_from_now();
-    let done = SimRuntime::with_seed(seed).block_on(scenario(seed));
+    let done = SimRuntime::with_seed(seed).block_on(scenario(seed, breakage));
     let panics = check::panics::caught();
     assert!(panics.is_empty(), "tasks have panicked: {panics:#?}");
     done
 }
 
-async fn scenario(seed: u64) -> Done {
-    let world = World::new(seed, Plain::default());
+async fn scenario(seed: u64, breakage: Option<Breakage>) -> Done {
+    let world = World::new(seed, Plain::with(breakage));
     let count = if lock(&world.random).chance(60) { 3 } else { 5 };
     world.form(count).await;
     let history = Arc::new(Mutex::new(History::default()));

@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::sim::check::panics;
+
 /// The seed to replay, alone.
 pub const SEED: &str = "CHAINFIRE_SIM_SEED";
 
@@ -29,4 +31,23 @@ pub fn play<D: Debug>(
         all.push(done);
     }
     alone.is_none().then_some(all)
+}
+
+/// Plays seeds of a world in which something is broken, up to the first in which a check finds it. What
+/// the checks said there.
+///
+/// # Panics
+/// Where no seed shows it.
+pub fn first_found<D>(
+    seeds: impl IntoIterator<Item = u64>,
+    mut play: impl FnMut(u64) -> D,
+) -> Vec<String> {
+    for seed in seeds {
+        if catch_unwind(AssertUnwindSafe(|| play(seed))).is_err() {
+            let found = panics::caught();
+            println!("found in seed {seed}");
+            return found;
+        }
+    }
+    panic!("no check has found it");
 }

@@ -11,6 +11,8 @@
 //!
 //! It does not know what entries mean, and deletes a segment only when all its entries were purged.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod record;
 mod recover;
 mod state;

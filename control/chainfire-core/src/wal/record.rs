@@ -74,7 +74,7 @@ impl Kind {
 }
 
 /// Which write a record belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct BatchId {
     /// The run of the process.
     pub(crate) boot: u32,
@@ -149,9 +149,14 @@ pub(crate) fn push_record(
     batch[at + 16..at + 20].copy_from_slice(&id.boot.to_le_bytes());
     batch[at + 20..at + 24].copy_from_slice(&id.start.to_le_bytes());
     batch[at + 24] = kind as u8;
-    let sum = crc([&segment.to_le_bytes(), &batch[at + 4..]]);
-    batch[at..at + 4].copy_from_slice(&sum.to_le_bytes());
+    put_checksum(&mut batch[at..], segment);
     batch.resize(at + record_len(len), 0);
+}
+
+/// Gives a record, up to its payload's end, the checksum it has in `segment`.
+pub(crate) fn put_checksum(record: &mut [u8], segment: u64) {
+    let sum = crc([&segment.to_le_bytes(), &record[4..]]);
+    record[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// The record at `at`, if a whole and undamaged one is there.

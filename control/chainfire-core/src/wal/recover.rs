@@ -6,18 +6,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use prost::Message as _;
-
 use crate::codec::{self, EntryMessage, LogIdMessage, VoteMessage};
 use crate::disk::{Disk, DiskFile as _};
 use crate::error::{Error, Result};
-use crate::types::{Entry, LogId};
+use crate::types::Entry;
 use crate::wal::record::{
     ALIGNMENT, BatchId, Kind, Record, SEGMENT_HEADER, parse_record, parse_segment_header,
 };
 use crate::wal::state::{Place, State};
 use crate::wal::writer::{Position, SPARE_PREFIX, Writer};
 use crate::wal::{StateMessage, WalOptions, parse_segment_name, segment_name};
+
+/// Batches are numbered below this, as the next run counts on.
+const BATCH_END: u64 = 1 << 63;
 
 struct Replay<F> {
     state: State<F>,
@@ -51,17 +52,13 @@ pub(crate) fn recover<D: Disk>(disk: D, options: WalOptions) -> Result<Recovered
     let mut replay = Replay {
         state: State::new(options.cache_bytes_max),
         durable: StateMessage::default(),
-        batch: BatchId {
-            boot: 0,
-            number: 0,
-            start: 0,
-        },
+        batch: BatchId::default(),
         highest: BTreeMap::new(),
     };
     let end = replay.segments(&disk, &segments)?;
     let last = segments.last_key_value().map(|(&number, _)| number);
     replay.check_purged(segments.first_key_value().map(|(_, name)| name.as_str()))?;
-    let boot = replay.durable.boot.wrapping_add(1);
+    let boot = replay.next_boot(segments.last_key_value().map(|(_, name)| name.as_str()))?;
     replay.durable.boot = boot;
     let position = Position {
         segment: last.unwrap_or(0),
@@ -188,10 +185,10 @@ impl<F: Clone> Replay<F> {
                 let state: StateMessage =
                     codec::decode("log state", payload).map_err(undecodable)?;
                 self.durable = state;
-                self.state.vote = state.vote.map(Into::into);
-                self.state.committed = state.committed.map(Into::into);
-                if let Some(purged) = state.purged {
-                    self.state.purge(purged.into());
+                self.state.vote = codec::optional(state.vote).map_err(undecodable)?;
+                self.state.committed = codec::optional(state.committed).map_err(undecodable)?;
+                if let Some(purged) = codec::optional(state.purged).map_err(undecodable)? {
+                    self.state.purge(purged);
                 }
             }
             Kind::Entry => {
@@ -211,30 +208,41 @@ impl<F: Clone> Replay<F> {
             Kind::Vote => {
                 let vote: VoteMessage = codec::decode("vote", payload).map_err(undecodable)?;
                 self.durable.vote = Some(vote);
-                self.state.vote = Some(vote.into());
+                self.state.vote = Some(vote.try_into().map_err(undecodable)?);
             }
             Kind::Committed => {
                 let id: LogIdMessage = codec::decode("committed", payload).map_err(undecodable)?;
                 self.durable.committed = Some(id);
-                self.state.committed = Some(id.into());
+                self.state.committed = Some(id.try_into().map_err(undecodable)?);
             }
             Kind::Truncate => {
-                let last = if payload.is_empty() {
-                    None
-                } else {
-                    let id = LogIdMessage::decode_length_delimited(payload)
-                        .map_err(|error| corrupt(error.to_string()))?;
-                    Some(LogId::from(id))
-                };
+                let last = codec::decode_log_id(payload).map_err(undecodable)?;
                 self.state.truncate_after(last);
             }
             Kind::Purge => {
                 let id: LogIdMessage = codec::decode("purge", payload).map_err(undecodable)?;
                 self.durable.purged = Some(id);
-                self.state.purge(id.into());
+                self.state.purge(id.try_into().map_err(undecodable)?);
             }
         }
         Ok(())
+    }
+
+    /// The number of this run. It and its batches must come after all there are: else nothing that
+    /// this run writes would be read again.
+    fn next_boot(&self, last_segment: Option<&str>) -> Result<u32> {
+        let boot = self.durable.boot.max(self.batch.boot).checked_add(1);
+        if let Some(boot) = boot
+            && self.batch.number < BATCH_END
+        {
+            return Ok(boot);
+        }
+        let what = format!(
+            "no run can follow run {} with batch {}",
+            self.durable.boot.max(self.batch.boot),
+            self.batch.number
+        );
+        Err(Error::corrupt(last_segment.unwrap_or("the log"), 0, what))
     }
 
     /// The first entry there is must be the first one not purged.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use prost::Message as _;
 
 use super::*;
 use crate::error::ErrorKind;
@@ -243,6 +244,78 @@ fn damage_of_what_was_durable_is_an_error_with_file_and_offset() {
     );
     disk.damage(&name, 9, 1);
     assert!(open(disk.reopened(), SMALL).is_ok());
+}
+
+/// A log of one segment with these records, each a batch.
+fn written(records: &[(record::BatchId, Kind, Vec<u8>)]) -> SimDisk {
+    let mut bytes = record::segment_header(1, 0).to_vec();
+    for (batch, kind, payload) in records {
+        let start = bytes.len() as u32;
+        let batch = record::BatchId { start, ..*batch };
+        record::push_record(&mut bytes, 1, batch, *kind, |out| {
+            out.extend_from_slice(payload);
+        });
+    }
+    let disk = SimDisk::new();
+    let file = disk.create(&segment_name(1)).unwrap();
+    file.write_at(0, &bytes).unwrap();
+    disk
+}
+
+fn refusal(disk: &SimDisk) -> String {
+    let error = open(disk.reopened(), SMALL).err().expect("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    error.to_string()
+}
+
+#[test]
+fn a_log_that_no_run_could_follow_is_refused() {
+    let batch = |boot, number| record::BatchId {
+        boot,
+        number,
+        start: 0,
+    };
+    let vote = VoteMessage::from(Vote::new(1, 1)).encode_to_vec();
+    for last in [batch(u32::MAX, 2), batch(2, 1 << 63)] {
+        let disk = written(&[
+            (batch(1, 1), Kind::State, Vec::new()),
+            (last, Kind::Vote, vote.clone()),
+        ]);
+        let what = refusal(&disk);
+        assert!(what.contains("no run can follow"), "{what}");
+    }
+}
+
+#[test]
+fn what_the_next_run_writes_is_read_again_whatever_run_the_state_names() {
+    let batch = record::BatchId {
+        boot: 9,
+        number: 1,
+        start: 0,
+    };
+    // Without a boot in it.
+    let disk = written(&[(batch, Kind::State, Vec::new())]);
+    let mut log = Driven::open(&disk);
+    log.append(vec![entry(1, 0, 10)], &Arc::default());
+    log.step();
+    let log = Driven::open(&disk);
+    assert_eq!(log.wal.read(0..1).unwrap(), vec![entry(1, 0, 10)]);
+}
+
+#[test]
+fn a_position_that_cannot_be_counted_on_from_is_refused() {
+    let batch = record::BatchId {
+        boot: 1,
+        number: 1,
+        start: 0,
+    };
+    for (kind, payload) in [
+        (Kind::Purge, LogIdMessage::from(position(1, u64::MAX))),
+        (Kind::Committed, LogIdMessage::from(position(1 << 63, 1))),
+    ] {
+        let what = refusal(&written(&[(batch, kind, payload.encode_to_vec())]));
+        assert!(what.contains("below 2^63"), "{what}");
+    }
 }
 
 /// What must be there after a crash, and what may be.

@@ -2,12 +2,12 @@
 
 use bytes::Buf;
 use crc_fast::{CrcAlgorithm, Digest};
-use redb::{TableDefinition, WriteTransaction};
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{HEAD, KIND_END, KIND_ROWS, MAGIC, TAIL, Table, crc32c};
 use crate::error::{During, Error, ErrorKind};
 use crate::revision::RevisionBytes;
-use crate::store::{LEASES, ROLES, STATE, Store, USERS, VERSIONS, begin};
+use crate::store::{LEASES, ROLES, STATE, STATE_ROW, Store, USERS, VERSIONS, begin};
 
 /// A snapshot that is being taken in. Dropped before [`Restore::finish`], it never was.
 pub struct Restore<'s> {
@@ -75,7 +75,13 @@ impl Restore<'_> {
         self.txn.open_table(LEASES).during("create a table")?;
         self.txn.open_table(USERS).during("create a table")?;
         self.txn.open_table(ROLES).during("create a table")?;
-        self.txn.open_table(STATE).during("create a table")?;
+        let has_state = {
+            let state = self.txn.open_table(STATE).during("create a table")?;
+            state.get(STATE_ROW).during("read the state")?.is_some()
+        };
+        if !has_state {
+            return Err(damaged(self.number, "the state's row before the end"));
+        }
         let taken = self.txn.commit().during("commit the snapshot");
         self.store.guard(taken)?;
         let replaced = self.store.replace();

@@ -227,3 +227,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_snapshot_without_the_states_row_is_refused() {
+    let crc = |bytes: &[u8]| {
+        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
+        (crc as u32).to_le_bytes()
+    };
+    // The first chunk is the end: no rows, whose checksums' checksum is that of nothing.
+    let mut end = b"CFS1".to_vec();
+    end.extend_from_slice(&0_u64.to_le_bytes());
+    end.push(1);
+    end.extend_from_slice(&0_u64.to_le_bytes());
+    end.extend_from_slice(&crc(b""));
+    end.extend_from_slice(&crc(&end));
+    let error = taken(&[end.into()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("the state's row"), "{error}");
+}

@@ -1,12 +1,18 @@
 //! Transactions.
 
-use chainfire_store::{RpcError, TXN_OPS_MAX, check_txn, is_read_only, is_serializable};
+use chainfire_store::{
+    Command, Op, RpcError, TXN_OPS_MAX, check_txn, is_read_only, is_serializable,
+};
 use etcd_wire::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use etcd_wire::etcdserverpb::{
     Compare, PutRequest, RangeRequest, RequestOp, TxnRequest, response_op::Response,
 };
 
-use crate::support::{Machine, delete, op_delete, op_put, op_range, op_txn, put, range, shown};
+use prost::Message as _;
+
+use crate::support::{
+    Machine, command, delete, op_delete, op_put, op_range, op_txn, put, range, shown,
+};
 
 fn txn(success: Vec<RequestOp>) -> TxnRequest {
     TxnRequest {
@@ -300,4 +306,24 @@ fn reading_transactions_are_told_apart() {
         machine.txn(reading).unwrap(),
         "a view answers as the log does"
     );
+}
+
+#[test]
+fn a_transaction_that_is_nested_too_deep_to_be_read_by_members_is_refused() {
+    let nested = |depth: usize| {
+        (0..depth).fold(txn(vec![op_put(put("a", ""))]), |inner, _| {
+            txn(vec![op_txn(inner)])
+        })
+    };
+    assert_eq!(check_txn(&nested(32), TXN_OPS_MAX), Ok(()));
+    let deepest = command(Op::Txn(nested(32)));
+    let bytes = deepest.encode_to_vec();
+    assert_eq!(Command::decode(&bytes[..]), Ok(deepest));
+    // As deep as a client's decoder takes it, where a member's would not.
+    let refused = Err(RpcError::TooManyOps);
+    assert_eq!(check_txn(&nested(33), TXN_OPS_MAX), refused);
+    assert_eq!(check_txn(&nested(49), TXN_OPS_MAX), refused);
+    assert!(TxnRequest::decode(&nested(49).encode_to_vec()[..]).is_ok());
+    let deeper = command(Op::Txn(nested(49)));
+    assert!(Command::decode(&deeper.encode_to_vec()[..]).is_err());
 }

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::broken::{Breakage, Broken};
 use super::history::SharedHistory;
 use super::lease::{SharedTimes, Witness};
 use super::ledger::{self, Observed, SharedLedger};
@@ -117,6 +118,7 @@ pub struct Keys {
     pub ledger: SharedLedger,
     pub history: SharedHistory,
     pub times: SharedTimes,
+    breakage: Option<Breakage>,
     hubs: Mutex<BTreeMap<NodeId, Arc<SharedHub>>>,
     services: Mutex<BTreeMap<NodeId, Service>>,
 }
@@ -126,6 +128,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Keys {
+    /// Of which something may be broken.
+    pub fn with(breakage: Option<Breakage>) -> Keys {
+        Keys {
+            breakage,
+            ..Keys::default()
+        }
+    }
+
     /// What a member that is up may be asked.
     pub fn api(&self, id: NodeId) -> Option<Arc<Api>> {
         let services = lock(&self.services);
@@ -153,6 +163,10 @@ impl Keys {
         drop(NodeRuntime::spawn(
             stream.run::<NodeRuntime>(incoming, outgoing, stop),
         ));
+        let answers = match self.breakage {
+            Some(breakage) => breakage.between(answers),
+            None => answers,
+        };
         Some(Stream { requests, answers })
     }
 }
@@ -177,15 +191,23 @@ impl Members for Keys {
         let leases = LeaseKeeper::<NodeRuntime>::new();
         let transport = world.transport(id);
         let consensus = SimConsensus::new(node.clone(), 1, transport, Arc::clone(&leases));
-        let seam: Arc<dyn Consensus> = Arc::clone(&consensus) as Arc<dyn Consensus>;
+        let seam = Arc::new(Broken {
+            consensus: Arc::clone(&consensus),
+            breakage: self.breakage,
+        });
         let (stopper, stop) = stop::pair();
         let mut service = Service {
-            api: Api::new(seam, hub, stop, QUOTA_BYTES),
+            api: Api::new(
+                Arc::clone(&seam) as Arc<dyn Consensus>,
+                hub,
+                stop,
+                QUOTA_BYTES,
+            ),
             consensus: Arc::clone(&consensus),
             stoppers: vec![stopper],
         };
         let witness = Arc::new(Witness {
-            consensus: Arc::clone(&consensus),
+            consensus: seam,
             times: Arc::clone(&self.times),
             history: Arc::clone(&self.history),
         });

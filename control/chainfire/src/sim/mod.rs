@@ -15,7 +15,10 @@
 //!   watched; who is cut off by a compaction is told its revision ([`watcher`]).
 //! - Leases: none ends before its time has passed on the clock of the leader that ends it; all that nobody
 //!   keeps alive end; their keys vanish at one revision ([`lease`]).
+//!
+//! That the checks find what breaks these promises is shown by breaking them ([`broken`]).
 
+mod broken;
 mod check;
 mod client;
 mod history;

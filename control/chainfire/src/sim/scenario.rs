@@ -13,6 +13,7 @@ use chainfire_store::{Command, Op};
 use etcd_wire::etcdserverpb::PutRequest;
 use prost::Message as _;
 
+use super::broken::Breakage;
 use super::client::Client;
 use super::history::{self, Step};
 use super::members::{Keys, SimNode, World};
@@ -44,15 +45,20 @@ pub struct Done {
 
 /// Runs the scenario of `seed`. Panics where an invariant breaks.
 pub fn run(seed: u64) -> Done {
+    run_with(seed, None)
+}
+
+/// As [`run`], where something may be broken.
+pub fn run_with(seed: u64, breakage: Option<Breakage>) -> Done {
     core_check::panics::catch_from_now();
-    let done = SimRuntime::with_seed(seed).block_on(scenario(seed));
+    let done = SimRuntime::with_seed(seed).block_on(scenario(seed, breakage));
     let panics = core_check::panics::caught();
     assert!(panics.is_empty(), "tasks have panicked: {panics:#?}");
     done
 }
 
-async fn scenario(seed: u64) -> Done {
-    let world = World::new(seed, Keys::default());
+async fn scenario(seed: u64, breakage: Option<Breakage>) -> Done {
+    let world = World::new(seed, Keys::with(breakage));
     let count = if seed.is_multiple_of(3) { 5 } else { 3 };
     world.form(count).await;
     let until = SimInstant::now() + TROUBLE;

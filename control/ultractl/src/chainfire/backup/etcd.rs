@@ -24,7 +24,7 @@ use etcd_wire::mvccpb::KeyValue;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::Backup;
+use super::file::Backup;
 use crate::chainfire::{Session, failed};
 
 /// Where the mark of a bbolt file is, and what it is.
@@ -63,7 +63,7 @@ pub fn is_snapshot(file: &File) -> bool {
 type Buckets<'f> = Reader<Box<dyn FnMut(u64, usize) -> Result<Vec<u8>> + 'f>>;
 
 /// Reads a snapshot whole.
-pub fn read(file: &File) -> Result<Backup> {
+pub fn read(file: &File) -> Result<(Backup, Accounts)> {
     let bytes = file.metadata()?.len();
     let (bytes, sha256) = checked(file, bytes)?;
     let read = |offset: u64, length: usize| {
@@ -86,14 +86,14 @@ pub fn read(file: &File) -> Result<Backup> {
             kv.lease = 0;
         }
     }
-    Ok(Backup {
+    let backup = Backup {
         cluster_id: 0,
         revision,
         leases,
         kvs,
-        accounts: accounts(&mut buckets)?,
         sha256,
-    })
+    };
+    Ok((backup, accounts(&mut buckets)?))
 }
 
 /// How long the database is, and the file's SHA-256, which must be the one behind it, if there is one.

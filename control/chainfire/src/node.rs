@@ -69,9 +69,11 @@ impl ChainfireNode {
         let revision = store.view().revision();
         let hub = SharedHub::new(Hub::new(revision, WATCH_QUEUE_BYTES_MAX));
         let machine = StoreMachine::new(store, Arc::clone(&hub));
+        let own = config.own_member(identity.member_id);
         let node = start_node(
             &config.data_dir,
             &identity,
+            &own,
             channels.clone(),
             machine,
             config.force_new_cluster,
@@ -91,7 +93,6 @@ impl ChainfireNode {
         let peer_port = tokio::spawn(peer_port.serve(peer_routes, peer_stop));
         let metrics = Arc::new(Metrics::new());
         let router = client_router(&api, Arc::clone(&metrics));
-        let own = config.own_member(identity.member_id);
         let tasks = vec![
             tokio::spawn(client_port.serve(router, stop.clone())),
             tokio::spawn(Arc::clone(&consensus).follow(stop.clone())),
@@ -194,6 +195,7 @@ fn open_store(data_dir: &Path) -> Result<Store, Error> {
 async fn start_node(
     data_dir: &Path,
     identity: &Identity,
+    own: &Member,
     channels: PeerChannels,
     machine: StoreMachine,
     force_new_cluster: bool,
@@ -229,7 +231,7 @@ async fn start_node(
     if identity.initial.is_empty() || node.is_initialized().await.map_err(started)? {
         return Ok(node);
     }
-    match node.initialize(identity.initial_members()).await {
+    match node.initialize(identity.initial_members(own)).await {
         // Another of the first members was faster.
         Err(error) if error.kind() == CoreErrorKind::Exists => Ok(node),
         made => made.map(|()| node).map_err(started),

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::config::{ChainfireConfig, ClusterState, InitialMember};
+use crate::consensus::Member;
 use crate::error::{Error, ErrorKind};
 use crate::raft::join;
 
@@ -40,11 +41,18 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The first members, as consensus takes them.
-    pub fn initial_members(&self) -> BTreeMap<u64, chainfire_core::Member> {
+    /// The first members, as consensus takes them. All of them have to begin with the same, so that each
+    /// tells later where its clients are served; one by itself tells it at once.
+    pub fn initial_members(&self, own: &Member) -> BTreeMap<u64, chainfire_core::Member> {
+        let client_urls = if self.initial.len() == 1 {
+            own.client_urls.clone()
+        } else {
+            Vec::new()
+        };
         let member = |first: &First| chainfire_core::Member {
             name: first.name.clone(),
             peer_urls: vec![first.peer_url.clone()],
+            client_urls: client_urls.clone(),
             ..chainfire_core::Member::default()
         };
         self.initial

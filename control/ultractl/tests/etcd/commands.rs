@@ -145,6 +145,106 @@ pub fn leases() -> Vec<Step> {
     steps
 }
 
+/// On a cluster of one member.
+pub fn cluster() -> Vec<Step> {
+    let mut steps: Vec<Step> = lines(
+        "put a 1
+         version
+         member list
+         endpoint health
+         endpoint health --cluster
+         endpoint hashkv
+         alarm list
+         alarm disarm
+         alarm nonsense
+         defrag
+         move-leader 12345
+         move-leader x
+         move-leader
+         move-leader {member}
+         member add x
+         member add x --peer-urls=nonsense
+         member add x --peer-urls=http://127.0.0.9
+         member add --peer-urls=http://127.0.0.9:1
+         member add x --peer-urls={peer_url}
+         member add x --peer-urls={peer_url} --learner
+         member promote {member}
+         member promote 12345
+         member promote
+         member update 12345 --peer-urls=http://127.0.0.9:1
+         member update {member} --peer-urls=nonsense
+         member update {member}
+         member update {member} --peer-urls={peer_url}
+         member remove 12345
+         member remove x
+         member remove",
+    )
+    .collect();
+    for command in ["status", "status --cluster", "hashkv --cluster"] {
+        steps.push(step(&format!("endpoint {command}")).json());
+    }
+    let added = "member add second --learner --peer-urls=http://127.0.0.9:1";
+    steps.push(step(added).keep("learner", 1));
+    steps.extend(lines(
+        "member add third --learner --peer-urls=http://127.0.0.9:1
+         member list
+         member promote {learner}",
+    ));
+    let too_many = "member add third --learner --peer-urls=http://127.0.0.9:2";
+    steps.push(step(too_many).keep("third", 1));
+    steps.push(step("member remove {third}").plain());
+    // Last of all that is done to it: etcd counts it among the voters from then on.
+    steps.extend(lines(
+        "member update {learner} --peer-urls={peer_url}
+         member update {learner} --peer-urls=http://127.0.0.9:3
+         member list",
+    ));
+    steps.push(step("member remove {learner}").plain());
+    steps.extend(lines(
+        "member remove {learner}
+         member list
+         lock m echo held
+         lock m false",
+    ));
+    steps
+}
+
+/// On a cluster of three members, with each as an endpoint.
+pub fn members() -> Vec<Step> {
+    let mut steps: Vec<Step> = lines(
+        "put a 1
+         member list
+         endpoint health
+         endpoint health --cluster
+         endpoint hashkv
+         alarm list
+         alarm disarm
+         defrag
+         move-leader {follower}
+         move-leader {follower}
+         move-leader 12345
+         put a 2
+         get a",
+    )
+    .collect();
+    steps.push(step("endpoint status").json());
+    steps.push(step("move-leader {leader}").plain());
+    steps.push(step("member promote {leader}"));
+    steps
+}
+
+/// On the same, with the leader alone as an endpoint.
+pub fn at_the_leader() -> Vec<Step> {
+    let mut steps = vec![step("member remove {follower}").plain()];
+    steps.extend(lines(
+        "member remove {follower}
+         member list
+         put a 3
+         get a",
+    ));
+    steps
+}
+
 /// Users and roles, without authentication and with it.
 pub fn users() -> Vec<Step> {
     let mut steps: Vec<Step> = lines(

@@ -73,8 +73,13 @@ pub const COMMANDS: &[Rule] = &[
     rule("heads-of-alarms", |d| {
         d.asked.ends_with("alarm list") && d.ours.contains("\"header\"") && d.theirs.contains("{}")
     }),
+    rule("head-of-a-transfer", |d| {
+        d.asked.starts_with("move-leader ")
+            && d.ours.contains("\"header\"")
+            && d.theirs.contains("{}")
+    }),
     rule("authority-with-a-scheme", |d| {
-        d.asked == "endpoint status --cluster" && d.ours.contains("PROTOCOL_ERROR")
+        d.asked.ends_with("--cluster") && d.ours.contains("PROTOCOL_ERROR")
     }),
     rule("password-of-a-user-without", |d| {
         d.ours.contains("invalid user ID or password")

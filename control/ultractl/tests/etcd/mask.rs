@@ -102,6 +102,10 @@ fn words(text: &str) -> String {
         keys.sort_unstable();
         return format!("{}attached keys {keys:?}", words(before));
     }
+    // etcd makes a new member's id of its URLs and the second: it says either of the same command.
+    if let Some((before, after)) = text.split_once("member ID already exist") {
+        return format!("{}Peer URLs already exists{}", words(before), words(after));
+    }
     if let Some((before, _)) = text.split_once("took = ") {
         return format!("{}took", words(before));
     }
@@ -115,7 +119,12 @@ fn words(text: &str) -> String {
             first.len_utf8()
         };
         let (word, after) = rest.split_at(end);
-        out.push_str(&masked(word));
+        let word = masked(word);
+        if word == "<id>" && out.ends_with("  ") {
+            // An id that begins with zeros is padded.
+            out.truncate(out.trim_end().len() + 1);
+        }
+        out.push_str(&word);
         rest = after;
     }
     out

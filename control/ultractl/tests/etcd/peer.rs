@@ -45,6 +45,24 @@ impl Etcd {
         etcd
     }
 
+    /// Starts three members of one cluster, named m1 to m3, and waits until they serve.
+    pub fn three() -> Vec<Etcd> {
+        let places = [1, 2, 3].map(|number| (format!("m{number}"), addresses()));
+        let one =
+            |(name, at): &(String, (SocketAddr, SocketAddr))| format!("{name}=http://{}", at.1);
+        let all = places.each_ref().map(one).join(",");
+        let mut etcds = Vec::new();
+        for (name, at) in &places {
+            let more = ["--name", name, "--initial-cluster", &all];
+            let dir = tempfile::tempdir().unwrap();
+            etcds.push(Etcd::spawn(dir, at, "http", &more));
+        }
+        for etcd in &mut etcds {
+            etcd.await_health();
+        }
+        etcds
+    }
+
     /// Starts a member that asks clients for certificates. Those of a directory are its own and its
     /// CA's; `as_client` is how it is asked whether it serves.
     pub fn start_tls(dir: &Path, name: &str, as_client: impl Fn(&Ctl) -> Ctl) -> Etcd {

@@ -1,10 +1,12 @@
 //! The script of commands, run on both sides.
 
+use serde_json::Value;
+
 use crate::commands;
 use crate::judged::{self, Difference};
 use crate::peer::Etcd;
 use crate::side::{Done, Side, Step, both};
-use crate::support::Member;
+use crate::support::{Ctl, Member, cluster, eventually};
 
 fn shown(done: &Done) -> String {
     let printed = done.printed.join("\n");
@@ -56,12 +58,39 @@ fn play(steps: &[Step], judged: &[&str]) {
     }
     let [ours, theirs] = &mut sides;
     let found = compare(ours, theirs, steps);
+    judge(judged, &found);
+}
+
+/// Fails where there is a difference besides those of the rules `judged`.
+fn judge(judged: &[&str], found: &[Difference]) {
     let rules: Vec<_> = judged::COMMANDS
         .iter()
         .filter(|rule| judged.contains(&rule.name))
         .collect();
-    let unjudged = judged::unjudged(&rules, &found);
+    let unjudged = judged::unjudged(&rules, found);
     assert!(unjudged.is_empty(), "{}", unjudged.join("\n"));
+}
+
+/// The ids of m1 and m2, and where m1 serves clients, once m1 leads and every member has told where it
+/// serves.
+fn standing(ctl: &Ctl) -> (String, String, String) {
+    eventually("m1 leads, and every member is there", || {
+        let list = ctl.json(&["member", "list"]);
+        let members = list["members"].as_array().unwrap();
+        let told = members.iter().all(|one| one["clientURLs"].is_array());
+        let named = |name: &str| members.iter().find(|one| one["name"] == name);
+        let (first, second) = (named("m1")?, named("m2")?);
+        let hex = |one: &Value| one["ID"].as_u64().map(|id| format!("{id:x}"));
+        let all = ctl.json(&["endpoint", "status"]);
+        if all[0]["Status"]["leader"] != first["ID"] {
+            // It fails while nobody leads.
+            ctl.output(&["move-leader", &hex(first)?]);
+            return None;
+        }
+        let client = first["clientURLs"][0].as_str()?;
+        let client = client.trim_start_matches("http://").to_owned();
+        Some((hex(first)?, hex(second)?, client)).filter(|_| told)
+    })
 }
 
 #[test]
@@ -78,6 +107,61 @@ fn transactions_and_compactions_are_answered_as_by_etcd() {
 #[test]
 fn commands_on_leases_are_answered_as_by_etcd() {
     play(&commands::leases(), &[]);
+}
+
+#[test]
+fn commands_on_a_cluster_of_one_are_answered_as_by_etcd() {
+    play(
+        &commands::cluster(),
+        &[
+            "a-learner-stays-one",
+            "learners-are-not-counted",
+            "revision-in-heads-of-members",
+            "heads-of-alarms",
+            "head-of-a-transfer",
+            "authority-with-a-scheme",
+        ],
+    );
+}
+
+#[test]
+fn commands_on_a_cluster_of_three_are_answered_as_by_etcd() {
+    let (members, etcds) = (cluster::three(), Etcd::three());
+    let clients: Vec<_> = etcds.iter().map(|etcd| etcd.client).collect();
+    let ctls = [cluster::all(&members), Ctl::new(&clients)];
+    // etcd changes members once they have known each other for a while.
+    let [_, theirs] = &ctls;
+    let probe = ["member", "add", "probe", "--learner", "--peer-urls"];
+    let probed = eventually("etcd changes members", || {
+        let output = theirs.output(&[&probe[..], &["http://127.0.0.9:1"]].concat());
+        let said = String::from_utf8(output.stdout).unwrap();
+        output.status.success().then_some(said)
+    });
+    let probed = probed.split_whitespace().nth(1).unwrap();
+    theirs.run(&["member", "remove", probed]);
+    let found = ctls.each_ref().map(standing);
+    let side = |ctl: Ctl, (leader, follower, _): &(String, String, String)| {
+        let mut side = Side::new(ctl);
+        side.know("leader", leader.clone());
+        side.know("follower", follower.clone());
+        side
+    };
+    let [ours, theirs] = &found;
+    let [our_ctl, their_ctl] = ctls;
+    let (mut our, mut their) = (side(our_ctl, ours), side(their_ctl, theirs));
+    let mut differences = compare(&mut our, &mut their, &commands::members());
+    let at =
+        |found: &(String, String, String)| side(Ctl::at(std::slice::from_ref(&found.2)), found);
+    let (mut our, mut their) = (at(ours), at(theirs));
+    differences.extend(compare(&mut our, &mut their, &commands::at_the_leader()));
+    judge(
+        &[
+            "revision-in-heads-of-members",
+            "heads-of-alarms",
+            "head-of-a-transfer",
+        ],
+        &differences,
+    );
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 use std::future::pending;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +49,8 @@ pub fn run(args: &NodeArgs) -> Result<()> {
         show_credentials(&made, &origin)?;
         root = Some(made);
     }
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads.min(CONTROL_THREADS_MAX))
+        .worker_threads(engine::allowed_cpus().len().clamp(1, CONTROL_THREADS_MAX))
         .thread_name("control")
         .enable_all()
         .build()

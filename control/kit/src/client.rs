@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+use tower::Service;
 
 use crate::Error;
 use crate::corked::Corked;
@@ -46,16 +47,41 @@ impl Default for Options {
     }
 }
 
-/// A channel to a URL, `http://host:port` or, with TLS, `https://host:port`.
+/// A channel to a URL, `http://host:port` or, with TLS, `https://host:port`, which connects when it is first
+/// used.
 ///
 /// # Errors
 /// When the URL is none, or asks for TLS and none is given.
 pub fn channel(url: &str, tls: Option<&ClientTls>, options: Options) -> Result<Channel, Error> {
-    let not_usable = |why: Box<dyn std::error::Error + Send + Sync>| {
-        Error::address(format!("cannot connect to {url}"), why)
-    };
+    let (endpoint, tls) = endpoint(url, tls, options)?;
+    Ok(endpoint.connect_with_connector_lazy(connector(tls)))
+}
+
+/// A [`channel`] that has connected.
+///
+/// # Errors
+/// As of [`channel`], or when nobody can be connected to there.
+pub async fn connected(
+    url: &str,
+    tls: Option<&ClientTls>,
+    options: Options,
+) -> Result<Channel, Error> {
+    let (endpoint, tls) = endpoint(url, tls, options)?;
+    let channel = endpoint.connect_with_connector(connector(tls)).await;
+    channel.map_err(|error| not_usable(url, error.into()))
+}
+
+fn not_usable(url: &str, why: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    Error::address(format!("cannot connect to {url}"), why)
+}
+
+fn endpoint(
+    url: &str,
+    tls: Option<&ClientTls>,
+    options: Options,
+) -> Result<(Endpoint, Option<ClientTls>), Error> {
     let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| not_usable(error.into()))?
+        .map_err(|error| not_usable(url, error.into()))?
         .tcp_nodelay(true)
         .connect_timeout(options.connect_timeout)
         .http2_keep_alive_interval(options.ping_interval)
@@ -67,12 +93,17 @@ pub fn channel(url: &str, tls: Option<&ClientTls>, options: Options) -> Result<C
         Some("http") => None,
         Some("https") => match tls {
             Some(tls) => Some(tls.clone()),
-            None => return Err(not_usable("an https URL needs certificates".into())),
+            None => return Err(not_usable(url, "an https URL needs certificates".into())),
         },
-        _ => return Err(not_usable("expected http:// or https://".into())),
+        _ => return Err(not_usable(url, "expected http:// or https://".into())),
     };
-    let connector = tower::service_fn(move |uri: Uri| connect(uri, tls.clone()));
-    Ok(endpoint.connect_with_connector_lazy(connector))
+    Ok((endpoint, tls))
+}
+
+fn connector(
+    tls: Option<ClientTls>,
+) -> impl Service<Uri, Response = TokioIo<Corked<Link>>, Error = io::Error, Future: Send> + Send {
+    tower::service_fn(move |uri: Uri| connect(uri, tls.clone()))
 }
 
 async fn connect(uri: Uri, tls: Option<ClientTls>) -> io::Result<TokioIo<Corked<Link>>> {

@@ -43,7 +43,7 @@ impl Watchers {
         };
         while watchers.streams.len() < count {
             let index = watchers.streams.len() / STREAMS_PER_CONNECTION;
-            let channel = connect(&endpoints[index % endpoints.len()])?;
+            let channel = connect(&endpoints[index % endpoints.len()]).await?;
             let left = count - watchers.streams.len();
             for _ in 0..left.min(STREAMS_PER_CONNECTION) {
                 watchers.add(WatchClient::new(channel.clone())).await?;
@@ -79,7 +79,7 @@ impl Watchers {
     /// Puts the key once and waits until every watcher has the event; how long that took.
     pub async fn event(&mut self, endpoint: &str) -> Result<Duration> {
         self.puts += 1;
-        let mut kv = KvClient::new(connect(endpoint)?);
+        let mut kv = KvClient::new(connect(endpoint).await?);
         let expected = value(self.puts);
         let put = PutRequest {
             key: key(0),
@@ -109,7 +109,7 @@ pub async fn grant(endpoints: &[String], count: u64) -> Result<Duration> {
     let mut clients = Vec::new();
     for granter in 0..GRANTERS {
         let endpoint = &endpoints[granter as usize % endpoints.len()];
-        clients.push(LeaseClient::new(connect(endpoint)?));
+        clients.push(LeaseClient::new(connect(endpoint).await?));
     }
     let started = Instant::now();
     tasks

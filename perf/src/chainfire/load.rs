@@ -57,14 +57,15 @@ pub fn value(number: u64) -> Bytes {
     value.into()
 }
 
-/// A connection to a member, made when it is first used. A request leaves in one piece, as etcd's own client
+/// A connection to a member. A request leaves in one piece, as etcd's own client
 /// sends it: whoever is measured is not to pay for two.
-pub fn connect(endpoint: &str) -> Result<Channel> {
+pub async fn connect(endpoint: &str) -> Result<Channel> {
     let options = client::Options {
         connect_timeout: CONNECT_DEADLINE,
         ..client::Options::default()
     };
-    client::channel(endpoint, None, options).context("not an endpoint")
+    let channel = client::connected(endpoint, None, options).await;
+    channel.context("connect to a member")
 }
 
 /// Runs clients, a connection each, spread over the members, for so long.
@@ -76,7 +77,7 @@ pub async fn run(
 ) -> Result<Report> {
     let mut channels = Vec::new();
     for client in 0..clients {
-        channels.push(connect(&endpoints[client % endpoints.len()])?);
+        channels.push(connect(&endpoints[client % endpoints.len()]).await?);
     }
     let latency = Histogram::new_with_bounds(1000, 60_000_000_000, 3).context("a histogram")?;
     let latency = Rc::new(RefCell::new(latency));
@@ -148,7 +149,7 @@ pub async fn fill(endpoints: &[String], from: u64, to: u64) -> Result<()> {
     let mut handles = Vec::new();
     for filler in 0..FILLERS {
         let endpoint = &endpoints[filler as usize % endpoints.len()];
-        let mut kv = KvClient::new(connect(endpoint)?);
+        let mut kv = KvClient::new(connect(endpoint).await?);
         handles.push(tasks.spawn_local(async move {
             let mut number = from + filler;
             while number < to {

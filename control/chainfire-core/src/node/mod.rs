@@ -309,9 +309,14 @@ impl<E: Environment, T: Transport, S: StateMachine> Node<E, T, S> {
     }
 }
 
-/// Lets all tasks run first that could run now: what they have to say then meets in one batch. Unlike the
-/// runtime's own yielding it does not look for new events before.
-async fn others_first() {
+/// Takes what is in a queue, once something is. All tasks run first that could run now, so that what they
+/// have to say meets in one batch; unlike the runtime's own yielding this looks for no new events before.
+/// False where the queue has ended.
+async fn gather<T>(queue: &mut mpsc::Receiver<T>, gathered: &mut Vec<T>) -> bool {
+    let Some(first) = queue.recv().await else {
+        return false;
+    };
+    gathered.push(first);
     let mut yielded = false;
     std::future::poll_fn(|context| {
         if std::mem::replace(&mut yielded, true) {
@@ -321,6 +326,10 @@ async fn others_first() {
         Poll::Pending
     })
     .await;
+    while let Ok(next) = queue.try_recv() {
+        gathered.push(next);
+    }
+    true
 }
 
 /// What ended Raft, as this crate's error.

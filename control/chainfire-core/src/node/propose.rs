@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
-use crate::node::{Inner, InstantOf, Node, fatal, others_first};
+use crate::node::{Inner, InstantOf, Node, fatal, gather};
 use crate::rpc::{self, Method};
 use crate::transport::{Transport, TransportError};
 use crate::types::{CommittedLeaderId, LogId, NodeId, Proposal, RequestId, Term, TypeConfig};
@@ -259,14 +259,12 @@ pub(crate) async fn serve<E: Environment, T: Transport, S: StateMachine>(
     node: Weak<Inner<E, T, S>>,
     mut queue: mpsc::Receiver<Handed<E::Runtime>>,
 ) {
-    while let Some(first) = queue.recv().await {
-        others_first().await;
+    let mut gathered = Vec::new();
+    while gather(&mut queue, &mut gathered).await {
         let Some(inner) = node.upgrade() else { return };
-        let mut next = Some(first);
-        while let Some((proposal, responder)) = next {
+        for (proposal, responder) in gathered.drain(..) {
             // Where Raft has ended, the responder says so.
             let _ = inner.raft.write(proposal).responder(responder).await;
-            next = queue.try_recv().ok();
         }
     }
 }

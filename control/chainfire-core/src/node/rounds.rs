@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::StateMachine;
-use crate::node::{Inner, Node};
+use crate::node::{Inner, Node, gather};
 use crate::transport::Transport;
 
 /// Who may wait for one question.
@@ -57,12 +57,7 @@ impl<T: Clone + Send + 'static> Waiters<T> {
     {
         drop(E::Runtime::spawn(async move {
             let mut waiters = Vec::new();
-            while let Some(first) = self.0.recv().await {
-                waiters.push(first);
-                super::others_first().await;
-                while let Ok(waiter) = self.0.try_recv() {
-                    waiters.push(waiter);
-                }
+            while gather(&mut self.0, &mut waiters).await {
                 let Some(inner) = node.upgrade() else { return };
                 let answer = question(Node { inner })
                     .await

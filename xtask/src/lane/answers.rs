@@ -1,7 +1,38 @@
 //! What the command line answers, in JSON: 64-bit numbers are strings, and keys are in base64.
 
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::Value;
+
+use crate::process;
+
+/// Asks, with a rest between, until the answer is the one that is waited for. What cannot be asked any more
+/// ends it; an answer that fails is asked for again.
+pub fn until(
+    what: &str,
+    rest: Duration,
+    deadline: Duration,
+    mut ask: impl FnMut() -> Result<Result<Value>>,
+    mut is: impl FnMut(&Value) -> bool,
+) -> Result<Value> {
+    let mut last = String::from("nothing");
+    let found = process::until_every(rest, deadline, || {
+        Ok(match ask()? {
+            Ok(answer) if is(&answer) => Some(answer),
+            Ok(answer) => {
+                last = answer.to_string();
+                None
+            }
+            Err(error) => {
+                last = format!("{error:#}");
+                None
+            }
+        })
+    })?;
+    found.with_context(|| format!("{what}: not within {deadline:?}; the last answer was {last}"))
+}
 
 /// The members of a status.
 pub fn members(status: &Value) -> impl Iterator<Item = &Value> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::answers;
 use crate::process::{self, Running};
 
 /// How long anything may take that the story waits for.
@@ -199,25 +200,9 @@ impl<'a> Ctl<'a> {
         &self,
         what: &str,
         args: &[&str],
-        mut is: impl FnMut(&Value) -> bool,
+        is: impl FnMut(&Value) -> bool,
     ) -> Result<Value> {
-        let mut last = String::from("nothing");
-        let found = process::until(DEADLINE, || {
-            Ok(match self.ask(args) {
-                Ok(answer) if is(&answer) => Some(answer),
-                Ok(answer) => {
-                    last = answer.to_string();
-                    None
-                }
-                Err(error) => {
-                    last = format!("{error:#}");
-                    None
-                }
-            })
-        })?;
-        match found {
-            Some(answer) => Ok(answer),
-            None => bail!("{what}: not within {DEADLINE:?}; the last answer was {last}"),
-        }
+        let ask = || Ok(self.ask(args));
+        answers::until(what, process::POLL_INTERVAL, DEADLINE, ask, is)
     }
 }

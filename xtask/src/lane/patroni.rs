@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::answers::{decoded, leader, number};
+use super::answers::{self, decoded, leader, number};
 use super::artifacts::Artifacts;
 use super::members::{Ctl, Member, State};
 use super::postgres::{self, Place, Postgres};
@@ -302,24 +302,13 @@ impl Story<'_> {
 
     /// patronictl's list of the nodes, once it is the one that is waited for.
     fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
-        let mut last = String::from("nothing");
-        let found = process::until_every(PATRONI_REST, PATRONI_DEADLINE, || {
+        let ask = || {
             for node in &mut self.nodes {
                 node.check()?;
             }
-            Ok(match self.patronictl(&["list", "-f", "json"]) {
-                Ok(list) if is(&list) => Some(list),
-                Ok(list) => {
-                    last = list.to_string();
-                    None
-                }
-                Err(error) => {
-                    last = format!("{error:#}");
-                    None
-                }
-            })
-        })?;
-        found.with_context(|| format!("{what}: not within {PATRONI_DEADLINE:?}, but {last}"))
+            Ok(self.patronictl(&["list", "-f", "json"]))
+        };
+        answers::until(what, PATRONI_REST, PATRONI_DEADLINE, ask, is)
     }
 
     /// Waits until this node leads and the other is its synchronous replica.

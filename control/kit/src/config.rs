@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use toml::Spanned;
@@ -98,6 +98,11 @@ impl Layers {
         }
     }
 
+    /// A file alone.
+    pub fn of_file(text: impl Into<String>, path: impl Into<PathBuf>) -> Layers {
+        Layers::new(text, path, "", [])
+    }
+
     /// What spans of the values point into.
     pub fn source(&self) -> Source<'_> {
         Source { layers: self }
@@ -140,12 +145,17 @@ fn lay_over<'a>(below: &mut DeTable<'a>, above: DeTable<'a>) {
 }
 
 /// The text that spans point into.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Source<'a> {
     layers: &'a Layers,
 }
 
 impl Source<'_> {
+    /// The file's name.
+    pub fn path(&self) -> &Path {
+        &self.layers.path
+    }
+
     /// Refuses a value, saying where it stands.
     ///
     /// # Errors
@@ -154,7 +164,7 @@ impl Source<'_> {
         Err(self.refused(span, what).into())
     }
 
-    fn refused(self, span: &Range<usize>, what: &str) -> Refused {
+    fn refused(&self, span: &Range<usize>, what: &str) -> Refused {
         let Layers {
             file,
             path,

@@ -128,7 +128,11 @@ impl Book {
     }
 
     /// The same as [`Book::apply`], and remembers what was before.
-    fn attempt(&mut self, now_ms: u64, chain: &[Operation]) -> Result<Vec<Done>, Refused> {
+    pub(crate) fn attempt(
+        &mut self,
+        now_ms: u64,
+        chain: &[Operation],
+    ) -> Result<Vec<Done>, Refused> {
         if chain.is_empty() || chain.len() > CHAIN_OPS_MAX {
             let refusal = Refusal::ChainLength(chain.len());
             return Err(Refused { at: 0, refusal });
@@ -147,8 +151,13 @@ impl Book {
         Ok(done)
     }
 
+    /// How many changes are remembered.
+    pub(crate) fn mark(&self) -> usize {
+        self.undo.len()
+    }
+
     /// Takes back what was changed since a mark.
-    fn roll_back(&mut self, mark: usize) {
+    pub(crate) fn roll_back(&mut self, mark: usize) {
         for before in self.undo.drain(mark..).rev() {
             match before {
                 Before::Account(id, Some(account)) => _ = self.accounts.insert(id, account),
@@ -157,6 +166,22 @@ impl Book {
                 Before::Transfer(id, None) => _ = self.transfers.remove(&id),
             }
         }
+    }
+
+    /// What changed since the book was made: accounts and transfers as they were, by id.
+    pub(crate) fn changed(&self) -> Changed<'_> {
+        let mut changed = Changed::default();
+        for before in &self.undo {
+            match before {
+                Before::Account(id, was) => {
+                    changed.accounts.entry(*id).or_insert(was.as_ref());
+                }
+                Before::Transfer(id, was) => {
+                    changed.transfers.entry(*id).or_insert(was.as_ref());
+                }
+            }
+        }
+        changed
     }
 
     fn put_account(&mut self, account: Account) {
@@ -419,6 +444,13 @@ impl Book {
         }
         Ok(transfer)
     }
+}
+
+/// What changed: as it was, by id; nothing where it is new.
+#[derive(Debug, Default)]
+pub(crate) struct Changed<'b> {
+    pub accounts: BTreeMap<AccountId, Option<&'b Account>>,
+    pub transfers: BTreeMap<TransferId, Option<&'b Transfer>>,
 }
 
 fn did(transfer: Option<Transfer>) -> Done {

@@ -24,20 +24,37 @@
 #![forbid(unsafe_code)]
 
 mod account;
+mod archive;
 mod book;
+mod entries;
+mod error;
 mod explain;
 mod export;
 mod id;
+mod keys;
+mod ledger;
+mod metrics;
 mod quota;
+mod reads;
+mod reconcile;
+mod records;
 mod refusal;
+mod scene;
+mod sweep;
 mod transfer;
+mod worker;
 
 pub use account::{Account, NewAccount};
 pub use book::{Book, Broken};
+pub use error::{Error, ErrorKind};
 pub use explain::{Explanation, HOLDS_MAX, Hold};
 pub use export::{Export, NotALedger};
 pub use id::{AccountId, Invalid, NAME_BYTES_MAX, Name, TransferId};
+pub use ledger::{Ledger, Options, Want};
+pub use metrics::Metrics;
 pub use quota::{CODE_LIMIT, CODE_USE, Quota, Standing, commit, give_back, release};
+pub use reads::{Cursor, Transfers};
+pub use reconcile::{Difference, Drift, InUse};
 pub use refusal::{Refusal, Refused, Shortage};
 pub use transfer::{
     CHAIN_OPS_MAX, Done, Entry, Kind, NewLimit, Operation, State, TIMEOUT_MS_MAX, Transfer,

@@ -143,7 +143,10 @@ async fn create(args: Create) -> Result<()> {
             .context("cannot wait")?
             .into_inner();
         match operation.state.as_str() {
-            "done" => return Ok(println!("{} is ready", args.name)),
+            "done" => {
+                println!("{} is ready", args.name);
+                return Ok(());
+            }
             "running" | "undoing" => {}
             state => bail!(
                 "{}: the operation is {state}: {}",

@@ -114,12 +114,12 @@ impl Files {
 
     async fn make(self: Arc<Self>, step: StepContext) -> Result<(), StepError> {
         let bytes = vec![b'w'; step.input::<Widget>()?.size as usize];
-        let written = std::fs::write(self.path(&step), bytes);
+        let written = tokio::fs::write(self.path(&step), bytes).await;
         written.map_err(|error| StepError::Retry(format!("cannot write the file: {error}")))
     }
 
     async fn remove(self: Arc<Self>, step: StepContext) -> Result<(), StepError> {
-        match std::fs::remove_file(self.path(&step)) {
+        match tokio::fs::remove_file(self.path(&step)).await {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(StepError::Retry(format!("cannot remove the file: {error}")))
             }

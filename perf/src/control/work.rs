@@ -136,7 +136,7 @@ async fn operations(args: &ControlArgs, store: &SharedStore, cluster: &Cluster) 
                     ..Begin::default()
                 };
                 sagas.begin(begin).await?;
-                let record = sagas.wait(id, None, Duration::from_secs(60)).await?;
+                let record = sagas.wait(id, None, Duration::from_mins(1)).await?;
                 ensure!(
                     record.state == State::Done,
                     "an operation is {}",

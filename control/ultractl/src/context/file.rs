@@ -22,7 +22,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use control_kit::config::{Refused, Source};
+use control_kit::config::{Layers, Refused, Source};
 use control_kit::tls::TlsFiles;
 use serde::Deserialize;
 use toml::Spanned;
@@ -130,19 +130,16 @@ impl File {
     }
 
     fn parse(path: &Path, text: String) -> Result<File> {
-        let source = Source { text: &text, path };
-        let raw: RawFile = match toml::from_str(&text) {
-            Ok(raw) => raw,
-            Err(error) => {
-                return source.refuse(&error.span().unwrap_or_default(), error.message());
-            }
-        };
+        // No variable lies over the file: those that there are win over what a context says.
+        let layers = Layers::new(&text, path, "", []);
+        let raw: RawFile = layers.read()?;
+        let source = layers.source();
         let mut contexts = BTreeMap::new();
         for (name, raw) in raw.contexts {
             if !is_name(name.get_ref()) {
                 return source.refuse(&name.span(), NAME_RULE);
             }
-            let target = |raw| target(raw, &source);
+            let target = |raw| target(raw, path, &source);
             let chainfire = raw.chainfire.map(target).transpose()?;
             contexts.insert(name.into_inner(), Context { chainfire });
         }
@@ -223,7 +220,7 @@ pub fn check(endpoints: &[String], has_tls: bool) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn target(raw: Spanned<RawTarget>, source: &Source<'_>) -> Result<Target> {
+fn target(raw: Spanned<RawTarget>, path: &Path, source: &Source<'_>) -> Result<Target> {
     let whole = raw.span();
     let raw = raw.into_inner();
     if let Err(what) = check(raw.endpoints.get_ref(), raw.tls.is_some()) {
@@ -240,7 +237,7 @@ fn target(raw: Spanned<RawTarget>, source: &Source<'_>) -> Result<Target> {
         },
         (None, Some(token)) => Login::Token(token.get_ref().clone()),
     };
-    let dir = source.path.parent().unwrap_or(Path::new("/"));
+    let dir = path.parent().unwrap_or(Path::new("/"));
     let tls = raw.tls.map(|files| TlsFiles {
         cert: dir.join(files.cert),
         key: dir.join(files.key),

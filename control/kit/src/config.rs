@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use toml::Spanned;
@@ -98,11 +98,6 @@ impl Layers {
         }
     }
 
-    /// A file alone.
-    pub fn of_file(text: impl Into<String>, path: impl Into<PathBuf>) -> Layers {
-        Layers::new(text, path, "", [])
-    }
-
     /// What spans of the values point into.
     pub fn source(&self) -> Source<'_> {
         Source { layers: self }
@@ -151,11 +146,6 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The file's name.
-    pub fn path(&self) -> &Path {
-        &self.layers.path
-    }
-
     /// Refuses a value, saying where it stands.
     ///
     /// # Errors

@@ -130,7 +130,8 @@ impl File {
     }
 
     fn parse(path: &Path, text: String) -> Result<File> {
-        let layers = Layers::of_file(text.as_str(), path);
+        // No variable lies over the file: those that there are win over what a context says.
+        let layers = Layers::new(&text, path, "", []);
         let raw: RawFile = layers.read()?;
         let source = layers.source();
         let mut contexts = BTreeMap::new();
@@ -138,7 +139,7 @@ impl File {
             if !is_name(name.get_ref()) {
                 return source.refuse(&name.span(), NAME_RULE);
             }
-            let target = |raw| target(raw, &source);
+            let target = |raw| target(raw, path, &source);
             let chainfire = raw.chainfire.map(target).transpose()?;
             contexts.insert(name.into_inner(), Context { chainfire });
         }
@@ -219,7 +220,7 @@ pub fn check(endpoints: &[String], has_tls: bool) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn target(raw: Spanned<RawTarget>, source: &Source<'_>) -> Result<Target> {
+fn target(raw: Spanned<RawTarget>, path: &Path, source: &Source<'_>) -> Result<Target> {
     let whole = raw.span();
     let raw = raw.into_inner();
     if let Err(what) = check(raw.endpoints.get_ref(), raw.tls.is_some()) {
@@ -236,7 +237,7 @@ fn target(raw: Spanned<RawTarget>, source: &Source<'_>) -> Result<Target> {
         },
         (None, Some(token)) => Login::Token(token.get_ref().clone()),
     };
-    let dir = source.path().parent().unwrap_or(Path::new("/"));
+    let dir = path.parent().unwrap_or(Path::new("/"));
     let tls = raw.tls.map(|files| TlsFiles {
         cert: dir.join(files.cert),
         key: dir.join(files.key),

@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     pub patience: Duration,
     pub queue: mpsc::Receiver<Call>,
     waiting: VecDeque<Call>,
+    /// How many calls from here on are each a batch of their own.
+    alone: usize,
     memory: Memory,
 }
 
@@ -82,6 +84,7 @@ impl Worker {
             patience,
             queue,
             waiting: VecDeque::new(),
+            alone: 0,
             memory: Memory::default(),
         }
     }
@@ -126,6 +129,10 @@ impl Worker {
             }
             needs = more;
             calls.push(call);
+            if self.alone > 0 {
+                self.alone -= 1;
+                break;
+            }
         }
         (calls, needs)
     }
@@ -165,6 +172,15 @@ impl Worker {
                     (error, unanswered.pause())
                 }
             };
+            if error.lasts() && calls.len() > 1 {
+                // Damage, or a store that is full, may be one call's; the others shall not suffer for it.
+                self.alone = calls.len();
+                calls
+                    .drain(..)
+                    .rev()
+                    .for_each(|call| self.waiting.push_front(call));
+                return;
+            }
             if error.lasts() || started.elapsed() > self.patience {
                 break error;
             }

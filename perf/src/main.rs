@@ -5,6 +5,7 @@
 //! work was not checked in the run has no figure. Tables and JSON go to stdout, facts to stderr.
 
 mod chainfire;
+mod control;
 mod engine;
 mod machine;
 mod objects;
@@ -36,6 +37,11 @@ enum Bench {
     Objects(Box<objects::ObjectsArgs>),
     /// Put, get, watch and lease of ChainFire beside etcd, on one and on three nodes.
     Chainfire(chainfire::ChainfireArgs),
+    /// What the control kit costs: a call beside bare tonic and axum, operations and reservations.
+    Control(control::ControlArgs),
+    /// Serves one call that does nothing, for `control`.
+    #[command(hide = true)]
+    ControlServer(control::server::ServerArgs),
     /// One object of 6 GiB, up and down, and the memory that the server needs for it.
     BigObject(objects::big::BigObjectArgs),
 }
@@ -52,6 +58,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Bench::Engine(args) => (engine::run(&args)?, args.json, args.strict),
         Bench::Objects(args) => (objects::run(&args)?, args.json, args.strict),
         Bench::Chainfire(args) => (chainfire::run(&args)?, args.json, args.strict),
+        Bench::Control(args) => (control::run(&args)?, args.json, args.strict),
+        Bench::ControlServer(args) => {
+            control::server::run(&args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Bench::BigObject(args) => (objects::big::run(&args)?, args.json, args.strict),
     };
     print(&rows, json)?;

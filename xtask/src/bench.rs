@@ -30,6 +30,8 @@ enum Suite {
     Objects,
     /// Put, get, watch and lease of ChainFire beside etcd, on one and on three nodes
     Chainfire,
+    /// A call through the control kit beside bare tonic and axum; operations and reservations
+    Control,
     /// An object of 6 GiB and the memory that it takes
     BigObject,
 }
@@ -40,6 +42,7 @@ impl Suite {
             Self::Engine => "engine",
             Self::Objects => "objects",
             Self::Chainfire => "chainfire",
+            Self::Control => "control",
             Self::BigObject => "big-object",
         }
     }
@@ -52,7 +55,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if options.suite == Suite::BigObject {
         command.env("ULTRACLOUD_BIN", workspace.build_server(Profile::Release)?);
     }
-    if options.suite == Suite::Chainfire {
+    if matches!(options.suite, Suite::Chainfire | Suite::Control) {
         setup::run_as_progress(workspace, Scope::Bench)?;
         command.env("ULTRACLOUD_BIN", workspace.build_server(Profile::Release)?);
     }

@@ -12,6 +12,7 @@ mod quickstart;
 mod setup;
 mod test;
 mod tidy;
+mod work_root;
 mod workspace;
 
 use std::path::PathBuf;
@@ -60,6 +61,8 @@ enum Command {
     Tidy,
     /// Run a proof lane: real binaries through a story, with artifacts below work/
     Lane(lane::Options),
+    /// Show, limit and prune what lanes have left below the work root
+    WorkRoot(work_root::Options),
     /// Measure beside the peers
     Bench(bench::Options),
 }
@@ -90,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Command::Tidy => return tidy::run(&workspace),
         Command::Lane(options) => lane::run(&workspace, &options)?,
+        Command::WorkRoot(options) => return work_root::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options)?,
     }
     Ok(ExitCode::SUCCESS)

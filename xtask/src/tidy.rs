@@ -8,7 +8,7 @@ mod fences;
 mod heads;
 mod layers;
 mod links;
-mod markers;
+pub mod markers;
 mod paths;
 mod rust;
 mod sizes;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use self::tree::{Finding, Tree};
+pub use self::tree::{Finding, SourceFile, Tree};
 use crate::workspace::Workspace;
 
 type Check = fn(&Tree) -> Vec<Finding>;

@@ -66,6 +66,7 @@ mod reconcile;
 mod records;
 mod refusal;
 mod scene;
+mod steps;
 mod sweep;
 mod transfer;
 mod worker;
@@ -82,6 +83,7 @@ pub use quota::{CODE_LIMIT, CODE_USE, Quota, Standing, commit, give_back, releas
 pub use reads::{Cursor, Transfers};
 pub use reconcile::{Difference, Drift, InUse};
 pub use refusal::{Refusal, Refused, Shortage};
+pub use steps::{QuotaSteps, Taken};
 pub use transfer::{
     CHAIN_OPS_MAX, Done, Entry, Kind, NewLimit, Operation, State, TIMEOUT_MS_MAX, Transfer,
 };

@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::service::Routes;
+use tonic_reflection::server as reflection;
 use tracing::Span;
 use utoipa::ToSchema;
 
@@ -91,8 +92,11 @@ impl Default for Limits {
     }
 }
 
-/// What all verbs of a service share.
-struct Front {
+/// What all verbs of a port share: who may call, how long, and what is counted. Clones are the same.
+#[derive(Clone)]
+pub struct Front(Arc<FrontInner>);
+
+struct FrontInner {
     authenticate: Arc<dyn Authenticate>,
     limits: Limits,
     calls: Counter,
@@ -102,6 +106,27 @@ struct Front {
 }
 
 impl Front {
+    /// Counts in a registry, once.
+    pub fn new(authenticate: Arc<dyn Authenticate>, limits: Limits, registry: &Registry) -> Front {
+        let counter = |name, help| registry.counter(name, help);
+        Front(Arc::new(FrontInner {
+            authenticate,
+            limits,
+            calls: counter("uc_api_calls_total", "Calls that were let in."),
+            refused: counter(
+                "uc_api_refused_calls_total",
+                "Calls refused to their caller.",
+            ),
+            failed: counter(
+                "uc_api_failed_calls_total",
+                "Calls that the service failed.",
+            ),
+            took: registry.histogram("uc_api_call_seconds", "How long calls took."),
+        }))
+    }
+}
+
+impl FrontInner {
     /// Names a request and asks who sends it.
     fn admit(
         &self,
@@ -153,7 +178,7 @@ struct Served<S, F> {
     state: Arc<S>,
     run: F,
     verb: Verb,
-    front: Arc<Front>,
+    front: Arc<FrontInner>,
 }
 
 impl<S, F> Served<S, F> {
@@ -211,7 +236,7 @@ fn named(mut response: Response, request_id: &RequestId) -> Response {
 pub struct Api<S> {
     service: &'static str,
     state: Arc<S>,
-    front: Arc<Front>,
+    front: Front,
     router: Router,
     document: openapi::Document,
     descriptors: Vec<&'static [u8]>,
@@ -223,28 +248,12 @@ impl<S: Send + Sync + 'static> Api<S> {
         service: &'static str,
         descriptors: &'static [u8],
         state: Arc<S>,
-        authenticate: Arc<dyn Authenticate>,
-        limits: Limits,
-        registry: &Registry,
+        front: &Front,
     ) -> Api<S> {
-        let front = Front {
-            authenticate,
-            limits,
-            calls: registry.counter("uc_api_calls_total", "Calls that were let in."),
-            refused: registry.counter(
-                "uc_api_refused_calls_total",
-                "Calls refused to their caller.",
-            ),
-            failed: registry.counter(
-                "uc_api_failed_calls_total",
-                "Calls that the service failed.",
-            ),
-            took: registry.histogram("uc_api_call_seconds", "How long calls took."),
-        };
         Api {
             service,
             state,
-            front: Arc::new(front),
+            front: front.clone(),
             router: Router::new(),
             document: openapi::Document::new(service),
             descriptors: vec![descriptors],
@@ -286,7 +295,7 @@ impl<S: Send + Sync + 'static> Api<S> {
             state: Arc::clone(&self.state),
             run,
             verb,
-            front: Arc::clone(&self.front),
+            front: Arc::clone(&self.front.0),
         });
         let method = format!("/{}/{}", self.service, verb.name);
         self.router = self
@@ -315,15 +324,18 @@ impl<S: Send + Sync + 'static> Api<S> {
             let text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
             (text, registry.text())
         };
-        let (_, grpc_health) = tonic_health::server::health_reporter();
-        let mut reflection = tonic_reflection::server::Builder::configure();
-        for set in self.descriptors {
-            reflection = reflection.register_encoded_file_descriptor_set(set);
-        }
-        let reflection = reflection
-            .build_v1()
-            .expect("the build made the descriptors");
-        let grpc = Routes::new(grpc_health).add_service(reflection);
+        let reflection = || {
+            let sets = self.descriptors.iter().copied();
+            let sets = sets.chain([tonic_health::pb::FILE_DESCRIPTOR_SET]);
+            sets.fold(reflection::Builder::configure(), |builder, set| {
+                builder.register_encoded_file_descriptor_set(set)
+            })
+        };
+        let made = "the build made the descriptors";
+        // Clients ask for either version.
+        let grpc = Routes::new(health.grpc())
+            .add_service(reflection().build_v1().expect(made))
+            .add_service(reflection().build_v1alpha().expect(made));
         self.router
             .route("/openapi.json", get(document))
             .route("/metrics", get(metrics))

@@ -11,6 +11,10 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{self as grpc, HealthServer};
+use tonic_health::server::health_reporter;
 
 /// How a part is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +29,20 @@ pub enum Condition {
 
 /// The conditions of all parts of a service.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Condition>>>);
+pub struct Health(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    parts: Mutex<BTreeMap<&'static str, Condition>>,
+    /// Told of every report.
+    reports: watch::Sender<()>,
+}
 
 impl Health {
     /// Reports for one part.
     pub fn set(&self, part: &'static str, condition: Condition) {
         self.lock().insert(part, condition);
+        self.0.reports.send_replace(());
     }
 
     /// A line for each part that takes no requests; empty when all do.
@@ -56,7 +68,32 @@ impl Health {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Condition>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// gRPC's own health service; it serves when `/readyz` would.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(crate) fn grpc(&self) -> HealthServer<impl grpc::Health + use<>> {
+        let (reporter, service) = health_reporter();
+        let health = self.clone();
+        // Ends with the runtime.
+        tokio::spawn(async move {
+            let mut reports = health.0.reports.subscribe();
+            loop {
+                let status = if health.not_ready().is_empty() {
+                    ServingStatus::Serving
+                } else {
+                    ServingStatus::NotServing
+                };
+                reporter.set_service_status("", status).await;
+                if reports.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        service
     }
 
     /// The two routes.

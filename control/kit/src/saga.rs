@@ -91,7 +91,7 @@ impl StepContext {
     /// # Errors
     /// Fatal, when it is not of this type.
     pub fn input<T: DeserializeOwned>(&self) -> Result<T, StepError> {
-        read(&self.record.input, "the input")
+        self.record.read_input()
     }
 
     /// What an earlier step gave.
@@ -134,8 +134,27 @@ impl StepContext {
     }
 }
 
+impl Record {
+    /// What the operation was begun with.
+    ///
+    /// # Errors
+    /// Fatal, when it is not of this type.
+    pub fn read_input<T: DeserializeOwned>(&self) -> Result<T, StepError> {
+        read(&self.input, "the input")
+    }
+}
+
 fn read<T: DeserializeOwned>(value: &Value, what: &str) -> Result<T, StepError> {
     T::deserialize(value).map_err(|error| StepError::Fatal(format!("cannot read {what}: {error}")))
+}
+
+/// A method of a service as what a step does: `bound(&service, Service::reserve)`.
+pub fn bound<S, F, Fut>(service: &Arc<S>, run: F) -> impl Fn(StepContext) -> Fut + use<S, F, Fut>
+where
+    F: Fn(Arc<S>, StepContext) -> Fut,
+{
+    let service = Arc::clone(service);
+    move |context| run(Arc::clone(&service), context)
 }
 
 type StepFuture = Pin<Box<dyn Future<Output = Result<Value, StepError>> + Send>>;
@@ -155,6 +174,8 @@ pub struct Definition {
     kind: &'static str,
     steps: Vec<Step>,
     deadline: Duration,
+    done: Writes,
+    undone: Writes,
     forced: Writes,
 }
 
@@ -193,6 +214,8 @@ impl Definition {
             kind,
             steps: Vec::new(),
             deadline: DEADLINE,
+            done: Arc::new(|_| Vec::new()),
+            undone: Arc::new(|_| Vec::new()),
             forced: Arc::new(|_| Vec::new()),
         }
     }
@@ -232,7 +255,25 @@ impl Definition {
         self
     }
 
-    /// What is written to the store, beside the end of the record, when an operator gives the object up.
+    /// What is written to the store with the end of the last step.
+    pub fn when_done(
+        mut self,
+        writes: impl Fn(&Record) -> Vec<Write> + Send + Sync + 'static,
+    ) -> Definition {
+        self.done = Arc::new(writes);
+        self
+    }
+
+    /// What is written to the store once all is undone.
+    pub fn when_undone(
+        mut self,
+        writes: impl Fn(&Record) -> Vec<Write> + Send + Sync + 'static,
+    ) -> Definition {
+        self.undone = Arc::new(writes);
+        self
+    }
+
+    /// What is written to the store when an operator gives the object up.
     pub fn when_forced(
         mut self,
         writes: impl Fn(&Record) -> Vec<Write> + Send + Sync + 'static,
@@ -244,6 +285,16 @@ impl Definition {
     /// Names of the steps, in order.
     pub fn steps(&self) -> impl Iterator<Item = &'static str> {
         self.steps.iter().map(|step| step.name)
+    }
+
+    /// What is written with the end of an operation.
+    fn at_end(&self, record: &Record) -> Vec<Write> {
+        match record.state {
+            State::Done => (self.done)(record),
+            State::Undone => (self.undone)(record),
+            State::ForceDeleted => (self.forced)(record),
+            State::Running | State::Undoing | State::Failed => Vec::new(),
+        }
     }
 
     /// Whether the steps that a record has done are the first ones of this definition.

@@ -192,6 +192,22 @@ pub struct Txn {
     pub on_conflict: Vec<String>,
 }
 
+impl Txn {
+    /// What happens only if this holds.
+    pub fn when(condition: Condition) -> Txn {
+        Txn {
+            conditions: vec![condition],
+            ..Txn::default()
+        }
+    }
+
+    /// And this happens then.
+    pub fn then(mut self, write: Write) -> Txn {
+        self.writes.push(write);
+        self
+    }
+}
+
 /// How a transaction ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -44,6 +44,7 @@ fn simulate<F: Future<Output = ()>>(scenario: F) {
 fn begin(id: u64, object: &str) -> Begin {
     Begin {
         id: SagaId::from_u128(u128::from(id)),
+        kind: "widget-create".into(),
         object: object.into(),
         tenant: "tenant".into(),
         principal: "ann".into(),
@@ -56,11 +57,7 @@ fn begin(id: u64, object: &str) -> Begin {
 /// Begins until it is certain that it has begun: what a client with an idempotency key does.
 async fn begun(world: &World, process: &Process, id: u64, object: &str) -> Record {
     loop {
-        match process
-            .sagas
-            .begin("widget-create", begin(id, object))
-            .await
-        {
+        match process.sagas.begin(begin(id, object)).await {
             Ok(record) => return record,
             Err(error) => {
                 let kind = error.kind();
@@ -265,7 +262,7 @@ fn what_cannot_be_undone_fails_by_name_and_ends_by_either_verb() {
             assert_eq!(record.state, State::Failed);
             assert_eq!(record.failure.as_deref(), Some("undo-failed"));
             // Its object is not free for others meanwhile.
-            let other = process.sagas.begin("widget-create", begin(2, "red")).await;
+            let other = process.sagas.begin(begin(2, "red")).await;
             assert_eq!(other.unwrap_err().kind(), SagaErrorKind::Busy);
             outside.jam(false);
             if retried {
@@ -322,7 +319,7 @@ fn an_id_begins_one_operation_and_no_other() {
         let first = begun(&world, &process, 1, "red").await;
         let again = begun(&world, &process, 1, "red").await;
         assert_eq!(first.id, again.id);
-        let other = process.sagas.begin("widget-create", begin(1, "blue")).await;
+        let other = process.sagas.begin(begin(1, "blue")).await;
         assert_eq!(other.unwrap_err().kind(), SagaErrorKind::Reused);
         ended(&world, &process, 1).await;
         // Also once it has ended.

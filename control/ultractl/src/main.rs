@@ -1,18 +1,27 @@
 //! `ultractl`: what operators do to a running UltraCloud, from a shell.
 //!
-//! Each service has a subcommand. Output is text for people, or with `-o json` one JSON document for
-//! programs; errors go to stderr and end with a code that is not 0.
+//! Each service has a subcommand. Answers go to stdout, as text for people or with `-o json` and `-o yaml`
+//! as documents for programs; progress and errors go to stderr, and the exit code says how it ended
+//! ([`failure`]).
 
 #![forbid(unsafe_code)]
 
 mod chainfire;
+mod completion;
+mod context;
+mod doctor;
+mod failure;
 mod output;
+mod progress;
+mod proof;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::failure::{Exit, Failure};
 use crate::output::Format;
 
 /// UltraCloud's command line.
@@ -22,32 +31,83 @@ struct Cli {
     /// Form of the output.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Text)]
     output: Format,
+    #[command(flatten)]
+    choice: context::Choice,
     #[command(subcommand)]
-    service: Service,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Service {
+enum Command {
     /// ChainFire, the coordination store: members, keys, backups.
     Chainfire(chainfire::Args),
+    /// The clouds to work on, and which one is asked now.
+    #[command(subcommand)]
+    Context(context::Command),
+    /// Says whether this machine is fit for a node; ends with 1 when it is not.
+    Doctor,
+    /// What proof lanes have left below the work root, `ULTRACLOUD_WORK_ROOT` or ./work.
+    #[command(subcommand)]
+    Proof(proof::Command),
+    /// Prints the script that completes this command line in a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
+    let format = cli.output;
+    match run(cli) {
+        Ok(code) => code,
         Err(error) => {
-            eprintln!("ultractl: {error:#}");
-            ExitCode::FAILURE
+            let failure = Failure::of(&error);
+            failure.show(format);
+            failure.exit().into()
         }
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.context("cannot start a runtime")?;
-    match cli.service {
-        Service::Chainfire(args) => runtime.block_on(chainfire::run(args, cli.output)),
+/// Says what is wrong with the command line, or the help that was asked for.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    let args = std::env::args_os().skip(1);
+    let format = Format::asked(args.map(|arg| arg.to_string_lossy().into_owned()));
+    let is_asked_for = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if is_asked_for || (is_help && !format.is_structured()) {
+        // Fails when nobody reads it; then there is nothing to say.
+        let _ = error.print();
+        return if is_asked_for {
+            ExitCode::SUCCESS
+        } else {
+            Exit::Usage.into()
+        };
     }
+    failure::of_usage(error).show(format);
+    Exit::Usage.into()
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let format = cli.output;
+    match cli.command {
+        Command::Chainfire(args) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = runtime.context("cannot start a runtime")?;
+            runtime.block_on(chainfire::run(args, &cli.choice, format))?;
+        }
+        Command::Context(command) => context::run(&cli.choice, command, format)?,
+        Command::Doctor => return doctor::run(format),
+        Command::Proof(command) => proof::run(command, format)?,
+        Command::Completion { shell } => completion::run(shell, Cli::command())?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! Text for people, JSON for programs.
+//! What a verb answers with: text for people, documents for programs, both on stdout.
 
 use std::io::{self, Write};
 
@@ -11,26 +11,80 @@ use serde::Serialize;
 pub enum Format {
     /// Lines for people.
     Text,
-    /// One JSON document.
+    /// Text with more columns, where a verb has more to say.
+    Wide,
+    /// One JSON document; its fields stay.
     Json,
+    /// The same as YAML.
+    Yaml,
 }
 
-/// Shows an answer: as JSON, or as the text made of it.
+impl Format {
+    /// Whether programs read it.
+    pub fn is_structured(self) -> bool {
+        match self {
+            Format::Json | Format::Yaml => true,
+            Format::Text | Format::Wide => false,
+        }
+    }
+
+    /// The format that a command line asks for which does not parse, so that its error has that form, too.
+    pub fn asked(args: impl Iterator<Item = String>) -> Format {
+        let args: Vec<String> = args.take_while(|arg| arg != "--").collect();
+        let values = args.iter().enumerate().filter_map(|(place, arg)| {
+            let next = || args.get(place + 1).map(String::as_str);
+            match arg.as_str() {
+                "-o" | "--output" => next(),
+                arg => arg.strip_prefix("--output=").or_else(|| {
+                    arg.strip_prefix("-o")
+                        .map(|value| value.trim_start_matches('='))
+                }),
+            }
+        });
+        let mut known = values.filter_map(|value| Format::from_str(value, false).ok());
+        known.next_back().unwrap_or(Format::Text)
+    }
+}
+
+/// Shows an answer: as a document, or as the text made of it.
 pub fn show<T: Serialize>(
     format: Format,
     answer: &T,
     text: impl FnOnce(&T) -> String,
 ) -> Result<()> {
+    let said = match structured(format, answer) {
+        Some(document) => document?,
+        None => text(answer),
+    };
     let mut out = io::stdout().lock();
-    match format {
-        Format::Json => {
-            serde_json::to_writer(&mut out, answer)?;
-            writeln!(out)?;
-        }
-        Format::Text => out.write_all(text(answer).as_bytes())?,
-    }
+    out.write_all(said.as_bytes())?;
     out.flush()?;
     Ok(())
+}
+
+/// Shows one of many answers of a verb that goes on: a line of JSON, or a YAML document of its own.
+pub fn show_next<T: Serialize>(
+    format: Format,
+    answer: &T,
+    text: impl FnOnce(&T) -> String,
+) -> Result<()> {
+    if format == Format::Yaml {
+        io::stdout().write_all(b"---\n")?;
+    }
+    show(format, answer, text)
+}
+
+/// The document of an answer, in the formats that have one.
+pub fn structured<T: Serialize>(format: Format, answer: &T) -> Option<Result<String>> {
+    match format {
+        Format::Text | Format::Wide => None,
+        Format::Json => Some(
+            serde_json::to_string(answer)
+                .map(|json| json + "\n")
+                .map_err(Into::into),
+        ),
+        Format::Yaml => Some(serde_saphyr::to_string(answer).map_err(Into::into)),
+    }
 }
 
 /// Rows under their heads, each column as wide as it needs.
@@ -67,5 +121,31 @@ mod tests {
             table(&["ID", "NAME"], &rows),
             "ID   NAME\n1    one\n100  ä\n"
         );
+    }
+
+    #[test]
+    fn an_answer_is_the_same_document_as_json_and_as_yaml() {
+        let answer = serde_json::json!({
+            "name": "one", "list": ["a", "2", "no", "null"], "empty": [], "count": 7,
+            "text": "two\nlines: # here", "nothing": null, "yes": true,
+        });
+        let json = structured(Format::Json, &answer).unwrap().unwrap();
+        let yaml = structured(Format::Yaml, &answer).unwrap().unwrap();
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&json).unwrap(),
+            answer
+        );
+        assert!(yaml.contains("name: one\n"), "{yaml}");
+        assert!(structured(Format::Wide, &answer).is_none());
+    }
+
+    #[test]
+    fn the_format_of_a_wrong_command_line_is_found() {
+        let asked = |line: &str| Format::asked(line.split(' ').map(str::to_owned));
+        assert_eq!(asked("chainfir -o json"), Format::Json);
+        assert_eq!(asked("-oyaml x"), Format::Yaml);
+        assert_eq!(asked("x --output=json -o text"), Format::Text);
+        assert_eq!(asked("x -o"), Format::Text);
+        assert_eq!(asked("x -- -o json"), Format::Text);
     }
 }

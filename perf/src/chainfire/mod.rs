@@ -5,9 +5,9 @@
 //! with the other one. A wrong answer, or one failed request, ends the whole run.
 #![forbid(unsafe_code)]
 
-mod cluster;
+pub mod cluster;
 mod crowd;
-mod load;
+pub mod load;
 mod rows;
 
 use std::path::PathBuf;

@@ -22,7 +22,7 @@ mod site;
 #[cfg(test)]
 mod tests;
 mod trial;
-mod wrk;
+pub mod wrk;
 
 use std::fs;
 use std::path::{Path, PathBuf};

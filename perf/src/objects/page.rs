@@ -41,6 +41,13 @@ pub const CHAINFIRE: Section = Section {
     about: ABOUT_CHAINFIRE,
 };
 
+/// The section of `perf control`.
+pub const CONTROL: Section = Section {
+    heading: "Control kit",
+    suite: "control",
+    about: ABOUT_CONTROL,
+};
+
 /// The section of `perf big-object`.
 pub const BIG_OBJECT: Section = Section {
     heading: "LightningStor: one object of 6 GiB",
@@ -116,6 +123,14 @@ contenders. A figure is the median of the rounds; CPU is that of all members. A 
 over: 1.5 times etcd's puts are at most 0.667 of its wall time a put. `watch-event` is from a put until
 the last of the watchers has the event; `lease-grant` and `memory` are with the leases and keys that the
 command names (1,000 watchers, 100,000 leases and 1,000,000 keys where it names none), on one member.
+";
+
+const ABOUT_CONTROL: &str = "
+`noop` is a call that does nothing, with authentication, request id, deadline, metrics and log span by the kit,
+with none of them by the bare server; 16 connections with a call at a time, the server on CPU 1. `saga` is steps
+that do nothing, 64 operations of four steps at a time, and `reserve` reservations of one tenant's quota, 64 at a
+time, both in one process on CPU 0, on ChainFire of one (n1) and three members (n3) on CPU 1. Writes are
+revisions of ChainFire; an operation's beginning and its waiting client are in a step's figures.
 ";
 
 const ABOUT_SCALE: &str = "

@@ -1,5 +1,5 @@
-//! What the build script of an API crate does: `.proto` texts become messages, gRPC clients, JSON and
-//! OpenAPI schemas, and one descriptor set for reflection. No protoc is needed.
+//! What the build script of an API crate does: `.proto` texts become messages, gRPC clients and servers,
+//! JSON and OpenAPI schemas, and one descriptor set for reflection. No protoc is needed.
 //!
 //! JSON is what the fields are called, with plain numbers; a field that is not known is refused, one that
 //! is left out has its default. So messages of such an API have no bytes, `oneof` or enum fields.
@@ -30,7 +30,6 @@ pub fn compile(files: &[&str], constraints: &[Constraint<'_>]) -> Result<(), Box
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     let mut builder = tonic_prost_build::configure()
-        .build_server(false)
         .build_transport(false)
         .message_attribute(
             ".",

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::answers::{keys, leader, members, number};
-use super::artifacts::Artifacts;
+use super::artifacts::{About, Artifacts, NO_MACHINES, NO_POWER_LOSS, PROCESSES, Part, Scope};
 use super::members::{Ctl, DEADLINE, Member, State};
 use super::writer::Writer;
 use crate::process::{self, Running};
@@ -34,13 +34,37 @@ const WRITES: usize = 30;
 /// How long a cluster may be without a leader after one was lost.
 const LEADER_LIMIT: Duration = Duration::from_secs(3);
 
-const NOT_SHOWN: &[&str] = &[
-    "FlareDB rows: there is no FlareDB yet",
-    "deployer replay (deployer_restore_mode): there is no deployer yet",
-    "CoronaFS and LightningStor failures in the same cluster",
-    "power loss of machines: a killed process leaves the kernel's cache, a machine does not",
-    "KVM: the contract asks for virtual machines",
-];
+/// What the lane is about.
+pub const ABOUT: About = About {
+    lane: "durability-proof",
+    contracts: &["DUR-1", "CF-5", "CF-7"],
+    scopes: &[
+        PROCESSES,
+        Scope {
+            name: "chainfire",
+            words: "ChainFire's half of the contract: keys and leases outlive kills, stops and a flush \
+                    that fails, and a logical backup is restored. FlareDB, the deployer, CoronaFS and \
+                    LightningStor are not part of it.",
+        },
+    ],
+    not_shown: &[
+        Part {
+            what: "FlareDB's rows",
+            reason: "there is no FlareDB yet",
+        },
+        Part {
+            what: "the deployer's replay (deployer_restore_mode)",
+            reason: "there is no deployer yet",
+        },
+        Part {
+            what: "failures of CoronaFS and LightningStor in the same cluster",
+            reason: "there is no CoronaFS yet, and the cluster runs ChainFire alone",
+        },
+        NO_POWER_LOSS,
+        NO_MACHINES,
+    ],
+    clients: &["etcdctl", "strace"],
+};
 
 struct Story<'a> {
     server: &'a Path,
@@ -57,7 +81,6 @@ struct Story<'a> {
 
 /// Runs the story.
 pub fn run(server: &Path, cli: &Path, artifacts: &mut Artifacts) -> Result<()> {
-    artifacts.leaves_out(NOT_SHOWN);
     let nodes = artifacts.dir().join("nodes");
     let all = |names: [&'static str; 3], first: u16| -> Result<Vec<Member>> {
         let members = names.into_iter().zip(first..);

@@ -180,6 +180,8 @@ impl<'a> Ctl<'a> {
     pub fn command(&self, seconds: u64, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command
+            // Nobody's contexts.
+            .env("ULTRACTL_CONFIG", "/dev/null")
             .args(["--signal=KILL", &seconds.to_string()])
             .arg(self.cli)
             .args(["-o", "json", "chainfire", "--endpoints", &self.endpoints])

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::answers::{keys, members, number};
-use super::artifacts::Artifacts;
+use super::artifacts::{About, Artifacts, NO_MACHINES, NO_POWER_LOSS, PROCESSES, Scope};
 use super::members::{Ctl, Member, State};
 
 const NAMES: [&str; 4] = ["node01", "node02", "node03", "node04"];
@@ -18,6 +18,23 @@ const NAMES: [&str; 4] = ["node01", "node02", "node03", "node04"];
 const TEMPORARY: usize = 3;
 /// Keys that each step writes.
 const KEYS_PER_STEP: usize = 10;
+
+/// What the lane is about.
+pub const ABOUT: About = About {
+    lane: "chainfire-live-membership-proof",
+    contracts: &["CLM-1", "CF-4", "CF-5", "CF-9"],
+    scopes: &[
+        PROCESSES,
+        Scope {
+            name: "chainfire",
+            words: "ChainFire's members alone are changed: adding, promoting, restarting, handing over \
+                    leadership and removing, one after another, with a writer beside. Reads are from \
+                    each member's own state. No other service runs.",
+        },
+    ],
+    not_shown: &[NO_MACHINES, NO_POWER_LOSS],
+    clients: &[],
+};
 
 struct Story<'a> {
     server: &'a Path,

@@ -1,8 +1,8 @@
 //! `cargo xtask lane`: proof lanes. A lane runs the real binaries through a story, keeps what they
 //! answered, and says in `result.json` what was shown and what was not.
 //!
-//! Artifacts lie in `work/LANE/STAMP`, to which `work/LANE/latest` points. A lane that fails leaves
-//! what it has, with `success` false and the step that failed.
+//! Artifacts lie in `LANE/STAMP` below the work root, to which `LANE/latest` points ([`proof`]). A lane
+//! that fails leaves what it has, with `success` false and the step that failed.
 
 mod answers;
 mod artifacts;
@@ -11,12 +11,15 @@ mod members;
 mod membership;
 mod patroni;
 mod postgres;
+mod schema;
+mod surface;
 mod writer;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use proof::Build;
 
-use self::artifacts::Artifacts;
+use self::artifacts::{About, Artifacts, build_of};
 use crate::setup::{self, Scope};
 use crate::workspace::{Profile, Workspace};
 
@@ -38,22 +41,25 @@ enum Lane {
     DurabilityProof,
     /// PostgreSQL under Patroni fails over, with its leader's key in ChainFire
     PatroniFailover,
+    /// What ships is finished, complete, and free of what was archived, as its sources say
+    SupportedSurfaceGuard,
 }
 
 impl Lane {
-    fn name(self) -> &'static str {
+    fn about(self) -> &'static About {
         match self {
-            Self::ChainfireLiveMembershipProof => "chainfire-live-membership-proof",
-            Self::DurabilityProof => "durability-proof",
-            Self::PatroniFailover => "patroni-failover",
+            Self::ChainfireLiveMembershipProof => &membership::ABOUT,
+            Self::DurabilityProof => &durability::ABOUT,
+            Self::PatroniFailover => &patroni::ABOUT,
+            Self::SupportedSurfaceGuard => &surface::ABOUT,
         }
     }
 
     /// What it needs of the system.
     fn scope(self) -> Scope {
         match self {
-            Self::ChainfireLiveMembershipProof | Self::DurabilityProof => Scope::Clients,
             Self::PatroniFailover => Scope::Failover,
+            _ => Scope::Clients,
         }
     }
 }
@@ -64,6 +70,12 @@ impl Lane {
 /// The step that failed; `result.json` says the same.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let lane = options.lane;
+    if lane == Lane::SupportedSurfaceGuard {
+        let mut artifacts = Artifacts::create(workspace, lane.about(), Build::Sources, None)?;
+        let outcome = surface::run(workspace, &mut artifacts);
+        artifacts.finish(&outcome)?;
+        return outcome;
+    }
     let clients = setup::run_as_progress(workspace, lane.scope())?;
     let profile = if options.dev {
         Profile::Dev
@@ -72,11 +84,13 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     };
     let server = workspace.build(profile, "ultracloud")?;
     let cli = workspace.build(profile, "ultractl")?;
-    let mut artifacts = Artifacts::create(workspace, lane.name(), profile)?;
+    let mut artifacts =
+        Artifacts::create(workspace, lane.about(), build_of(profile), Some(&clients))?;
     let outcome = match lane {
         Lane::ChainfireLiveMembershipProof => membership::run(&server, &cli, &mut artifacts),
         Lane::DurabilityProof => durability::run(&server, &cli, &mut artifacts),
         Lane::PatroniFailover => patroni::run(&server, &cli, &clients.patroni(), &mut artifacts),
+        Lane::SupportedSurfaceGuard => Ok(()),
     };
     artifacts.finish(&outcome)?;
     outcome

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::answers::{self, decoded, leader, number};
-use super::artifacts::Artifacts;
+use super::artifacts::{About, Artifacts, NO_POWER_LOSS, PROCESSES, Part, Scope};
 use super::members::{Ctl, Member, State};
 use super::postgres::{self, Place, Postgres};
 use crate::process;
@@ -34,11 +34,31 @@ const PATRONI_DEADLINE: Duration = Duration::from_mins(5);
 /// Patronictl is a program of its own in each question: it is not asked all the time.
 const PATRONI_REST: Duration = Duration::from_millis(500);
 
-const NOT_SHOWN: &[&str] = &[
-    "a majority of ChainFire lost: Patroni then makes its primary read-only, by design",
-    "packets lost between machines: control/ultractl/tests/faults has ChainFire's part",
-    "power loss of machines: a killed process leaves the kernel's cache, a machine does not",
-];
+/// What the lane is about.
+pub const ABOUT: About = About {
+    lane: "patroni-failover",
+    contracts: &["BY-9"],
+    scopes: &[
+        PROCESSES,
+        Scope {
+            name: "patroni",
+            words: "PostgreSQL and Patroni are used as they are, ChainFire in etcd's place. Their part \
+                    of the contract is shown, not that of its other clients.",
+        },
+    ],
+    not_shown: &[
+        Part {
+            what: "a majority of ChainFire lost",
+            reason: "Patroni then makes its primary read-only, by design",
+        },
+        Part {
+            what: "packets lost between machines",
+            reason: "everything is on one machine; control/ultractl/tests/faults has ChainFire's part",
+        },
+        NO_POWER_LOSS,
+    ],
+    clients: &["postgres", "patroni"],
+};
 
 struct Story<'a> {
     server: &'a Path,
@@ -52,7 +72,6 @@ struct Story<'a> {
 
 /// Runs the story. `patroni` has Patroni's programs.
 pub fn run(server: &Path, cli: &Path, patroni: &Path, artifacts: &mut Artifacts) -> Result<()> {
-    artifacts.leaves_out(NOT_SHOWN);
     let logs = artifacts.dir().join("nodes");
     let members = MEMBERS.into_iter().zip(0..);
     let members = members.map(|(name, number)| Member::new(name, number, &logs));

@@ -44,7 +44,7 @@ pub const PATRONI: Venv = Venv {
     }],
 };
 
-const CLIENT_PACKAGES: [Client; 5] = [
+const CLIENT_PACKAGES: [Client; 7] = [
     Client {
         name: "boto3",
         extras: "",
@@ -74,6 +74,18 @@ const CLIENT_PACKAGES: [Client; 5] = [
         extras: "",
         version: "2.7.0",
         why: "etcd's JSON gateway from Python",
+    },
+    Client {
+        name: "grpcio-reflection",
+        extras: "",
+        version: "1.85.1",
+        why: "gRPC from Python, of services that it asks what they are",
+    },
+    Client {
+        name: "schemathesis",
+        extras: "",
+        version: "4.32.5",
+        why: "generates requests from an OpenAPI document and judges the answers",
     },
 ];
 
@@ -157,16 +169,17 @@ fn requirement(client: &Client) -> String {
 /// The version that a client itself reports; `None` when it does not run.
 fn installed(bin: &Path, client: &Client) -> Option<String> {
     let mut command = match client.name {
-        "boto3" | "moto" | "etcd3gw" => Command::new(bin.join("python")),
+        "boto3" | "moto" | "etcd3gw" | "grpcio-reflection" => Command::new(bin.join("python")),
         "awscli" => Command::new(bin.join("aws")),
         name => Command::new(bin.join(name)),
     };
     match client.name {
-        name @ ("boto3" | "moto" | "etcd3gw") => {
+        name @ ("boto3" | "moto" | "etcd3gw" | "grpcio-reflection") => {
             let version = "from importlib.metadata import version";
+            let module = name.replace("grpcio-", "grpc_");
             command.args([
                 "-c",
-                &format!("import {name}; {version}; print(version('{name}'))"),
+                &format!("import {module}; {version}; print(version('{name}'))"),
             ])
         }
         _ => command.arg("--version"),

@@ -167,6 +167,7 @@ mod tests {
     /// The findings of a tree with every rank, where `path` gets the dependencies `rest`.
     fn findings(path: &str, rest: &str) -> Vec<Finding> {
         let crates = [
+            ("proto/build", "api-build"),
             ("proto/s3", "s3-wire"),
             ("engine", "engine"),
             ("shards", "shards"),
@@ -196,6 +197,7 @@ mod tests {
     fn edges_downwards_and_inside_control_are_fine() {
         for (path, uses) in [
             ("engine", "s3-wire.workspace = true"),
+            ("proto/s3", "api-build.workspace = true"),
             ("shards", "engine.workspace = true"),
             (
                 "storage/lightningstor",

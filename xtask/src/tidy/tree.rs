@@ -135,15 +135,22 @@ impl Tree {
 
 impl SourceFile {
     fn new(path: &str, text: String) -> Self {
-        let is_rust = Path::new(path)
-            .extension()
-            .is_some_and(|extension| extension == "rs");
-        let rust = is_rust.then(|| RustFile::parse(path, &text));
-        Self {
+        let mut file = Self {
             path: path.to_owned(),
             text,
-            rust,
+            rust: None,
+        };
+        if file.has_extension("rs") {
+            file.rust = Some(RustFile::parse(path, &file.text));
         }
+        file
+    }
+
+    /// Whether its name ends so, after a dot.
+    pub fn has_extension(&self, wanted: &str) -> bool {
+        Path::new(&self.path)
+            .extension()
+            .is_some_and(|extension| extension == wanted)
     }
 
     /// The lines with their numbers, from 1.

@@ -102,17 +102,25 @@ async fn advance(inner: &Inner, definition: &Definition, record: &Record) -> (Re
         Ok(output) if record.state == State::Running => {
             let last = record.done.len() + 1 == definition.steps.len();
             next.step_done(step.name, output, last, now());
-            (next, context.staged())
+            let staged = with_end(definition, &next, context.staged());
+            (next, staged)
         }
         Ok(_) => {
             next.step_undone(now());
-            (next, context.staged())
+            let staged = with_end(definition, &next, context.staged());
+            (next, staged)
         }
         Err(error) => {
             not_well(inner, &mut next, step.name, &error);
             (next, Txn::default())
         }
     }
+}
+
+/// What a step has staged, and what the end of the operation writes, if this is it.
+fn with_end(definition: &Definition, next: &Record, mut staged: Txn) -> Txn {
+    staged.writes.extend(definition.at_end(next));
+    staged
 }
 
 async fn attempt(

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tonic::Code;
 use uuid::Uuid;
@@ -12,6 +14,7 @@ use super::journal::{
     self, ENDED, OPEN, Tracked, Written, decode, ended_key, object_key, open_key,
 };
 use super::record::{Record, SagaId, State};
+use crate::api::{Call, Caller};
 use crate::api_error::ApiError;
 use crate::clock::millis;
 use crate::lease::Fence;
@@ -22,6 +25,8 @@ use crate::store::{self, Entry, Outcome, Range, StoreError, Txn};
 pub struct Begin {
     /// Its name. Beginning it again with the same content begins nothing, and answers how it stands.
     pub id: SagaId,
+    /// Which definition it follows.
+    pub kind: String,
     /// What it works on; operations on other things run beside it.
     pub object: String,
     /// For whom.
@@ -34,6 +39,45 @@ pub struct Begin {
     pub input: Value,
     /// What must hold, and what is written to the store with it.
     pub with: Txn,
+}
+
+impl Begin {
+    /// An operation of a kind on an object, for whoever calls; under its idempotency key, if it has one.
+    pub fn of<T>(call: &Call<T>, kind: &str, object: impl Into<String>) -> Begin {
+        let Caller {
+            principal,
+            request_id,
+            idempotency_key,
+            ..
+        } = &call.caller;
+        let key = idempotency_key.as_deref();
+        Begin {
+            id: key.map_or_else(SagaId::new, |key| {
+                SagaId::of_key(&principal.tenant, kind, key)
+            }),
+            kind: kind.to_owned(),
+            object: object.into(),
+            tenant: principal.tenant.to_string(),
+            principal: principal.name.to_string(),
+            request_id: request_id.as_str().to_owned(),
+            ..Begin::default()
+        }
+    }
+
+    /// What the steps get to read.
+    ///
+    /// # Panics
+    /// If it has a map whose keys are no text.
+    pub fn input(mut self, input: &impl Serialize) -> Begin {
+        self.input = serde_json::to_value(input).expect("an input's keys are text");
+        self
+    }
+
+    /// What must hold, and what is written with it.
+    pub fn with(mut self, with: Txn) -> Begin {
+        self.with = with;
+        self
+    }
 }
 
 impl SagaId {
@@ -134,9 +178,16 @@ impl From<SagaError> for ApiError {
                 "try again in a moment",
             ),
         };
-        ApiError::new(grpc, code, error.message)
+        let conflicts = matches!(error.kind, Busy | WrongState);
+        let error = ApiError::new(grpc, code, error.message)
             .object(error.object)
-            .next(next)
+            .next(next);
+        if conflicts {
+            // The request is right, and the object's state is not: HTTP has a word for it.
+            error.status(StatusCode::CONFLICT)
+        } else {
+            error
+        }
     }
 }
 
@@ -154,13 +205,13 @@ impl Sagas {
     ///
     /// # Panics
     /// If this executor has no definition of the kind.
-    pub async fn begin(&self, kind: &str, begin: Begin) -> Result<Record, SagaError> {
-        let definition = &self.0.definitions[kind];
+    pub async fn begin(&self, begin: Begin) -> Result<Record, SagaError> {
+        let definition = &self.0.definitions[begin.kind.as_str()];
         let fence = self.fence()?;
         let now = self.0.config.clock.unix_ms();
         let record = Record {
             id: begin.id,
-            kind: kind.to_owned(),
+            kind: begin.kind,
             object: begin.object,
             tenant: begin.tenant,
             principal: begin.principal,
@@ -400,12 +451,9 @@ impl Sagas {
         before: &Tracked,
         next: Record,
     ) -> Result<Tracked, SagaError> {
-        let forced = next.state == State::ForceDeleted;
         let definition = self.0.definitions.get(next.kind.as_str());
         let staged = Txn {
-            writes: definition
-                .filter(|_| forced)
-                .map_or_else(Vec::new, |definition| (definition.forced)(&next)),
+            writes: definition.map_or_else(Vec::new, |definition| definition.at_end(&next)),
             ..Txn::default()
         };
         let journal: &journal::Journal = &self.0.journal;

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -27,12 +27,16 @@ use tonic::transport::Channel;
 use self::etcd::Accounts;
 use self::file::{Backup, Line, Writer};
 use super::{Session, failed};
+use crate::failure::{Exit, Failure};
 use crate::output::{Format, show};
+use crate::progress::{Progress, StepState};
 
 /// Keys of one answer, and of one transaction.
 const PAGE_KEYS: usize = 100;
 /// Bytes of one transaction, about.
 const PAGE_BYTES: usize = 512 << 10;
+/// Steps of a restore: reading the backup, its leases, its keys, its accounts.
+const RESTORE_STEPS: u64 = 4;
 
 /// What was written or read.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -95,11 +99,13 @@ async fn granted_ttl_s(session: &Session, id: i64) -> Result<Option<i64>> {
 }
 
 pub async fn backup(session: &Session, file: &Path, format: Format) -> Result<()> {
-    ensure!(
-        !file.exists(),
-        "{} is there already; name another file",
-        file.display()
-    );
+    if file.exists() {
+        let what = format!("{} is there already", file.display());
+        let failure = Failure::new(Exit::Refused, "file-exists", what)
+            .object(file.display().to_string())
+            .next("name another file");
+        return Err(failure.into());
+    }
     let mut unfinished = file.as_os_str().to_owned();
     unfinished.push(".unfinished");
     let unfinished = Path::new(&unfinished);
@@ -189,19 +195,26 @@ fn read_either(file: &Path) -> Result<(Backup, Accounts)> {
 }
 
 pub async fn restore(session: &Session, file: &Path, format: Format) -> Result<()> {
+    let mut progress = Progress::new("restore", RESTORE_STEPS, format);
+    progress.update("backup", StepState::Running);
     let (backup, accounts) = read_either(file)?;
     let there = page(session, Bytes::from_static(&[0]), 0).await?;
-    ensure!(
-        there.kvs.is_empty(),
-        "the cluster holds {} keys; a restore needs an empty one: `ultractl chainfire del --prefix \
-         ''` empties it",
-        there.count
-    );
+    if !there.kvs.is_empty() {
+        let keys = there.count;
+        let what = format!("the cluster holds {keys} keys; a restore needs an empty one");
+        let failure = Failure::new(Exit::Refused, "not-empty", what)
+            .next("`ultractl chainfire del --prefix ''` empties it");
+        return Err(failure.into());
+    }
+    progress.update("backup", StepState::Done);
+    progress.update("leases", StepState::Running);
     let mut leases = LeaseClient::new(session.channel.clone());
     for (id, ttl) in &backup.leases {
         let request = session.request(LeaseGrantRequest { id: *id, ttl: *ttl });
         leases.lease_grant(request).await.map_err(failed)?;
     }
+    progress.update("leases", StepState::Done);
+    progress.update("keys", StepState::Running);
     let mut revision = there.header.unwrap_or_default().revision;
     let (mut operations, mut bytes) = (Vec::new(), 0);
     let (keys, leases) = (backup.kvs.len() as u64, backup.leases.len() as u64);
@@ -223,7 +236,11 @@ pub async fn restore(session: &Session, file: &Path, format: Format) -> Result<(
     if !operations.is_empty() {
         revision = write(session, operations).await?;
     }
+    progress.update("keys", StepState::Done);
+    progress.update("accounts", StepState::Running);
     accounts.restore(session).await?;
+    progress.update("accounts", StepState::Done);
+    drop(progress);
     let summary = Summary {
         file: file.display().to_string(),
         cluster_id: backup.cluster_id,

@@ -1,8 +1,6 @@
 //! `ultractl chainfire get|put|del|watch`.
 
-use std::io::{self, Write as _};
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use bytes::Bytes;
 use clap::Args;
 use etcd_wire::etcdserverpb::kv_client::KvClient;
@@ -15,7 +13,8 @@ use etcd_wire::mvccpb::event::EventType;
 use etcd_wire::mvccpb::{Event, KeyValue};
 
 use super::{Session, failed};
-use crate::output::{Format, show};
+use crate::failure::{Exit, Failure};
+use crate::output::{Format, show, show_next};
 
 #[derive(Debug, Args)]
 pub struct Get {
@@ -114,7 +113,10 @@ pub async fn get(session: &Session, get: Get, format: Format) -> Result<()> {
 pub async fn put(session: &Session, put: Put, format: Format) -> Result<()> {
     let lease = match &put.lease {
         None => 0,
-        Some(lease) => i64::from_str_radix(lease, 16)?,
+        Some(lease) => i64::from_str_radix(lease, 16).map_err(|_| {
+            Failure::usage(format!("{lease} is no lease"))
+                .next("a lease is a hexadecimal number, as `etcdctl lease list` shows it")
+        })?,
     };
     let request = session.request(PutRequest {
         key: put.key.into(),
@@ -151,6 +153,12 @@ fn change(event: &Event) -> String {
     format!("{kind}\n{}", pairs(event.kv.as_slice()))
 }
 
+fn ended(why: &str) -> Failure {
+    let what = format!("the member ended the watch: {why}");
+    let next = "start it again with --rev, one past the last revision that was shown";
+    Failure::new(Exit::Unavailable, "watch-ended", what).next(next)
+}
+
 /// Runs until the member ends the watch; an interrupt ends the process.
 pub async fn watch(session: &Session, watch: Watch, format: Format) -> Result<()> {
     let (key, range_end) = span(&watch.key, watch.prefix);
@@ -175,17 +183,14 @@ pub async fn watch(session: &Session, watch: Watch, format: Format) -> Result<()
     let mut answers = answers.into_inner();
     while let Some(answer) = answers.message().await.map_err(failed)? {
         if answer.canceled {
-            bail!("the member ended the watch: {}", answer.cancel_reason);
+            return Err(ended(&answer.cancel_reason).into());
         }
-        if format == Format::Json {
-            show(format, &answer, |_| String::new())?;
-            continue;
-        }
-        let text: String = answer.events.iter().map(change).collect();
-        io::stdout().write_all(text.as_bytes())?;
+        show_next(format, &answer, |answer| {
+            answer.events.iter().map(change).collect()
+        })?;
     }
     drop(sender);
-    bail!("the member ended the watch")
+    Err(ended("it closed the connection").into())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Subcommand;
 use etcd_wire::chainfire::management_client::ManagementClient;
 use etcd_wire::chainfire::{
@@ -12,6 +12,7 @@ use etcd_wire::chainfire::{
 use tonic::transport::Channel;
 
 use super::{Session, failed};
+use crate::failure::{Exit, Failure};
 use crate::output::{Format, show, table};
 
 #[derive(Debug, Subcommand)]
@@ -197,8 +198,19 @@ fn find(members: &[Member], asked: &str) -> Result<u64> {
         .collect();
     match named[..] {
         [id] => Ok(id),
-        [] => bail!("no member {asked}; `ultractl chainfire member list` shows them"),
-        _ => bail!("several members are called {asked}; name one by its id"),
+        [] => {
+            let failure = Failure::new(Exit::NotFound, "no-member", format!("no member {asked}"))
+                .object(format!("member {asked}"))
+                .next("`ultractl chainfire member list` shows them");
+            Err(failure.into())
+        }
+        _ => {
+            let what = format!("several members are called {asked}");
+            let failure = Failure::new(Exit::Refused, "ambiguous-member", what)
+                .object(format!("member {asked}"))
+                .next("name one by its id: `ultractl chainfire member list` shows them");
+            Err(failure.into())
+        }
     }
 }
 

@@ -78,6 +78,7 @@ impl Files {
     /// What ultractl with these files says of a member that refuses them.
     fn complaint(&self, member: &Member) -> String {
         let output = Command::new(env!("CARGO_BIN_EXE_ultractl"))
+            .env("ULTRACTL_CONFIG", "/dev/null")
             .args(["chainfire", "--endpoints"])
             .arg(format!("https://{}", member.client))
             .args(["--cacert", &self.ca(), "--cert", &self.cert()])

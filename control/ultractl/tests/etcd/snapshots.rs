@@ -162,6 +162,7 @@ fn chainfire_restores_a_snapshot_of_etcd() {
 
     let member = Member::alone();
     let restored = Command::new(env!("CARGO_BIN_EXE_ultractl"))
+        .env("ULTRACTL_CONFIG", "/dev/null")
         .args([
             "chainfire",
             "--endpoints",

@@ -168,6 +168,8 @@ pub fn ultractl(member: &Member, args: &[&str]) -> Result<Value, String> {
 pub fn ultractl_command(member: &Member, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ultractl"));
     command
+        // Nobody's contexts.
+        .env("ULTRACTL_CONFIG", "/dev/null")
         .args(["-o", "json", "chainfire", "--endpoints"])
         .arg(format!("http://{}", member.client))
         .args(args);

@@ -3,7 +3,7 @@
 #![allow(
     dead_code,
     unused_imports,
-    reason = "three test programs share it, and each uses a part"
+    reason = "three of the test programs share it, and each uses a part"
 )]
 
 pub mod cluster;

@@ -83,7 +83,7 @@ impl fmt::Display for Explanation {
         if self.more {
             f.write_str("; more is held by others")?;
         }
-        write!(f, "; next: {}", self.next())
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use control_kit::clock::Clock;
 use control_kit::store::{Condition, Range, SharedStore, Write};
 use futures_util::future::join_all;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -218,14 +219,17 @@ impl Ledger {
         }
         let (answer, answered) = oneshot::channel();
         let call = Call { chain, answer };
-        self.queue.try_send(call).map_err(|_| {
-            let what = format!("{QUEUE_CALLS_MAX} calls wait for the ledger already");
-            Error::new(ErrorKind::Busy, what)
+        let ended = "the ledger's task has ended";
+        self.queue.try_send(call).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                let what = format!("{QUEUE_CALLS_MAX} calls wait for the ledger already");
+                Error::new(ErrorKind::Busy, what)
+            }
+            TrySendError::Closed(_) => Error::new(ErrorKind::Unavailable, ended),
         })?;
-        answered.await.unwrap_or_else(|_| {
-            let what = "the ledger's task has ended with its runtime";
-            Err(Error::new(ErrorKind::Unknown, what))
-        })
+        answered
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Unknown, ended)))
     }
 
     /// Ends reservations whose time is over; how many this was the one to end.

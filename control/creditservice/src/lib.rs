@@ -6,7 +6,33 @@
 //!
 //! - [`Book`] has the rules, without I/O and without a clock.
 //! - [`Quota`] says limits, reservations and use in terms of accounts and transfers.
+//! - [`Ledger`] keeps a book in ChainFire, for any number of processes: calls share transactions, and a
+//!   sweeper ends what has run out of time.
+//! - [`Ledger::reconcile`] compares it with what a service really has.
 //! - [`Export`] is a ledger as text, the same for the same ledger.
+//!
+//! # A step of an operation
+//!
+//! A step may run again after a crash or a lost answer, so its ids come from what it is:
+//!
+//! ```
+//! use creditservice::{Error, Ledger, Quota, TransferId, Want};
+//!
+//! async fn reserve_vcpus(ledger: &Ledger, key: &str, tenant: &str) -> Result<TransferId, Error> {
+//!     let reservation = TransferId::derive([key]);
+//!     let quota = Quota {
+//!         tenant: tenant.parse().expect("tenants have plain names"),
+//!         unit: "vcpu".parse().expect("a plain name"),
+//!     };
+//!     let minute = 60_000.try_into().expect("not zero");
+//!     let amount = 4;
+//!     ledger.reserve(&[Want { quota, reservation, amount }], minute).await?;
+//!     Ok(reservation)
+//! }
+//! ```
+//!
+//! A later step commits it with [`Ledger::commit`]; undoing the step is [`Ledger::release`], and after the
+//! commit [`Ledger::give_back`].
 //!
 //! # What always holds
 //!

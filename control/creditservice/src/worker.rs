@@ -31,9 +31,6 @@ use crate::transfer::{Done, Operation};
 const BATCH_CALLS_MAX: usize = 64;
 /// How often reading may find that what was read needs more, before the batch starts anew.
 const READS_MAX: usize = 4;
-/// Pauses after another process was faster. Short ones: what is there now is known, and a process that waits
-/// long comes too late again.
-const OVERTAKEN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(16));
 /// Pauses after the store did not answer.
 const UNANSWERED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -51,6 +48,8 @@ pub(crate) struct Worker {
     pub patience: Duration,
     pub queue: mpsc::Receiver<Call>,
     waiting: VecDeque<Call>,
+    /// How many calls from here on are each a batch of their own.
+    alone: usize,
     memory: Memory,
 }
 
@@ -85,6 +84,7 @@ impl Worker {
             patience,
             queue,
             waiting: VecDeque::new(),
+            alone: 0,
             memory: Memory::default(),
         }
     }
@@ -129,6 +129,10 @@ impl Worker {
             }
             needs = more;
             calls.push(call);
+            if self.alone > 0 {
+                self.alone -= 1;
+                break;
+            }
         }
         (calls, needs)
     }
@@ -139,7 +143,6 @@ impl Worker {
             return;
         }
         let started = Instant::now();
-        let mut overtaken = Backoff::new(OVERTAKEN.0, OVERTAKEN.1);
         let mut unanswered = Backoff::new(UNANSWERED.0, UNANSWERED.1);
         let mut scene = Some(self.memory.scene(&mut needs));
         let error = loop {
@@ -147,7 +150,7 @@ impl Worker {
                 Some(scene) => self.attempt(&mut calls, &mut needs, scene).await,
                 None => self.fence(&mut needs).await,
             };
-            let (error, next, pause) = match attempt {
+            let (error, pause) = match attempt {
                 Ok(Attempt::Answered) => return,
                 Ok(Attempt::Fenced(known)) => {
                     scene = Some(known);
@@ -155,24 +158,35 @@ impl Worker {
                 }
                 Ok(Attempt::Overtaken(now)) => {
                     self.metrics.conflicts.increment();
+                    scene = Some(now);
                     let what = "others changed the same accounts all the time";
-                    (
-                        Error::new(ErrorKind::Unavailable, what),
-                        Some(now),
-                        overtaken.pause(),
-                    )
+                    // At once: what is there now is known, and whoever waits is late for the next batch
+                    // of the store as well, for as long as the others are busy.
+                    (Error::new(ErrorKind::Unavailable, what), Duration::ZERO)
                 }
                 Err(error) => {
                     self.memory.forget(&needs);
-                    let unknown = error.kind() == ErrorKind::Unknown;
-                    (error, (!unknown).then(Scene::default), unanswered.pause())
+                    if error.kind() != ErrorKind::Unknown {
+                        scene = Some(Scene::default());
+                    }
+                    (error, unanswered.pause())
                 }
             };
-            scene = next;
+            if error.lasts() && calls.len() > 1 {
+                // Damage, or a store that is full, may be one call's; the others shall not suffer for it.
+                self.alone = calls.len();
+                calls
+                    .drain(..)
+                    .rev()
+                    .for_each(|call| self.waiting.push_front(call));
+                return;
+            }
             if error.lasts() || started.elapsed() > self.patience {
                 break error;
             }
-            tokio::time::sleep(pause).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
         };
         for call in calls {
             // Nobody may wait for it any more.

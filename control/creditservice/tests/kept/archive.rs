@@ -107,9 +107,17 @@ async fn an_audit_finds_what_does_not_follow() {
     put(&world, vec![Write::put(account.clone(), "{")]).await;
     let error = ledger.audit().await.unwrap_err();
     assert!(error.to_string().contains(&account), "{error}");
-    // A call on it says the same, and changes nothing.
+    // A call on it says the same; what is asked of others at the same time is done.
     let fresh = world.ledger().await;
-    let error = reserve(&fresh, 999, 1).await.unwrap_err();
+    let (other, nothing) = (quota("t2", "vcpu"), [id(997)]);
+    let (error, limit, missing) = tokio::join!(
+        reserve(&fresh, 999, 1),
+        fresh.set_limit(id(998), &other, 7),
+        fresh.release(&nothing),
+    );
+    limit.unwrap();
+    assert_eq!(code(missing), "transfer-unknown");
+    let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
     assert!(error.next().contains("restore"), "{}", error.next());
 }

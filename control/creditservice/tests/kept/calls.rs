@@ -10,6 +10,7 @@ use creditservice::{Cursor, Difference, ErrorKind, InUse, Operation, State};
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use store_sim::Faults;
+use tonic::{Code, Status};
 
 use crate::support::*;
 
@@ -53,14 +54,22 @@ async fn a_refusal_says_who_holds_it_when_that_ends_and_what_helps() {
         error.to_string(),
         format!(
             "2 vcpu of t1 refused: limit 4, used 0, reserved 3, free 1; 3 of 4 vcpu held by reservation \
-             {}, expires in 40 s; next: try again in 40 s, release what is not needed, or have the limit \
-             raised",
+             {}, expires in 40 s",
             id(2)
         )
     );
+    let next = "try again in 40 s, release what is not needed, or have the limit raised";
+    assert_eq!(error.next(), next);
     assert_eq!(error.explanation().unwrap().holds.len(), 1);
     let api = ApiError::from(&error);
     assert_eq!(api.code(), "limit-exceeded");
+    assert_eq!(
+        Status::from(api).message(),
+        format!("{error}; quota vcpu of t1; next: {next}")
+    );
+    let other = ledger.reserve(&[want(2, 4)], ms(40_000)).await.unwrap_err();
+    let status = Status::from(ApiError::from(&other));
+    assert_eq!(status.code(), Code::AlreadyExists, "409 over HTTP");
     let holds = ledger.holds(&vcpu(), 10).await.unwrap();
     assert_eq!((holds[0].reservation, holds[0].amount), (id(2), 3));
 }

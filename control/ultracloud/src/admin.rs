@@ -83,6 +83,7 @@ async fn metrics(State(state): Shared) -> Response {
     if let Some(node) = state.chainfire() {
         text.push_str(&node.prometheus());
     }
+    text.push_str(&state.metrics().text());
     let serving = u8::from(state.phase().why_not().is_none());
     text.push_str("# HELP uc_node_serving 1 when the node serves.\n# TYPE uc_node_serving gauge\n");
     // Writing to a String cannot fail.

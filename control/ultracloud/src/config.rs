@@ -7,6 +7,8 @@
 //! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
 //! | `shards.pool_mib` | 48 | 8 to 65536, in MiB a shard |
 //! | `admin.listen` | 127.0.0.1:9001 | an address and port |
+//! | `admin.calls_max` | 512 | 1 to 1024: calls from the control layer to the shards in flight |
+//! | `admin.calls_per_tenant_max` | 64 | 1 to 1024: the same of one tenant |
 //! | `lightningstor.listen` | 127.0.0.1:9000 | an address and port |
 //! | `lightningstor.region` | us-east-1 | 1 to 64 of `a-z0-9-` |
 //! | `lightningstor.any_region` | true | whether signatures may name another region |
@@ -38,12 +40,14 @@ use anyhow::{Context, Result};
 use chainfire::node::ChainfireConfig;
 use clap::ValueEnum;
 use control_kit::config::Source;
-use lightningstor::http::{HttpConfig, Limits, ROOT_ID, User, Users};
+use lightningstor::access::ROOT_ID;
+use lightningstor::http::{HttpConfig, Limits, User, Users};
 use lightningstor::node::NodeConfig;
 use lightningstor::store::StoreConfig;
 use s3_wire::request::HostConfig;
 use s3_wire::sigv4::RegionPolicy;
 use serde::Deserialize;
+use shard_bridge::Limits as BridgeLimits;
 use toml::Spanned;
 
 use self::chainfire_part::RawChainfire;
@@ -80,6 +84,8 @@ struct RawShards {
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
     listen: Option<SocketAddr>,
+    calls_max: Option<Spanned<usize>>,
+    calls_per_tenant_max: Option<Spanned<usize>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,6 +136,8 @@ pub struct Config {
     pub pool_bytes: usize,
     /// Where health and metrics are served.
     pub admin_listen: SocketAddr,
+    /// Bounds of the control layer's calls to the shards.
+    pub bridge: BridgeLimits,
     /// The S3 front but for its users.
     http: HttpConfig,
     users: Vec<User>,
@@ -238,6 +246,7 @@ impl RawConfig {
             shards,
             pool_bytes,
             admin_listen: address(args.admin_listen.or(self.admin.listen), ADMIN_LISTEN)?,
+            bridge: bridge(self.admin, source)?,
             http: HttpConfig {
                 listen: address(listen, S3_LISTEN)?,
                 region,
@@ -271,6 +280,20 @@ fn roles(
         ),
         Some(raw) => Ok(raw.into_inner().into_iter().collect()),
     }
+}
+
+fn bridge(raw: RawAdmin, source: &Source<'_>) -> Result<BridgeLimits> {
+    let number = |raw, default, key| source.number(raw, default, 1..1025, key);
+    let default = BridgeLimits::default();
+    let tenants = default.calls_per_tenant_max;
+    Ok(BridgeLimits {
+        calls_max: number(raw.calls_max, default.calls_max, "admin.calls_max")?,
+        calls_per_tenant_max: number(
+            raw.calls_per_tenant_max,
+            tenants,
+            "admin.calls_per_tenant_max",
+        )?,
+    })
 }
 
 fn default_shards(cpus: usize) -> usize {
@@ -415,6 +438,7 @@ mod tests {
     #[test]
     fn every_key_is_taken_and_the_command_line_wins() {
         let text = "[shards]\ncount = 3\npool_mib = 16\n[admin]\nlisten = \"[::1]:1\"\n\
+            calls_max = 9\ncalls_per_tenant_max = 3\n\
             [lightningstor]\nlisten = \"0.0.0.0:80\"\nregion = \"eu-1\"\nany_region = false\n\
             base_domain = \"S3.example.org\"\nconnections_max = 7\nbody_cache_mib = 5\n\
             partitions = 9\n\
@@ -422,6 +446,11 @@ mod tests {
         let config = load(text).unwrap();
         assert_eq!((config.shards, config.pool_bytes), (3, 16 << 20));
         assert_eq!(config.admin_listen.to_string(), "[::1]:1");
+        let bridge = BridgeLimits {
+            calls_max: 9,
+            calls_per_tenant_max: 3,
+        };
+        assert_eq!(config.bridge, bridge);
         let node = config.lightningstor(&root()).unwrap();
         assert_eq!(node.partitions, 9);
         assert_eq!(node.http.listen.to_string(), "0.0.0.0:80");
@@ -484,6 +513,10 @@ mod tests {
             (
                 "[[lightningstor.user]]\nname = \"root\"\naccess_key = \"abc\"\nsecret_key = \"12345678\"\n",
                 &["line 2, column 8", "id root"],
+            ),
+            (
+                "[admin]\ncalls_max = 0\n",
+                &["line 2, column 13", "admin.calls_max is 0"],
             ),
             ("nonsense", &["line 1"]),
         ] {

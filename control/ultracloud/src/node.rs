@@ -4,7 +4,6 @@
 //! non-zero with its reason: what it owned is unreachable, and a restart recovers it).
 
 use std::fmt::Write as _;
-use std::future::pending;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,13 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use chainfire::node::ChainfireNode;
-use engine::{Engine, EngineConfig, EngineHandle, ShardId};
-use lightningstor::http::ROOT_ID;
+use engine::{Engine, EngineConfig, ShardId};
+use lightningstor::access::ROOT_ID;
 use lightningstor::node::{LightningStorNode, NodeConfig};
 use lightningstor::store::BODY_COST_MIN;
+use shard_bridge::{Bridge, ShardDeaths};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
 
 use crate::NodeArgs;
 use crate::admin;
@@ -247,7 +246,8 @@ async fn serve_objects(
         handle: handle.clone(),
         capabilities,
     });
-    let mut deaths = watch_shards(&handle);
+    let mut deaths = ShardDeaths::watch(&handle);
+    let bridge = Bridge::new(&handle, config.bridge, state.metrics());
 
     let mut node_config = config.lightningstor(root)?;
     keep_below_open_files(&mut node_config, config.shards)?;
@@ -258,7 +258,7 @@ async fn serve_objects(
             tracing::info!("told to end before everything was recovered");
             return engine.shutdown().context("a shard ended badly");
         }
-        shard = died(&mut deaths) => return Err(dead(shard, engine, state)),
+        shard = deaths.next() => return Err(dead(shard, engine, state)),
     };
     let node = Arc::new(node);
     state.set_lightningstor(Arc::clone(&node));
@@ -267,9 +267,16 @@ async fn serve_objects(
 
     tokio::select! {
         () = signals.next() => {}
-        shard = died(&mut deaths) => return Err(dead(shard, engine, state)),
+        shard = deaths.next() => return Err(dead(shard, engine, state)),
     }
     drain_begins(state)?;
+    let left = bridge.drain(DRAIN_LIMIT).await;
+    if left > 0 {
+        tracing::warn!(
+            left,
+            "calls to shards were still running at the drain's deadline"
+        );
+    }
     let drained = node
         .drain(DRAIN_LIMIT)
         .await
@@ -304,28 +311,6 @@ fn announce(
         tracing::info!(%admin, "serving");
     }
     Ok(())
-}
-
-/// One waiting call on each shard: it has no answer for as long as the shard lives.
-fn watch_shards(handle: &EngineHandle) -> JoinSet<ShardId> {
-    let mut deaths = JoinSet::new();
-    for shard in handle.shard_ids() {
-        let handle = handle.clone();
-        deaths.spawn(async move {
-            let ended = handle.call(shard, |_| Box::pin(pending::<()>())).await;
-            tracing::debug!(shard = shard.0, ?ended, "the watch on a shard ended");
-            shard
-        });
-    }
-    deaths
-}
-
-/// The first shard that ends.
-async fn died(deaths: &mut JoinSet<ShardId>) -> ShardId {
-    match deaths.join_next().await {
-        Some(Ok(shard)) => shard,
-        Some(Err(_)) | None => pending().await,
-    }
 }
 
 /// What a dead shard says of itself; the other shards are ended.

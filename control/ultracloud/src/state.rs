@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use chainfire::node::ChainfireNode;
+use control_kit::metrics::Registry;
 use engine::{Capabilities, EngineHandle};
 use lightningstor::node::LightningStorNode;
 use tokio::sync::watch;
@@ -46,6 +47,7 @@ pub struct NodeState {
     running: OnceLock<Running>,
     lightningstor: OnceLock<Arc<LightningStorNode>>,
     chainfire: OnceLock<Arc<ChainfireNode>>,
+    metrics: Registry,
 }
 
 impl NodeState {
@@ -56,6 +58,7 @@ impl NodeState {
             running: OnceLock::new(),
             lightningstor: OnceLock::new(),
             chainfire: OnceLock::new(),
+            metrics: Registry::default(),
         })
     }
 
@@ -67,6 +70,11 @@ impl NodeState {
     /// Goes on to another phase.
     pub fn set_phase(&self, phase: NodePhase) {
         self.phase.send_replace(phase);
+    }
+
+    /// The metrics of the node's own parts.
+    pub fn metrics(&self) -> &Registry {
+        &self.metrics
     }
 
     /// The engine runs. Later calls change nothing.

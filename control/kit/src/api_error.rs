@@ -3,11 +3,14 @@
 //! As JSON: `{"error": {"code", "message", "object", "next", "request_id"}}`. `message` says what
 //! happened, `object` to what, `next` what to do about it.
 
+use std::fmt;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tonic::{Code, Status};
+use utoipa::ToSchema;
 
 use crate::request_id::RequestId;
 
@@ -16,6 +19,9 @@ use crate::request_id::RequestId;
 pub struct ApiError {
     #[serde(skip)]
     grpc: Code,
+    /// Where HTTP says it more closely than gRPC.
+    #[serde(skip)]
+    status: Option<StatusCode>,
     code: &'static str,
     message: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -31,6 +37,7 @@ impl ApiError {
     pub fn new(grpc: Code, code: &'static str, message: impl Into<String>) -> ApiError {
         ApiError {
             grpc,
+            status: None,
             code,
             message: message.into(),
             object: String::new(),
@@ -55,6 +62,22 @@ impl ApiError {
     pub fn request(mut self, id: &RequestId) -> ApiError {
         self.request_id = Some(id.as_str().to_owned());
         self
+    }
+
+    /// Another HTTP status than that of the gRPC code.
+    pub fn status(mut self, status: StatusCode) -> ApiError {
+        self.status = Some(status);
+        self
+    }
+
+    /// Whether the service failed, not its caller.
+    pub fn is_of_server(&self) -> bool {
+        ApiError::http_status(self.grpc).is_server_error() && self.grpc != Code::Unimplemented
+    }
+
+    /// The gRPC code.
+    pub fn grpc_code(&self) -> Code {
+        self.grpc
     }
 
     /// For programs.
@@ -93,6 +116,37 @@ impl ApiError {
     }
 }
 
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// An error's JSON, as OpenAPI describes it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read for its schema alone")]
+pub struct ErrorBody {
+    error: ErrorDetail,
+}
+
+/// What an error says.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "read for its schema alone")]
+struct ErrorDetail {
+    /// For programs; stays for ever.
+    code: String,
+    /// What happened.
+    message: String,
+    /// To what.
+    object: Option<String>,
+    /// What to do about it.
+    next: Option<String>,
+    /// The request, as it stands in the log.
+    request_id: Option<String>,
+}
+
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Status {
         let mut status = Status::new(error.grpc, error.text());
@@ -105,7 +159,7 @@ impl From<ApiError> for Status {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = ApiError::http_status(self.grpc);
+        let status = self.status.unwrap_or(ApiError::http_status(self.grpc));
         (status, Json(serde_json::json!({ "error": self }))).into_response()
     }
 }

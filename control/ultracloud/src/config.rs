@@ -28,18 +28,19 @@
 //! | `chainfire.quota_mib` | 2048 | 16 to 65536, in MiB of keys and values with history |
 //! | `[chainfire.client_tls]`, `[chainfire.peer_tls]` | none | `cert`, `key` and `ca`: PEM files; with `ca`, the other side has to show a certificate |
 //!
-//! Unknown keys are errors. The command line wins over the file.
+//! Unknown keys are errors. A variable of the environment, as `ULTRACLOUD_SHARDS__COUNT` for `shards.count`,
+//! wins over the file, and the command line over both.
 
 mod chainfire_part;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use chainfire::node::ChainfireConfig;
 use clap::ValueEnum;
-use control_kit::config::Source;
+use control_kit::config::{Layers, Source};
 use lightningstor::access::ROOT_ID;
 use lightningstor::http::{HttpConfig, Limits, User, Users};
 use lightningstor::node::NodeConfig;
@@ -54,6 +55,8 @@ use self::chainfire_part::RawChainfire;
 use crate::NodeArgs;
 use crate::credentials::{RootCredentials, check_access_key};
 
+/// Variables of the environment that are keys begin so.
+const ENVIRONMENT: &str = "ULTRACLOUD_";
 const S3_LISTEN: &str = "127.0.0.1:9000";
 const ADMIN_LISTEN: &str = "127.0.0.1:9001";
 const REGION: &str = "us-east-1";
@@ -156,12 +159,20 @@ impl Config {
     /// # Errors
     /// What is wrong, with file, line and column.
     pub fn load(args: &NodeArgs) -> Result<Config> {
-        let Some(path) = &args.config else {
-            return parse(args, "", Path::new(""));
+        let (text, path) = match &args.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path);
+                let unreadable = || format!("cannot read the config file {}", path.display());
+                (text.with_context(unreadable)?, path.clone())
+            }
+            None => Default::default(),
         };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the config file {}", path.display()))?;
-        parse(args, &text, path)
+        // A variable that is no text is no key of a config either.
+        let variables = std::env::vars_os();
+        let variables = variables.filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        parse(args, &Layers::new(text, path, ENVIRONMENT, variables))
     }
 
     /// What LightningStor is told, with the root user added.
@@ -192,9 +203,9 @@ impl Config {
     }
 }
 
-fn parse(args: &NodeArgs, text: &str, path: &Path) -> Result<Config> {
-    let raw: RawConfig = toml::from_str(text).with_context(|| format!("{}", path.display()))?;
-    raw.validate(args, &Source { text, path })
+fn parse(args: &NodeArgs, layers: &Layers) -> Result<Config> {
+    let raw: RawConfig = layers.read()?;
+    raw.validate(args, &layers.source())
 }
 
 impl RawConfig {
@@ -412,8 +423,12 @@ mod tests {
         }
     }
 
+    fn layers(text: &str) -> Layers {
+        Layers::new(text, "node.toml", ENVIRONMENT, [])
+    }
+
     fn load(text: &str) -> Result<Config> {
-        parse(&args(), text, Path::new("node.toml"))
+        parse(&args(), &layers(text))
     }
 
     fn root() -> RootCredentials {
@@ -468,7 +483,7 @@ mod tests {
             s3_listen: "127.0.0.1:0".parse().ok(),
             ..args()
         };
-        let config = parse(&given, text, Path::new("node.toml")).unwrap();
+        let config = parse(&given, &layers(text)).unwrap();
         assert_eq!(config.http.listen.port(), 0);
     }
 

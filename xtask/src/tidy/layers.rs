@@ -17,6 +17,8 @@ const DEPENDENCY_TABLES: [&str; 3] = ["dependencies", "dev-dependencies", "build
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Rank {
+    /// Below the layers: what build scripts of API crates share.
+    Build,
     Layer(u8),
     /// Beside the layers: perf and xtask.
     Outside,
@@ -127,6 +129,9 @@ fn read(manifest: &SourceFile) -> Result<Option<Crate<'_>>, Finding> {
 }
 
 fn rank(path: &str) -> Option<Rank> {
+    if path.starts_with("proto/build/") {
+        return Some(Rank::Build);
+    }
     Some(match path.split('/').next()? {
         "proto" => Rank::Layer(0),
         "engine" => Rank::Layer(1),
@@ -142,8 +147,8 @@ fn allowed(from: &Crate, (to, to_rank): (&str, Rank)) -> bool {
     match (from.rank, to_rank) {
         // A crate names itself only to switch features on for its own tests.
         _ if from.name == to => true,
-        (_, Rank::Outside) => false,
-        (Rank::Outside, _) | (CONTROL, CONTROL) => true,
+        (_, Rank::Outside) | (Rank::Build, _) => false,
+        (Rank::Outside, _) | (CONTROL, CONTROL) | (_, Rank::Build) => true,
         (Rank::Layer(own), Rank::Layer(other)) if own == other => {
             SIBLINGS.contains(&(from.name.as_str(), to))
         }
@@ -214,6 +219,7 @@ mod tests {
     fn edges_upwards_and_sideways_are_found_with_their_line() {
         for (path, uses) in [
             ("proto/s3", "engine.workspace = true"),
+            ("proto/build", "s3-wire.workspace = true"),
             ("engine", "shards = { path = \"../shards\" }"),
             ("storage/log", "lightningstor.workspace = true"),
             ("netdp/fiberlb", "segment-log.workspace = true"),

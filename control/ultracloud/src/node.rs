@@ -11,23 +11,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use chainfire::node::ChainfireNode;
+use control_kit::server::{self, Port};
+use control_kit::stop::{self, Stop};
 use engine::{Engine, EngineConfig, ShardId};
 use lightningstor::access::ROOT_ID;
 use lightningstor::node::{LightningStorNode, NodeConfig};
 use lightningstor::store::BODY_COST_MIN;
 use shard_bridge::{Bridge, ShardDeaths};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::NodeArgs;
-use crate::admin;
+use crate::buckets::BucketService;
 use crate::config::{Config, Role};
 use crate::credentials::{self, Origin, RootCredentials};
 use crate::lock::DataLock;
 use crate::state::{NodePhase, NodeState, Running};
+use crate::{admin, api};
 
 /// How long requests in flight may take to end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long calls of the control layer to shards may take to end; most take milliseconds.
+const CALLS_DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Threads of the control layer's runtime at most; one a CPU, as more would only take turns there.
 const CONTROL_THREADS_MAX: usize = 2;
 /// Exit code of a process that was told to end at once.
@@ -44,9 +48,13 @@ pub fn run(args: &NodeArgs) -> Result<()> {
     ports_are_free(&config)?;
     let mut root = None;
     if config.roles.contains(&Role::LightningStor) {
-        let (made, origin) = credentials::load(&config.data_dir)?;
-        show_credentials(&made, &origin)?;
-        root = Some(made);
+        let (keys, origin) = credentials::load(&config.data_dir)?;
+        show_credentials(&keys, &origin)?;
+        let (token, origin) = credentials::load_token(&config.data_dir)?;
+        if let Origin::Made(path) = origin {
+            tracing::info!(file = %path.display(), "made the root user's token for the API");
+        }
+        root = Some(Root { keys, token });
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(engine::allowed_cpus().len().clamp(1, CONTROL_THREADS_MAX))
@@ -77,6 +85,8 @@ fn ports_are_free(config: &Config) -> Result<()> {
 
 /// Descriptors that connections leave to files, rings and the control layer.
 const FILES_RESERVE: u64 = 512;
+/// Connections to the admin endpoint; within what is left.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
 /// Raises the limit of open files, and keeps what the shards want of them below it: a connection has
 /// one, and so has each chunk of a body in memory, which get a quarter of a shard's at most.
@@ -164,10 +174,18 @@ impl Signals {
     }
 }
 
-async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
+/// What shows that somebody is the node's own user.
+struct Root {
+    keys: RootCredentials,
+    token: String,
+}
+
+async fn serve(config: Config, root: Option<Root>) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let state = NodeState::new();
-    let admin_addr = serve_admin(&config, &state).await?;
+    // It answers until the very end.
+    let (_stopper, stop) = stop::pair();
+    let admin_addr = serve_admin(&config, root.as_ref(), &state, stop).await?;
     if config.roles.contains(&Role::Chainfire) {
         let start = ChainfireNode::start(config.chainfire.clone());
         let node = tokio::select! {
@@ -177,7 +195,7 @@ async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
         state.set_chainfire(Arc::new(node));
     }
     let served = match root {
-        Some(root) => serve_objects(&config, &root, &state, admin_addr, &mut signals).await,
+        Some(root) => serve_objects(&config, &root.keys, &state, admin_addr, &mut signals).await,
         None => serve_control(&state, admin_addr, &mut signals).await,
     };
     let ended = match state.chainfire() {
@@ -187,17 +205,23 @@ async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
     served.and(ended)
 }
 
-async fn serve_admin(config: &Config, state: &Arc<NodeState>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind(config.admin_listen)
+async fn serve_admin(
+    config: &Config,
+    root: Option<&Root>,
+    state: &Arc<NodeState>,
+    stop: Stop,
+) -> Result<SocketAddr> {
+    let limits = server::Limits {
+        connections_max: ADMIN_CONNECTIONS_MAX,
+        ..server::Limits::default()
+    };
+    let port = Port::bind(config.admin_listen, None, limits)
         .await
-        .with_context(|| format!("cannot serve the admin endpoint on {}", config.admin_listen))?;
-    let addr = listener.local_addr()?;
-    let router = admin::router(Arc::clone(state));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the admin endpoint ended");
-        }
-    });
+        .context("cannot serve the admin endpoint")?;
+    let addr = port.addr();
+    let api = root.map(|root| api::api(state, config.tokens(&root.token)));
+    let router = admin::router(Arc::clone(state), api);
+    tokio::spawn(port.serve(router, stop));
     Ok(addr)
 }
 
@@ -251,6 +275,7 @@ async fn serve_objects(
 
     let mut node_config = config.lightningstor(root)?;
     keep_below_open_files(&mut node_config, config.shards)?;
+    let users = node_config.http.users.clone();
     let start = LightningStorNode::start(&handle, groups, node_config);
     let node = tokio::select! {
         started = start => started.context("cannot serve LightningStor")?,
@@ -262,6 +287,8 @@ async fn serve_objects(
     };
     let node = Arc::new(node);
     state.set_lightningstor(Arc::clone(&node));
+    let buckets = node.buckets().clone();
+    state.set_buckets(BucketService::new(bridge.clone(), buckets, users));
     state.set_phase(NodePhase::Serving);
     announce(Some((&node, config)), admin_addr, state)?;
 
@@ -270,7 +297,7 @@ async fn serve_objects(
         shard = deaths.next() => return Err(dead(shard, engine, state)),
     }
     drain_begins(state)?;
-    let left = bridge.drain(DRAIN_LIMIT).await;
+    let left = bridge.drain(CALLS_DRAIN_LIMIT).await;
     if left > 0 {
         tracing::warn!(
             left,

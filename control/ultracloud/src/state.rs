@@ -8,6 +8,8 @@ use engine::{Capabilities, EngineHandle};
 use lightningstor::node::LightningStorNode;
 use tokio::sync::watch;
 
+use crate::buckets::BucketService;
+
 /// Where the node is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePhase {
@@ -47,6 +49,7 @@ pub struct NodeState {
     running: OnceLock<Running>,
     lightningstor: OnceLock<Arc<LightningStorNode>>,
     chainfire: OnceLock<Arc<ChainfireNode>>,
+    buckets: OnceLock<BucketService>,
     metrics: Registry,
 }
 
@@ -58,6 +61,7 @@ impl NodeState {
             running: OnceLock::new(),
             lightningstor: OnceLock::new(),
             chainfire: OnceLock::new(),
+            buckets: OnceLock::new(),
             metrics: Registry::default(),
         })
     }
@@ -95,6 +99,16 @@ impl NodeState {
     /// LightningStor, once it serves.
     pub fn lightningstor(&self) -> Option<&Arc<LightningStorNode>> {
         self.lightningstor.get()
+    }
+
+    /// Buckets can be administered. Later calls change nothing.
+    pub fn set_buckets(&self, buckets: BucketService) {
+        let _ = self.buckets.set(buckets);
+    }
+
+    /// The administration of buckets, once LightningStor serves.
+    pub fn buckets(&self) -> Option<&BucketService> {
+        self.buckets.get()
     }
 
     /// ChainFire runs. Later calls change nothing.

@@ -151,7 +151,12 @@ impl Users {
 
     /// The number that stands for a user in admission: that of its first entry.
     pub fn tenant(&self, user: &User) -> u64 {
-        let first = self.by_id.get(&user.id).copied();
+        self.tenant_of(&user.id)
+    }
+
+    /// As [`Users::tenant`], of the user with this id; all who are not listed have one number.
+    pub fn tenant_of(&self, id: &str) -> u64 {
+        let first = self.by_id.get(id).copied();
         first.map_or(self.all.len() as u64, u64::from)
     }
 }

@@ -460,7 +460,8 @@ impl EngineHandle {
     /// Runs `f` on a shard and awaits its answer. Dropping the future does not stop the call.
     ///
     /// # Errors
-    /// [`CallError::Busy`] when the shard's mailbox is full, [`CallError::Gone`] when it ended.
+    /// [`CallError::Busy`] when the shard's mailbox is full or it holds its most tasks,
+    /// [`CallError::Gone`] when it ended.
     pub async fn call<R, F>(&self, shard: ShardId, f: F) -> Result<R, CallError>
     where
         R: Send + 'static,
@@ -474,16 +475,20 @@ impl EngineHandle {
                 level: 0,
                 flow: Flow::OWN,
             };
+            if !core.has_room() {
+                let _ = answer.send(Err(CallError::Busy));
+                return;
+            }
             let body = async move {
                 // The caller may have gone; its call still ran.
-                let _ = answer.send(f(&shard).await);
+                let _ = answer.send(Ok(f(&shard).await));
             };
             if let Ok(task) = core.try_spawn(info, body) {
                 task.detach();
             }
         });
         self.mesh.send_foreign(shard, message)?;
-        answered.await.map_err(|_| CallError::Gone)
+        answered.await.map_err(|_| CallError::Gone)?
     }
 
     /// [`EngineHandle::call`] for threads without an executor: the thread sleeps until the answer.

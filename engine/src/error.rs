@@ -52,7 +52,8 @@ impl Error {
 /// Why a call to another shard has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The mailbox, or the service group's limit of calls in flight, is full. Nothing happened.
+    /// The mailbox, the service group's limit of calls in flight, or the shard's table of tasks is
+    /// full. Nothing happened.
     #[error("the shard's queue is full")]
     Busy,
     /// No answer within the deadline. The call may have happened, or may yet.

@@ -28,7 +28,7 @@ use crate::op::Leaves;
 use crate::rng::Rng;
 use crate::sched::{IoScheduler, SchedGroup, Scheduler};
 use crate::slots::{Effects, Item, Outcome, Slots};
-use crate::task::{Task, TaskInfo, TaskRef, Tasks, joinable, waker};
+use crate::task::{TASKS_MAX, Task, TaskInfo, TaskRef, Tasks, joinable, waker};
 use crate::time::Nanos;
 use crate::timer::{TimerId, Timers};
 
@@ -498,6 +498,11 @@ impl ShardCore {
             }
             Err(_body) => Err(CallError::Busy),
         }
+    }
+
+    /// Whether one more task fits.
+    pub(crate) fn has_room(&self) -> bool {
+        self.tasks.borrow().live() < TASKS_MAX
     }
 
     pub(crate) fn need_yield(&self) -> bool {

@@ -149,12 +149,16 @@ impl<T: 'static> Sharded<T> {
                 level: group.level,
                 flow,
             };
+            if !core.has_room() {
+                let _ = answer.send(Err(CallError::Busy));
+                return;
+            }
             let body = async move {
                 let Some(value) = sharded.try_local() else {
                     return;
                 };
                 // The caller may have given up; its call still ran.
-                let _ = answer.send(f(value).await);
+                let _ = answer.send(Ok(f(value).await));
             };
             if let Ok(task) = core.try_spawn(info, body) {
                 task.detach();
@@ -164,7 +168,7 @@ impl<T: 'static> Sharded<T> {
         let answer = crate::timeout(group.deadline, answered).await;
         drop(permit);
         match answer {
-            Some(Ok(value)) => Ok(value),
+            Some(Ok(answer)) => answer,
             Some(Err(_)) => Err(CallError::Gone),
             None => Err(CallError::Deadline),
         }

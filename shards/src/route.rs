@@ -19,7 +19,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use engine::sync::Notify;
-use engine::{CallError, EngineHandle, ServiceGroup, ShardId, Sharded};
+use engine::{CallError, EngineHandle, Nanos, ServiceGroup, ShardId, Sharded};
 
 use crate::placement::{PartitionId, PlacementMap};
 
@@ -27,6 +27,8 @@ use crate::placement::{PartitionId, PlacementMap};
 const TRIES_MAX: u32 = 12;
 /// Wait after a try that taught nothing new; doubled each time, so 0.2 s over all tries.
 const RETRY_WAIT: Duration = Duration::from_micros(50);
+/// Longest wait between two tries of a call that is tried until its deadline.
+const RETRY_WAIT_MAX: Duration = Duration::from_millis(64);
 /// How long a shard waits for the calls on a partition that it lets go of.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -52,7 +54,7 @@ pub enum RouteError {
     /// the middle of the call it may have happened.
     #[error("the owner is gone")]
     Gone,
-    /// The partition was on the move for all tries. Nothing happened.
+    /// The partition was on the move for all tries, or until the deadline. Nothing happened.
     #[error("the partition is moving to another shard")]
     Moved,
 }
@@ -149,6 +151,32 @@ enum Outcome<R, F> {
     Elsewhere(F, Known),
 }
 
+/// How long a call is tried while its partition moves.
+enum Patience {
+    /// This many tries more.
+    Tries(u32),
+    /// Until this time, and once at least.
+    Until(Nanos),
+    /// No more.
+    Spent,
+}
+
+impl Patience {
+    /// Whether another try may follow the one that is taken now; `None` when none may be taken.
+    fn next_try(&mut self) -> Option<bool> {
+        let (next, more) = match *self {
+            Patience::Spent => return None,
+            Patience::Tries(left) if left > 1 => (Patience::Tries(left - 1), true),
+            Patience::Until(deadline) if engine::now() < deadline => {
+                (Patience::Until(deadline), true)
+            }
+            Patience::Tries(_) | Patience::Until(_) => (Patience::Spent, false),
+        };
+        *self = next;
+        Some(more)
+    }
+}
+
 /// Who owns a partition, as of a version.
 #[derive(Clone, Copy)]
 struct Known {
@@ -196,10 +224,51 @@ impl<T: 'static> Router<T> {
         F: FnOnce(Rc<T>, Stamp) -> Fut + Send + 'static,
         Fut: Future<Output = R> + 'static,
     {
+        self.route(partition, group, Patience::Tries(TRIES_MAX), f)
+            .await
+    }
+
+    /// As [`Router::call`], tried for as long as the partition moves, until a deadline of its own
+    /// clock: for callers that can wait out a whole move. The deadline ends the tries, not a call
+    /// that has begun.
+    ///
+    /// # Errors
+    /// As [`Router::call`].
+    ///
+    /// # Panics
+    /// As [`Router::call`].
+    pub async fn call_until<R, F, Fut>(
+        &self,
+        partition: PartitionId,
+        group: ServiceGroup,
+        deadline: Nanos,
+        f: F,
+    ) -> Result<R, RouteError>
+    where
+        R: Send + 'static,
+        F: FnOnce(Rc<T>, Stamp) -> Fut + Send + 'static,
+        Fut: Future<Output = R> + 'static,
+    {
+        self.route(partition, group, Patience::Until(deadline), f)
+            .await
+    }
+
+    async fn route<R, F, Fut>(
+        &self,
+        partition: PartitionId,
+        group: ServiceGroup,
+        mut patience: Patience,
+        f: F,
+    ) -> Result<R, RouteError>
+    where
+        R: Send + 'static,
+        F: FnOnce(Rc<T>, Stamp) -> Fut + Send + 'static,
+        Fut: Future<Output = R> + 'static,
+    {
         let mut f = f;
         let mut target = self.known(partition)?;
         let mut wait = RETRY_WAIT;
-        for tries_left in (0..TRIES_MAX).rev() {
+        while let Some(tries_left) = patience.next_try() {
             let outcome = if target.owner == engine::shard_id() {
                 self.call_here(partition, f).await?
             } else {
@@ -212,10 +281,10 @@ impl<T: 'static> Router<T> {
                     told
                 }
             };
-            if told.version <= target.version && tries_left > 0 {
+            if told.version <= target.version && tries_left {
                 // That shard has yet to hear of the move, or to take the partition.
                 engine::sleep(wait).await;
-                wait *= 2;
+                wait = (wait * 2).min(RETRY_WAIT_MAX);
             }
             for known in [told, self.known(partition)?] {
                 if known.version > target.version {

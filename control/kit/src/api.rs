@@ -315,14 +315,24 @@ impl<S: Send + Sync + 'static> Api<S> {
     /// # Panics
     /// If a descriptor set is none.
     pub fn router(self, health: Health, registry: Registry) -> Router {
+        let metrics = move || async move {
+            let text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+            (text, registry.text())
+        };
+        let all = self.routes(&health).route("/metrics", get(metrics));
+        with_fallbacks(all.merge(health.router()))
+    }
+
+    /// As [`Api::router`], for a port that tells its health and metrics in its own way: all else, gRPC's health
+    /// included, without the answers to what is not served ([`with_fallbacks`]).
+    ///
+    /// # Panics
+    /// If a descriptor set is none.
+    pub fn routes(self, health: &Health) -> Router {
         let openapi: Arc<str> = self.openapi().into();
         let document = move || async move {
             let json = [(header::CONTENT_TYPE, "application/json")];
             (json, openapi.to_string())
-        };
-        let metrics = move || async move {
-            let text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-            (text, registry.text())
         };
         let reflection = || {
             let sets = self.descriptors.iter().copied();
@@ -338,12 +348,15 @@ impl<S: Send + Sync + 'static> Api<S> {
             .add_service(reflection().build_v1alpha().expect(made));
         self.router
             .route("/openapi.json", get(document))
-            .route("/metrics", get(metrics))
-            .merge(health.router())
             .merge(grpc.into_axum_router().reset_fallback())
-            .fallback(nothing_here)
-            .method_not_allowed_fallback(not_this_method)
     }
+}
+
+/// Answers in the one shape of errors where nothing is served, or not with this method.
+pub fn with_fallbacks(router: Router) -> Router {
+    router
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(not_this_method)
 }
 
 async fn nothing_here(headers: HeaderMap) -> Response {

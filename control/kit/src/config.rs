@@ -140,7 +140,7 @@ fn lay_over<'a>(below: &mut DeTable<'a>, above: DeTable<'a>) {
 }
 
 /// The text that spans point into.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
     layers: &'a Layers,
 }
@@ -154,7 +154,7 @@ impl Source<'_> {
         Err(self.refused(span, what).into())
     }
 
-    fn refused(&self, span: &Range<usize>, what: &str) -> Refused {
+    fn refused(self, span: &Range<usize>, what: &str) -> Refused {
         let Layers {
             file,
             path,

@@ -1,4 +1,5 @@
-//! The admin endpoint: health, metrics and what the shards are doing. It reads, and changes nothing.
+//! The admin endpoint: health, metrics and what the shards are doing, which change nothing, and the node's
+//! API for who shows a token.
 //!
 //! `/readyz` says whether requests may come: a node that starts or drains wants none. `/healthz` says
 //! whether somebody has to act: it also fails while a partition takes no more writes, though the node
@@ -12,6 +13,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
+use control_kit::api::{Api, with_fallbacks};
+use control_kit::health::Health;
 use engine::metrics::ShardMetrics;
 use serde_json::{Value, json};
 use shards::placement::PartitionId;
@@ -20,14 +23,16 @@ use crate::state::NodeState;
 
 type Shared = State<Arc<NodeState>>;
 
-/// The endpoint's routes.
-pub fn router(state: Arc<NodeState>) -> Router {
-    Router::new()
+/// The endpoint's routes, and those of the API if the node has one.
+pub fn router(state: Arc<NodeState>, api: Option<Api<NodeState>>) -> Router {
+    let api = api.map_or_else(Router::new, |api| api.routes(&Health::default()));
+    let own = Router::new()
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/debug/shards", get(shards))
-        .with_state(state)
+        .with_state(state);
+    with_fallbacks(own.merge(api))
 }
 
 async fn ready(State(state): Shared) -> Response {
@@ -83,6 +88,7 @@ async fn metrics(State(state): Shared) -> Response {
     if let Some(node) = state.chainfire() {
         text.push_str(&node.prometheus());
     }
+    text.push_str(&state.metrics().text());
     let serving = u8::from(state.phase().why_not().is_none());
     text.push_str("# HELP uc_node_serving 1 when the node serves.\n# TYPE uc_node_serving gauge\n");
     // Writing to a String cannot fail.

@@ -7,6 +7,8 @@
 //! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
 //! | `shards.pool_mib` | 48 | 8 to 65536, in MiB a shard |
 //! | `admin.listen` | 127.0.0.1:9001 | an address and port |
+//! | `admin.calls_max` | 512 | 1 to 1024: calls from the control layer to the shards in flight |
+//! | `admin.calls_per_tenant_max` | 64 | 1 to 1024: the same of one tenant |
 //! | `lightningstor.listen` | 127.0.0.1:9000 | an address and port |
 //! | `lightningstor.region` | us-east-1 | 1 to 64 of `a-z0-9-` |
 //! | `lightningstor.any_region` | true | whether signatures may name another region |
@@ -14,7 +16,7 @@
 //! | `lightningstor.connections_max` | 4096 | 1 to 60000 a shard |
 //! | `lightningstor.body_cache_mib` | 256 | 0 to 65536, in MiB a shard: bodies past 64 KiB that are read again, in memory beside the pool; 0 for none |
 //! | `lightningstor.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
-//! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`; one for each access key |
+//! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`, and `token` for the API; one for each access key |
 //! | `chainfire.name` | default | the member's name |
 //! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |
 //! | `chainfire.peer_listen` | 127.0.0.1:2380 | an address and port for other members |
@@ -30,6 +32,7 @@
 //! wins over the file, and the command line over both.
 
 mod chainfire_part;
+mod users;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -38,18 +41,22 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use chainfire::node::ChainfireConfig;
 use clap::ValueEnum;
+use control_kit::auth::Tokens;
 use control_kit::config::{Layers, Source};
-use lightningstor::http::{HttpConfig, Limits, ROOT_ID, User, Users};
+use lightningstor::access::ROOT_ID;
+use lightningstor::http::{HttpConfig, Limits, User, Users};
 use lightningstor::node::NodeConfig;
 use lightningstor::store::StoreConfig;
 use s3_wire::request::HostConfig;
 use s3_wire::sigv4::RegionPolicy;
 use serde::Deserialize;
+use shard_bridge::Limits as BridgeLimits;
 use toml::Spanned;
 
 use self::chainfire_part::RawChainfire;
+use self::users::{RawUser, UserToken};
 use crate::NodeArgs;
-use crate::credentials::{RootCredentials, check_access_key};
+use crate::credentials::RootCredentials;
 
 /// Variables of the environment that are keys begin so.
 const ENVIRONMENT: &str = "ULTRACLOUD_";
@@ -83,6 +90,8 @@ struct RawShards {
 #[serde(deny_unknown_fields, default)]
 struct RawAdmin {
     listen: Option<SocketAddr>,
+    calls_max: Option<Spanned<usize>>,
+    calls_per_tenant_max: Option<Spanned<usize>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,15 +105,6 @@ struct RawLightningStor {
     body_cache_mib: Option<Spanned<u64>>,
     partitions: Option<Spanned<u16>>,
     user: Vec<RawUser>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawUser {
-    id: Option<Spanned<String>>,
-    name: Spanned<String>,
-    access_key: Spanned<String>,
-    secret_key: Spanned<String>,
 }
 
 /// What a node serves.
@@ -133,9 +133,12 @@ pub struct Config {
     pub pool_bytes: usize,
     /// Where health and metrics are served.
     pub admin_listen: SocketAddr,
+    /// Bounds of the control layer's calls to the shards.
+    pub bridge: BridgeLimits,
     /// The S3 front but for its users.
     http: HttpConfig,
     users: Vec<User>,
+    tokens: Vec<UserToken>,
     partitions: Option<u16>,
     body_cache_bytes: u64,
 }
@@ -165,6 +168,11 @@ impl Config {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
         parse(args, &Layers::new(text, path, ENVIRONMENT, variables))
+    }
+
+    /// Who may call the node's API: the users, by their tokens, and root by this one.
+    pub fn tokens(&self, root: &str) -> Tokens {
+        users::authenticate(&self.tokens, root)
     }
 
     /// What LightningStor is told, with the root user added.
@@ -197,11 +205,11 @@ impl Config {
 
 fn parse(args: &NodeArgs, layers: &Layers) -> Result<Config> {
     let raw: RawConfig = layers.read()?;
-    raw.validate(args, &layers.source())
+    raw.validate(args, layers.source())
 }
 
 impl RawConfig {
-    fn validate(self, args: &NodeArgs, source: &Source<'_>) -> Result<Config> {
+    fn validate(self, args: &NodeArgs, source: Source<'_>) -> Result<Config> {
         let roles = roles(self.roles, args, source)?;
         let chainfire = chainfire_part::validate(self.chainfire, args, source)?;
         let cpus = engine::allowed_cpus().len();
@@ -242,6 +250,7 @@ impl RawConfig {
             None | Some(true) => RegionPolicy::Any,
         };
         let listen = args.s3_listen.or(lightningstor.listen);
+        let (users, tokens) = users::users(lightningstor.user, source)?;
         Ok(Config {
             roles,
             chainfire,
@@ -249,6 +258,7 @@ impl RawConfig {
             shards,
             pool_bytes,
             admin_listen: address(args.admin_listen.or(self.admin.listen), ADMIN_LISTEN)?,
+            bridge: bridge(self.admin, source)?,
             http: HttpConfig {
                 listen: address(listen, S3_LISTEN)?,
                 region,
@@ -259,7 +269,8 @@ impl RawConfig {
                 users: Users::default(),
                 limits,
             },
-            users: users(lightningstor.user, source)?,
+            users,
+            tokens,
             partitions,
             body_cache_bytes: body_cache_mib << 20,
         })
@@ -269,7 +280,7 @@ impl RawConfig {
 fn roles(
     raw: Option<Spanned<Vec<Role>>>,
     args: &NodeArgs,
-    source: &Source<'_>,
+    source: Source<'_>,
 ) -> Result<BTreeSet<Role>> {
     if !args.roles.is_empty() {
         return Ok(args.roles.iter().copied().collect());
@@ -282,6 +293,20 @@ fn roles(
         ),
         Some(raw) => Ok(raw.into_inner().into_iter().collect()),
     }
+}
+
+fn bridge(raw: RawAdmin, source: Source<'_>) -> Result<BridgeLimits> {
+    let number = |raw, default, key| source.number(raw, default, 1..1025, key);
+    let default = BridgeLimits::default();
+    let tenants = default.calls_per_tenant_max;
+    Ok(BridgeLimits {
+        calls_max: number(raw.calls_max, default.calls_max, "admin.calls_max")?,
+        calls_per_tenant_max: number(
+            raw.calls_per_tenant_max,
+            tenants,
+            "admin.calls_per_tenant_max",
+        )?,
+    })
 }
 
 fn default_shards(cpus: usize) -> usize {
@@ -299,7 +324,7 @@ fn address(given: Option<SocketAddr>, default: &str) -> Result<SocketAddr> {
     }
 }
 
-fn region(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Box<str>> {
+fn region(raw: Option<Spanned<String>>, source: Source<'_>) -> Result<Box<str>> {
     let Some(raw) = raw else {
         return Ok(REGION.into());
     };
@@ -314,7 +339,7 @@ fn region(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Box<str>>
     Ok(name.as_str().into())
 }
 
-fn base_domain(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Option<Box<str>>> {
+fn base_domain(raw: Option<Spanned<String>>, source: Source<'_>) -> Result<Option<Box<str>>> {
     let Some(raw) = raw else { return Ok(None) };
     let name = raw.get_ref().to_ascii_lowercase();
     let label = |label: &str| {
@@ -326,61 +351,6 @@ fn base_domain(raw: Option<Spanned<String>>, source: &Source<'_>) -> Result<Opti
         return source.refuse(&raw.span(), what);
     }
     Ok(Some(name.into()))
-}
-
-fn users(raw: Vec<RawUser>, source: &Source<'_>) -> Result<Vec<User>> {
-    let mut users: Vec<User> = Vec::with_capacity(raw.len());
-    for raw in raw {
-        let key = raw.access_key.span();
-        let shown = raw.id.as_ref().unwrap_or(&raw.name).span();
-        let user = user(raw, source)?;
-        if users
-            .iter()
-            .any(|other| other.access_key == user.access_key)
-        {
-            let what = "this access_key is listed already; each entry needs its own";
-            return source.refuse(&key, what);
-        }
-        if users
-            .iter()
-            .any(|other| other.id == user.id && other.name != user.name)
-        {
-            let what = "this id has another name above; the entries of a user share id and name";
-            return source.refuse(&shown, what);
-        }
-        users.push(user);
-    }
-    Ok(users)
-}
-
-/// Without an id the name is the identity, as it was before there were ids.
-fn user(raw: RawUser, source: &Source<'_>) -> Result<User> {
-    let id = raw.id.unwrap_or_else(|| raw.name.clone());
-    for (what, text) in [("name", &raw.name), ("id", &id)] {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.@".contains(&b);
-        let value = text.get_ref();
-        if !value.bytes().all(plain) || !(1..=64).contains(&value.len()) {
-            let what = format!("a user's {what} has 1 to 64 letters, digits and -_.@");
-            return source.refuse(&text.span(), &what);
-        }
-    }
-    if *id.get_ref() == ROOT_ID {
-        let what = "the id root is the node's own user; give this one another id";
-        return source.refuse(&id.span(), what);
-    }
-    if let Err(error) = check_access_key(raw.access_key.get_ref()) {
-        return source.refuse(&raw.access_key.span(), &error.to_string());
-    }
-    if raw.secret_key.get_ref().len() < 8 {
-        let what = "a secret_key has at least 8 characters";
-        return source.refuse(&raw.secret_key.span(), what);
-    }
-    Ok(User {
-        id: id.into_inner().into(),
-        name: raw.name.into_inner().into(),
-        access_key: raw.access_key.into_inner().into(),
-        secret_key: raw.secret_key.into_inner().into(),
-    })
 }
 
 #[cfg(test)]
@@ -430,6 +400,7 @@ mod tests {
     #[test]
     fn every_key_is_taken_and_the_command_line_wins() {
         let text = "[shards]\ncount = 3\npool_mib = 16\n[admin]\nlisten = \"[::1]:1\"\n\
+            calls_max = 9\ncalls_per_tenant_max = 3\n\
             [lightningstor]\nlisten = \"0.0.0.0:80\"\nregion = \"eu-1\"\nany_region = false\n\
             base_domain = \"S3.example.org\"\nconnections_max = 7\nbody_cache_mib = 5\n\
             partitions = 9\n\
@@ -437,6 +408,11 @@ mod tests {
         let config = load(text).unwrap();
         assert_eq!((config.shards, config.pool_bytes), (3, 16 << 20));
         assert_eq!(config.admin_listen.to_string(), "[::1]:1");
+        let bridge = BridgeLimits {
+            calls_max: 9,
+            calls_per_tenant_max: 3,
+        };
+        assert_eq!(config.bridge, bridge);
         let node = config.lightningstor(&root()).unwrap();
         assert_eq!(node.partitions, 9);
         assert_eq!(node.http.listen.to_string(), "0.0.0.0:80");
@@ -499,6 +475,14 @@ mod tests {
             (
                 "[[lightningstor.user]]\nname = \"root\"\naccess_key = \"abc\"\nsecret_key = \"12345678\"\n",
                 &["line 2, column 8", "id root"],
+            ),
+            (
+                "[[lightningstor.user]]\nname = \"a\"\naccess_key = \"abc\"\nsecret_key = \"12345678\"\ntoken = \"short\"\n",
+                &["line 5, column 9", "16 to 256"],
+            ),
+            (
+                "[admin]\ncalls_max = 0\n",
+                &["line 2, column 13", "admin.calls_max is 0"],
             ),
             ("nonsense", &["line 1"]),
         ] {

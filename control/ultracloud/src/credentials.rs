@@ -1,7 +1,7 @@
-//! The root user's keys: from the environment, or from a file that the first start makes.
+//! The root user's keys and token: from the environment, or from files that the first start makes.
 //!
-//! The file is readable by its owner alone, is complete or absent, and is never overwritten. The
-//! secret is shown once, when it is made.
+//! A file is readable by its owner alone, is complete or absent, and is never overwritten. The
+//! secret key is shown once, when it is made; the token is not shown.
 
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
@@ -14,10 +14,14 @@ use serde::{Deserialize, Serialize};
 const NAME: &str = "root-credentials";
 const ACCESS_KEY_VAR: &str = "ULTRACLOUD_ACCESS_KEY";
 const SECRET_KEY_VAR: &str = "ULTRACLOUD_SECRET_KEY";
+const TOKEN_NAME: &str = "root-token";
+const TOKEN_VAR: &str = "ULTRACLOUD_TOKEN";
 /// Permission bits of everybody but the owner.
 const OTHERS_MODE: u32 = 0o077;
 const ACCESS_KEY_CHARS: usize = 20;
 const SECRET_KEY_CHARS: usize = 40;
+const TOKEN_CHARS: usize = 43;
+const TOKEN_CHARS_MIN: usize = 16;
 const ACCESS_KEY_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 const SECRET_KEY_ALPHABET: &[u8; 64] =
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -62,8 +66,42 @@ pub fn load(data_dir: &Path) -> Result<(RootCredentials, Origin)> {
         access_key: random_text(ACCESS_KEY_CHARS, ACCESS_KEY_ALPHABET)?,
         secret_key: random_text(SECRET_KEY_CHARS, SECRET_KEY_ALPHABET)?,
     };
-    write(data_dir, &path, &keys).with_context(|| format!("cannot write {}", path.display()))?;
+    write(data_dir, &path, &toml::to_string(&keys)?)?;
     Ok((keys, Origin::Made(path)))
+}
+
+/// Finds root's token for the node's API, or makes it.
+///
+/// # Errors
+/// When it is no token, the file is open to others, or it cannot be read or written.
+pub fn load_token(data_dir: &Path) -> Result<(String, Origin)> {
+    let of_env = std::env::var(TOKEN_VAR).ok();
+    if let Some(token) = of_env.filter(|token| !token.is_empty()) {
+        check_token(&token).with_context(|| TOKEN_VAR.to_owned())?;
+        return Ok((token, Origin::Environment));
+    }
+    let path = data_dir.join(TOKEN_NAME);
+    if path.exists() {
+        let token = read_private(&path)?.trim().to_owned();
+        check_token(&token).with_context(|| format!("{} is malformed", path.display()))?;
+        return Ok((token, Origin::File));
+    }
+    let token = random_text(TOKEN_CHARS, SECRET_KEY_ALPHABET)?;
+    write(data_dir, &path, &format!("{token}\n"))?;
+    Ok((token, Origin::Made(path)))
+}
+
+/// A token has to fit a header, and not to be guessed.
+///
+/// # Errors
+/// When it is too short or too long, or holds a blank or a character that is not printable.
+pub fn check_token(token: &str) -> Result<()> {
+    ensure!(
+        token.bytes().all(|b| b.is_ascii_graphic())
+            && (TOKEN_CHARS_MIN..=256).contains(&token.len()),
+        "a token has {TOKEN_CHARS_MIN} to 256 printable characters without blanks"
+    );
+    Ok(())
 }
 
 fn from_variables(
@@ -99,7 +137,8 @@ pub fn check_access_key(key: &str) -> Result<()> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<RootCredentials> {
+/// Reads a file that only its owner can.
+fn read_private(path: &Path) -> Result<String> {
     let shown = path.display();
     let mode = std::fs::metadata(path).with_context(|| format!("cannot read {shown}"))?;
     let mode = mode.permissions().mode() & 0o777;
@@ -108,7 +147,12 @@ fn read(path: &Path) -> Result<RootCredentials> {
         others == 0,
         "{shown} can be read by others (mode {mode:03o}); run: chmod 600 {shown}"
     );
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))
+}
+
+fn read(path: &Path) -> Result<RootCredentials> {
+    let shown = path.display();
+    let text = read_private(path)?;
     let keys: RootCredentials =
         toml::from_str(&text).with_context(|| format!("{shown} is malformed"))?;
     check_access_key(&keys.access_key).with_context(|| format!("access_key in {shown}"))?;
@@ -119,20 +163,23 @@ fn read(path: &Path) -> Result<RootCredentials> {
     Ok(keys)
 }
 
-fn write(data_dir: &Path, path: &Path, keys: &RootCredentials) -> Result<()> {
+fn write(data_dir: &Path, path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(toml::to_string(keys)?.as_bytes())?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    File::open(data_dir)?.sync_all()?;
-    Ok(())
+    let written = || -> Result<()> {
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        File::open(data_dir)?.sync_all()?;
+        Ok(())
+    };
+    written().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Text of independent random characters. The alphabet's length divides 256: no character is
@@ -189,6 +236,26 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         let error = load(dir.path()).err().unwrap().to_string();
         assert!(error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn the_token_is_made_once_for_the_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (made, origin) = load_token(dir.path()).unwrap();
+        let Origin::Made(path) = origin else {
+            panic!("the token is made at the first start")
+        };
+        check_token(&made).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        let (again, origin) = load_token(dir.path()).unwrap();
+        assert!(made == again && matches!(origin, Origin::File));
+        std::fs::write(&path, "short\n").unwrap();
+        let error = format!("{:#}", load_token(dir.path()).err().unwrap());
+        assert!(
+            error.contains("root-token") && error.contains("16 to 256"),
+            "{error}"
+        );
     }
 
     #[test]

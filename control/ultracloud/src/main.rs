@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod api;
+mod buckets;
 mod config;
 mod credentials;
 mod lock;

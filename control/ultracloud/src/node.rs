@@ -4,7 +4,6 @@
 //! non-zero with its reason: what it owned is unreachable, and a restart recovers it).
 
 use std::fmt::Write as _;
-use std::future::pending;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,23 +11,27 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use chainfire::node::ChainfireNode;
-use engine::{Engine, EngineConfig, EngineHandle, ShardId};
-use lightningstor::http::ROOT_ID;
+use control_kit::server::{self, Port};
+use control_kit::stop::{self, Stop};
+use engine::{Engine, EngineConfig, ShardId};
+use lightningstor::access::ROOT_ID;
 use lightningstor::node::{LightningStorNode, NodeConfig};
 use lightningstor::store::BODY_COST_MIN;
-use tokio::net::TcpListener;
+use shard_bridge::{Bridge, ShardDeaths};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
 
 use crate::NodeArgs;
-use crate::admin;
+use crate::buckets::BucketService;
 use crate::config::{Config, Role};
 use crate::credentials::{self, Origin, RootCredentials};
 use crate::lock::DataLock;
 use crate::state::{NodePhase, NodeState, Running};
+use crate::{admin, api};
 
 /// How long requests in flight may take to end.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long calls of the control layer to shards may take to end; most take milliseconds.
+const CALLS_DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Threads of the control layer's runtime at most; one a CPU, as more would only take turns there.
 const CONTROL_THREADS_MAX: usize = 2;
 /// Exit code of a process that was told to end at once.
@@ -45,9 +48,13 @@ pub fn run(args: &NodeArgs) -> Result<()> {
     ports_are_free(&config)?;
     let mut root = None;
     if config.roles.contains(&Role::LightningStor) {
-        let (made, origin) = credentials::load(&config.data_dir)?;
-        show_credentials(&made, &origin)?;
-        root = Some(made);
+        let (keys, origin) = credentials::load(&config.data_dir)?;
+        show_credentials(&keys, &origin)?;
+        let (token, origin) = credentials::load_token(&config.data_dir)?;
+        if let Origin::Made(path) = origin {
+            tracing::info!(file = %path.display(), "made the root user's token for the API");
+        }
+        root = Some(Root { keys, token });
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(engine::allowed_cpus().len().clamp(1, CONTROL_THREADS_MAX))
@@ -78,6 +85,8 @@ fn ports_are_free(config: &Config) -> Result<()> {
 
 /// Descriptors that connections leave to files, rings and the control layer.
 const FILES_RESERVE: u64 = 512;
+/// Connections to the admin endpoint; within what is left.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
 /// Raises the limit of open files, and keeps what the shards want of them below it: a connection has
 /// one, and so has each chunk of a body in memory, which get a quarter of a shard's at most.
@@ -165,10 +174,18 @@ impl Signals {
     }
 }
 
-async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
+/// What shows that somebody is the node's own user.
+struct Root {
+    keys: RootCredentials,
+    token: String,
+}
+
+async fn serve(config: Config, root: Option<Root>) -> Result<()> {
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let state = NodeState::new();
-    let admin_addr = serve_admin(&config, &state).await?;
+    // It answers until the very end.
+    let (_stopper, stop) = stop::pair();
+    let admin_addr = serve_admin(&config, root.as_ref(), &state, stop).await?;
     if config.roles.contains(&Role::Chainfire) {
         let start = ChainfireNode::start(config.chainfire.clone());
         let node = tokio::select! {
@@ -178,7 +195,7 @@ async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
         state.set_chainfire(Arc::new(node));
     }
     let served = match root {
-        Some(root) => serve_objects(&config, &root, &state, admin_addr, &mut signals).await,
+        Some(root) => serve_objects(&config, &root.keys, &state, admin_addr, &mut signals).await,
         None => serve_control(&state, admin_addr, &mut signals).await,
     };
     let ended = match state.chainfire() {
@@ -188,17 +205,23 @@ async fn serve(config: Config, root: Option<RootCredentials>) -> Result<()> {
     served.and(ended)
 }
 
-async fn serve_admin(config: &Config, state: &Arc<NodeState>) -> Result<SocketAddr> {
-    let listener = TcpListener::bind(config.admin_listen)
+async fn serve_admin(
+    config: &Config,
+    root: Option<&Root>,
+    state: &Arc<NodeState>,
+    stop: Stop,
+) -> Result<SocketAddr> {
+    let limits = server::Limits {
+        connections_max: ADMIN_CONNECTIONS_MAX,
+        ..server::Limits::default()
+    };
+    let port = Port::bind(config.admin_listen, None, limits)
         .await
-        .with_context(|| format!("cannot serve the admin endpoint on {}", config.admin_listen))?;
-    let addr = listener.local_addr()?;
-    let router = admin::router(Arc::clone(state));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the admin endpoint ended");
-        }
-    });
+        .context("cannot serve the admin endpoint")?;
+    let addr = port.addr();
+    let api = root.map(|root| api::api(state, config.tokens(&root.token)));
+    let router = admin::router(Arc::clone(state), api);
+    tokio::spawn(port.serve(router, stop));
     Ok(addr)
 }
 
@@ -247,10 +270,12 @@ async fn serve_objects(
         handle: handle.clone(),
         capabilities,
     });
-    let mut deaths = watch_shards(&handle);
+    let mut deaths = ShardDeaths::watch(&handle);
+    let bridge = Bridge::new(&handle, config.bridge, state.metrics());
 
     let mut node_config = config.lightningstor(root)?;
     keep_below_open_files(&mut node_config, config.shards)?;
+    let users = node_config.http.users.clone();
     let start = LightningStorNode::start(&handle, groups, node_config);
     let node = tokio::select! {
         started = start => started.context("cannot serve LightningStor")?,
@@ -258,18 +283,27 @@ async fn serve_objects(
             tracing::info!("told to end before everything was recovered");
             return engine.shutdown().context("a shard ended badly");
         }
-        shard = died(&mut deaths) => return Err(dead(shard, engine, state)),
+        shard = deaths.next() => return Err(dead(shard, engine, state)),
     };
     let node = Arc::new(node);
     state.set_lightningstor(Arc::clone(&node));
+    let buckets = node.buckets().clone();
+    state.set_buckets(BucketService::new(bridge.clone(), buckets, users));
     state.set_phase(NodePhase::Serving);
     announce(Some((&node, config)), admin_addr, state)?;
 
     tokio::select! {
         () = signals.next() => {}
-        shard = died(&mut deaths) => return Err(dead(shard, engine, state)),
+        shard = deaths.next() => return Err(dead(shard, engine, state)),
     }
     drain_begins(state)?;
+    let left = bridge.drain(CALLS_DRAIN_LIMIT).await;
+    if left > 0 {
+        tracing::warn!(
+            left,
+            "calls to shards were still running at the drain's deadline"
+        );
+    }
     let drained = node
         .drain(DRAIN_LIMIT)
         .await
@@ -304,28 +338,6 @@ fn announce(
         tracing::info!(%admin, "serving");
     }
     Ok(())
-}
-
-/// One waiting call on each shard: it has no answer for as long as the shard lives.
-fn watch_shards(handle: &EngineHandle) -> JoinSet<ShardId> {
-    let mut deaths = JoinSet::new();
-    for shard in handle.shard_ids() {
-        let handle = handle.clone();
-        deaths.spawn(async move {
-            let ended = handle.call(shard, |_| Box::pin(pending::<()>())).await;
-            tracing::debug!(shard = shard.0, ?ended, "the watch on a shard ended");
-            shard
-        });
-    }
-    deaths
-}
-
-/// The first shard that ends.
-async fn died(deaths: &mut JoinSet<ShardId>) -> ShardId {
-    match deaths.join_next().await {
-        Some(Ok(shard)) => shard,
-        Some(Err(_)) | None => pending().await,
-    }
 }
 
 /// What a dead shard says of itself; the other shards are ended.

@@ -3,9 +3,12 @@
 use std::sync::{Arc, OnceLock};
 
 use chainfire::node::ChainfireNode;
+use control_kit::metrics::Registry;
 use engine::{Capabilities, EngineHandle};
 use lightningstor::node::LightningStorNode;
 use tokio::sync::watch;
+
+use crate::buckets::BucketService;
 
 /// Where the node is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct NodeState {
     running: OnceLock<Running>,
     lightningstor: OnceLock<Arc<LightningStorNode>>,
     chainfire: OnceLock<Arc<ChainfireNode>>,
+    buckets: OnceLock<BucketService>,
+    metrics: Registry,
 }
 
 impl NodeState {
@@ -56,6 +61,8 @@ impl NodeState {
             running: OnceLock::new(),
             lightningstor: OnceLock::new(),
             chainfire: OnceLock::new(),
+            buckets: OnceLock::new(),
+            metrics: Registry::default(),
         })
     }
 
@@ -67,6 +74,11 @@ impl NodeState {
     /// Goes on to another phase.
     pub fn set_phase(&self, phase: NodePhase) {
         self.phase.send_replace(phase);
+    }
+
+    /// The metrics of the node's own parts.
+    pub fn metrics(&self) -> &Registry {
+        &self.metrics
     }
 
     /// The engine runs. Later calls change nothing.
@@ -87,6 +99,16 @@ impl NodeState {
     /// LightningStor, once it serves.
     pub fn lightningstor(&self) -> Option<&Arc<LightningStorNode>> {
         self.lightningstor.get()
+    }
+
+    /// Buckets can be administered. Later calls change nothing.
+    pub fn set_buckets(&self, buckets: BucketService) {
+        let _ = self.buckets.set(buckets);
+    }
+
+    /// The administration of buckets, once LightningStor serves.
+    pub fn buckets(&self) -> Option<&BucketService> {
+        self.buckets.get()
     }
 
     /// ChainFire runs. Later calls change nothing.

@@ -220,6 +220,38 @@ fn a_partition_that_nobody_takes_is_moved_after_bounded_tries() {
 }
 
 #[test]
+fn a_call_with_a_deadline_waits_out_a_long_move_and_no_longer() {
+    let map = PlacementMap::spread(2, 2);
+    let world = World::with_map(9, 2, map.clone());
+    let next = map.moved(P1, ShardId(0));
+    let (router, released) = (world.router.clone(), next.clone());
+    let releasing = async move { router.release(&released).await };
+    world.sim.run(world.node, 0, releasing).unwrap();
+    let spawn = |limit| {
+        let (router, group) = (world.router.clone(), world.group);
+        world.sim.spawn(world.node, 1, async move {
+            let deadline = engine::now() + limit;
+            let answer = router.call_until(P1, group, deadline, count).await;
+            (
+                answer.map(|(shard, _)| shard),
+                engine::now().since(deadline),
+            )
+        })
+    };
+    let hasty = spawn(Duration::from_secs(1));
+    let patient = spawn(Duration::from_mins(1));
+    world.sim.run_for(Duration::from_secs(5));
+    let (answer, late) = hasty.take().unwrap();
+    assert_eq!(answer, Err(RouteError::Moved));
+    assert!(late <= RETRY_WAIT_MAX, "{late:?} past its deadline");
+    assert_eq!(world.calls(), [0, 0]);
+    world.install(next).unwrap();
+    let (answer, _) = world.sim.join(&patient).unwrap();
+    assert_eq!(answer, Ok(ShardId(0)));
+    assert_eq!(world.calls(), [1, 0]);
+}
+
+#[test]
 fn a_map_that_is_wrong_or_old_is_refused() {
     let map = PlacementMap::spread(4, 2);
     let world = World::with_map(5, 2, map.clone());

@@ -21,6 +21,7 @@ use shards::placement::PartitionId;
 use shards::service::{LifecycleError, Readiness};
 use shards::{Lifecycle, PlacementMap, Router, Service};
 
+use crate::buckets::Buckets;
 use crate::http::{self, HttpConfig, HttpMetrics, Server};
 use crate::store::{Groups, Images, StoreConfig, StoreError, StoreMetrics, StoreShard};
 pub use format::FormatError;
@@ -83,6 +84,7 @@ pub struct LightningStorNode {
     engine: EngineHandle,
     lifecycle: Lifecycle<NodeShard>,
     images: Images,
+    buckets: Buckets,
     bound: SocketAddr,
     partitions: u16,
 }
@@ -143,6 +145,7 @@ impl LightningStorNode {
         };
         let bound = Arc::clone(&plan.bound);
         let images = Images::new(plan.router.clone(), groups);
+        let buckets = Buckets::new(plan.router.clone(), groups);
         let lifecycle =
             Lifecycle::start_all(engine, move |shard| NodeShard::new(shard, plan.clone())).await?;
         // Only now: a request on one shard works in the store of another, which must know the
@@ -161,6 +164,7 @@ impl LightningStorNode {
             engine: engine.clone(),
             lifecycle,
             images,
+            buckets,
             bound,
             partitions,
         })
@@ -179,6 +183,11 @@ impl LightningStorNode {
     /// Objects as images, on any shard of the node.
     pub fn images(&self) -> &Images {
         &self.images
+    }
+
+    /// The buckets, to be administered on any shard of the node.
+    pub fn buckets(&self) -> &Buckets {
+        &self.buckets
     }
 
     /// Whether all shards serve.

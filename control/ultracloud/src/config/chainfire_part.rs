@@ -38,7 +38,7 @@ pub(super) struct RawChainfire {
 pub(super) fn validate(
     raw: RawChainfire,
     args: &NodeArgs,
-    source: &Source<'_>,
+    source: Source<'_>,
 ) -> Result<ChainfireConfig> {
     let given = &args.chainfire;
     let quota_mib = source.number(raw.quota_mib, QUOTA_MIB, 16..65_537, "chainfire.quota_mib")?;

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod buckets;
 mod clients;
 mod crash;
 mod damage;

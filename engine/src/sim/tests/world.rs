@@ -1,11 +1,13 @@
 //! Time, order and the ends of a run. Contract BY-2: the same seed takes the same steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::{Sim, SimConfig};
 use super::{addr, durable_file, logged, one_node, start, two_nodes};
 use crate::net::{ListenOptions, Listener, TcpStream, UdpSocket};
+use crate::sync::Notify;
 
 /// A bit of everything, with faults, a partition and a crash; answers the trace's hash.
 fn mixed_run(seed: u64) -> u64 {
@@ -239,4 +241,45 @@ fn shards_of_a_node_call_each_other_and_a_dead_engine_answers_gone() {
         sim.run(node, 0, ask()),
         Err(crate::CallError::Gone)
     ));
+}
+
+/// Not `Gone`: the shard lives, and takes calls again when tasks have ended.
+#[test]
+fn a_shard_that_holds_its_most_tasks_is_busy_to_callers() {
+    let sim = Sim::new(13);
+    let node = sim.node("a");
+    let handle = sim.start(node, crate::EngineConfig::unpinned(2)).unwrap();
+    let end = Rc::new(Notify::default());
+    let waiting = Rc::clone(&end);
+    let filled = sim.run(node, 0, async move {
+        let mut filled = 0;
+        loop {
+            let end = Rc::clone(&waiting);
+            let task = async move { end.notified().await };
+            match crate::try_spawn_local(crate::SchedGroup::FOREGROUND, task) {
+                Ok(task) => task.detach(),
+                Err(full) => break (filled, full),
+            }
+            filled += 1;
+        }
+    });
+    assert_eq!(filled.1, crate::CallError::Busy);
+    // The task that filled the shard has ended since, so that one more fits.
+    let call = |takes| {
+        let handle = handle.clone();
+        sim.spawn(node, 1, async move {
+            let answer =
+                move |_: &crate::Shard| -> crate::LocalFut<()> { Box::pin(crate::sleep(takes)) };
+            handle.call(crate::ShardId(0), answer).await
+        })
+    };
+    let fits = call(Duration::from_secs(1));
+    sim.run_for(Duration::from_millis(1));
+    let refused = call(Duration::ZERO);
+    assert_eq!(sim.join(&refused), Some(Err(crate::CallError::Busy)));
+    assert_eq!(sim.join(&fits), Some(Ok(())));
+    end.notify_all();
+    sim.run_for(Duration::from_secs(1));
+    let taken = call(Duration::ZERO);
+    assert_eq!(sim.join(&taken), Some(Ok(())), "of {} tasks", filled.0);
 }

@@ -8,16 +8,20 @@ use super::body::Body;
 use super::errors;
 use super::exchange::Reply;
 use super::ops::Call;
-use super::server::unix_ms;
-use crate::store::{Bucket, StoreError};
+use crate::buckets::{BucketError, Whose};
+use crate::store::Bucket;
 
 /// Largest CreateBucketConfiguration.
 const CONFIGURATION_BYTES_MAX: usize = 64 << 10;
 
-pub(crate) fn list(call: &Call<'_>) -> Reply {
-    let mut mine = call.server().store.buckets().all();
-    mine.retain(|bucket| bucket.owner == *call.user.id);
-    mine.sort_by(|a, b| a.name.cmp(&b.name));
+pub(crate) fn list(call: &Call<'_>) -> Result<Reply, S3Error> {
+    let listed = call
+        .server()
+        .buckets
+        .list(&call.user.id, Whose::Own, None, usize::MAX);
+    let mine = listed
+        .map_err(|error| refusal(error, "list buckets"))?
+        .buckets;
     let owner = Owner {
         id: &call.user.id,
         display_name: &call.user.name,
@@ -28,7 +32,17 @@ pub(crate) fn list(call: &Call<'_>) -> Reply {
         created_s: (bucket.created_ms / 1000) as i64,
     });
     xml::write_buckets(&mut body, &owner, entries);
-    call.exchange.xml(200, body)
+    Ok(call.exchange.xml(200, body))
+}
+
+/// What the client is told.
+fn refusal(error: BucketError, what: &str) -> S3Error {
+    match error {
+        BucketError::Denied => S3ErrorCode::AccessDenied.into(),
+        BucketError::AlreadyOwned => S3ErrorCode::BucketAlreadyOwnedByYou.into(),
+        BucketError::AlreadyExists => S3ErrorCode::BucketAlreadyExists.into(),
+        BucketError::Store(error) => errors::report(&error, what),
+    }
 }
 
 /// The owner of a bucket and of everything in it.
@@ -54,25 +68,9 @@ pub(crate) async fn create(
     }
     let turn = call.turn().await?;
     let location = format!("/{name}");
-    let created = call
-        .server()
-        .store
-        .create_bucket(
-            &call.server().router,
-            call.server().groups,
-            name,
-            &call.user.id,
-            unix_ms(),
-        )
-        .await;
+    let created = call.server().buckets.create(&call.user.id, name).await;
     drop(turn);
-    match created {
-        Ok(_) => {}
-        Err(StoreError::BucketExists { owner }) if owner == *call.user.id => {
-            return Err(S3ErrorCode::BucketAlreadyOwnedByYou.into());
-        }
-        Err(error) => return Err(errors::report(&error, "create bucket")),
-    }
+    created.map_err(|error| refusal(error, "create bucket"))?;
     let mut head = Vec::with_capacity(256);
     call.exchange
         .start(&mut head, 200)
@@ -102,11 +100,7 @@ pub(crate) fn head(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Error>
 pub(crate) async fn delete(call: &Call<'_>, name: &BucketName) -> Result<Reply, S3Error> {
     let bucket = call.bucket(name)?;
     let _turn = call.turn().await?;
-    let deleted = call
-        .server()
-        .store
-        .delete_bucket(&call.server().router, call.server().groups, bucket.id)
-        .await;
+    let deleted = call.server().buckets.remove(bucket.id).await;
     deleted.map_err(|error| errors::report(&error, "delete bucket"))?;
     Ok(call.exchange.empty(204))
 }

@@ -73,9 +73,6 @@ impl Default for Limits {
     }
 }
 
-/// The identity of the node's own user, who may use every bucket.
-pub const ROOT_ID: &str = "root";
-
 /// A user and one access key that stands for it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct User {
@@ -88,13 +85,6 @@ pub struct User {
     pub access_key: Box<str>,
     /// Its secret.
     pub secret_key: Box<str>,
-}
-
-impl User {
-    /// Whether it is the node's own user.
-    pub fn is_root(&self) -> bool {
-        *self.id == *ROOT_ID
-    }
 }
 
 impl std::fmt::Debug for User {
@@ -161,7 +151,12 @@ impl Users {
 
     /// The number that stands for a user in admission: that of its first entry.
     pub fn tenant(&self, user: &User) -> u64 {
-        let first = self.by_id.get(&user.id).copied();
+        self.tenant_of(&user.id)
+    }
+
+    /// As [`Users::tenant`], of the user with this id; all who are not listed have one number.
+    pub fn tenant_of(&self, id: &str) -> u64 {
+        let first = self.by_id.get(id).copied();
         first.map_or(self.all.len() as u64, u64::from)
     }
 }

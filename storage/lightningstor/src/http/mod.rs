@@ -1,7 +1,7 @@
 //! The S3 front: HTTP/1.1 connections, signatures, bodies, answers.
 //!
 //! `conn` owns a connection, `inbox` and `body` what arrives on it, `exchange` one request and its
-//! answer; `ops` leads from a head to an operation, which `auth` allows and which lives in `buckets`,
+//! answer; `ops` leads from a head to an operation, which `access` allows and which lives in `buckets`,
 //! `objects` (with `select`), `attributes`, `listing`, `multipart` or `copy`; `receive` and `read` move
 //! bodies between a client and the store, in memory that `budget` shares out.
 //!
@@ -10,7 +10,6 @@
 //! `s3_wire`'s; nothing here knows how bytes lie on the disk.
 
 mod attributes;
-mod auth;
 mod body;
 mod buckets;
 mod budget;
@@ -31,8 +30,7 @@ mod receive;
 mod select;
 mod server;
 
-pub use auth::{Access, Action, Decision, Resource, authorize};
-pub use config::{BODY_BYTES_MAX, HttpConfig, Limits, ROOT_ID, User, UserConflict, Users};
+pub use config::{BODY_BYTES_MAX, HttpConfig, Limits, User, UserConflict, Users};
 pub use metrics::{HttpMetrics, OpKind, OpStats};
 
 pub(crate) use metrics::prometheus;

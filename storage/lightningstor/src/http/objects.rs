@@ -11,7 +11,6 @@ use s3_wire::xml::{self, DeleteOutcome, DeleteResultWriter, DeleteTarget, XML_BY
 use s3_wire::{BucketName, Etag, ObjectKey, S3Error, S3ErrorCode};
 use shards::PartitionId;
 
-use super::auth::{Action, Resource};
 use super::body::Body;
 use super::errors;
 use super::exchange::Reply;
@@ -20,6 +19,7 @@ use super::read::{ReadFrom, Reading};
 use super::receive::{Held, Intake, Received, Source};
 use super::select::{FLAG_REDUCED, Selected, read_head, unchanged};
 use super::server::unix_ms;
+use crate::access::{Action, Resource};
 use crate::store::{
     self, Bucket, BucketId, Condition, ContentHeaders, ObjectChecksum, ObjectMeta, ObjectPart,
     ObjectParts, Opened, Partition, PutDone, PutSmall, StoreError,

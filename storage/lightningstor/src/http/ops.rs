@@ -8,13 +8,13 @@ use s3_wire::sigv4::PayloadMode;
 use s3_wire::{BucketName, S3Error, S3ErrorCode, S3Op};
 use shards::{PartitionId, TenantId, Turn};
 
-use super::auth::{Access, Action, Decision, Resource, authorize};
 use super::body::Body;
 use super::config::User;
 use super::exchange::{Exchange, Reply};
 use super::metrics::OpKind;
 use super::server::{Server, unix_s};
 use super::{attributes, buckets, copy, listing, multipart, objects};
+use crate::access::{Access, Action, Decision, Resource, authorize};
 use crate::store::Bucket;
 
 /// Cost of a small operation in turns of the tenant.
@@ -81,7 +81,7 @@ impl Call<'_> {
         bucket: Option<&Bucket>,
     ) -> Result<(), S3Error> {
         let access = Access {
-            user: self.user,
+            user: &self.user.id,
             action,
             resource,
             owner: bucket.map(|bucket| &*bucket.owner),
@@ -197,7 +197,7 @@ fn no_such_bucket(name: &BucketName) -> S3Error {
 
 async fn run(call: &Call<'_>, op: S3Op, body: &mut Body<'_>) -> Result<Reply, S3Error> {
     match op {
-        S3Op::ListBuckets => Ok(buckets::list(call)),
+        S3Op::ListBuckets => buckets::list(call),
         S3Op::CreateBucket(name) => buckets::create(call, name, body).await,
         S3Op::HeadBucket(name) => buckets::head(call, &name),
         S3Op::DeleteBucket(name) => buckets::delete(call, &name).await,

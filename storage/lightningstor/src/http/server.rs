@@ -24,6 +24,7 @@ use super::config::HttpConfig;
 use super::hashing::Hashing;
 use super::metrics::{Counters, HttpMetrics};
 use super::{conn, errors};
+use crate::buckets::Buckets;
 use crate::store::{Groups, Partition, StoreError, StoreShard};
 
 /// Wait after an accept that failed.
@@ -39,6 +40,7 @@ pub(crate) struct Server {
     pub(crate) store: Rc<StoreShard>,
     pub(crate) router: Router<StoreShard>,
     pub(crate) groups: Groups,
+    pub(crate) buckets: Buckets,
     hashing: Rc<Hashing>,
     pub(crate) verifier: Verifier,
     admission: Admission,
@@ -72,6 +74,7 @@ impl Server {
             budget: Budget::new(limits.buffer_bytes_max, limits.connections_max),
             config,
             store,
+            buckets: Buckets::new(router.clone(), groups),
             router,
             groups,
             hashing: Hashing::new(),

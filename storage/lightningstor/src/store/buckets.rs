@@ -12,6 +12,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,9 +90,29 @@ impl BucketTable {
         self.image.borrow().by_name.get(name.as_str()).cloned()
     }
 
+    /// Up to `limit` buckets, by name, of an owner or of all, whose names come after `after`; and
+    /// whether more follow.
+    pub fn page(
+        &self,
+        owner: Option<&str>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> (Vec<Bucket>, bool) {
+        let image = self.image.borrow();
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut found = image
+            .by_name
+            .range::<str, _>((begin, Bound::Unbounded))
+            .map(|(_, bucket)| bucket)
+            .filter(|bucket| owner.is_none_or(|owner| bucket.owner == owner));
+        let page = found.by_ref().take(limit).cloned().collect();
+        (page, found.next().is_some())
+    }
+
     /// Every bucket, by name.
-    pub fn all(&self) -> Vec<Bucket> {
-        self.image.borrow().by_name.values().cloned().collect()
+    #[cfg(test)]
+    pub(super) fn all(&self) -> Vec<Bucket> {
+        self.page(None, None, usize::MAX).0
     }
 
     /// Whether a bucket takes writes; `None` when there is no such bucket.

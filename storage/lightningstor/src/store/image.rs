@@ -152,8 +152,7 @@ impl Images {
         Images { router, groups }
     }
 
-    /// Opens an object as an image. On a shard; the control layer comes through
-    /// [`engine::EngineHandle::call`]. When the future is dropped the image may stay open until the
+    /// Opens an object as an image. On a shard; the control layer comes by a call to one. When the future is dropped the image may stay open until the
     /// process ends.
     ///
     /// # Errors

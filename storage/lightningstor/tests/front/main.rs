@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod buckets;
 mod damage;
 mod fair;
 mod hostile;

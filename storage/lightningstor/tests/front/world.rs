@@ -9,6 +9,7 @@ use std::rc::Rc;
 use engine::EngineConfig;
 use engine::net::{Addr, TcpStream};
 use engine::sim::{NodeId, Sim};
+use lightningstor::buckets::Buckets;
 use lightningstor::http::{HttpConfig, Limits, User, Users};
 use lightningstor::node::{LightningStorNode, NodeConfig};
 use lightningstor::store::{Images, StoreConfig};
@@ -124,6 +125,10 @@ impl World {
 
     pub fn images(&self) -> Images {
         self.node.borrow().as_ref().unwrap().images().clone()
+    }
+
+    pub fn buckets(&self) -> Buckets {
+        self.node.borrow().as_ref().unwrap().buckets().clone()
     }
 
     /// The sum of a counter over the shards.

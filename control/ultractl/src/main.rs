@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bucket;
 mod chainfire;
 mod output;
 
@@ -28,6 +29,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Service {
+    /// LightningStor's buckets: create, list, get, delete.
+    Bucket(bucket::Args),
     /// ChainFire, the coordination store: members, keys, backups.
     Chainfire(chainfire::Args),
 }
@@ -48,6 +51,7 @@ fn run(cli: Cli) -> Result<()> {
         .build();
     let runtime = runtime.context("cannot start a runtime")?;
     match cli.service {
+        Service::Bucket(args) => runtime.block_on(bucket::run(args, cli.output)),
         Service::Chainfire(args) => runtime.block_on(chainfire::run(args, cli.output)),
     }
 }

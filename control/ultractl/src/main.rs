@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bucket;
 mod chainfire;
 mod completion;
 mod context;
@@ -39,6 +40,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// LightningStor's buckets: create, list, get, delete.
+    Bucket(bucket::Args),
     /// ChainFire, the coordination store: members, keys, backups.
     Chainfire(chainfire::Args),
     /// The clouds to work on, and which one is asked now.
@@ -97,12 +100,9 @@ fn not_understood(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let format = cli.output;
     match cli.command {
+        Command::Bucket(args) => runtime()?.block_on(bucket::run(args, format))?,
         Command::Chainfire(args) => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            let runtime = runtime.context("cannot start a runtime")?;
-            runtime.block_on(chainfire::run(args, &cli.choice, format))?;
+            runtime()?.block_on(chainfire::run(args, &cli.choice, format))?;
         }
         Command::Context(command) => context::run(&cli.choice, command, format)?,
         Command::Doctor => return doctor::run(format),
@@ -110,4 +110,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Completion { shell } => completion::run(shell, Cli::command())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.context("cannot start a runtime")
 }

@@ -139,7 +139,7 @@ impl File {
             if !is_name(name.get_ref()) {
                 return source.refuse(&name.span(), NAME_RULE);
             }
-            let target = |raw| target(raw, path, &source);
+            let target = |raw| target(raw, path, source);
             let chainfire = raw.chainfire.map(target).transpose()?;
             contexts.insert(name.into_inner(), Context { chainfire });
         }
@@ -220,7 +220,7 @@ pub fn check(endpoints: &[String], has_tls: bool) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn target(raw: Spanned<RawTarget>, path: &Path, source: &Source<'_>) -> Result<Target> {
+fn target(raw: Spanned<RawTarget>, path: &Path, source: Source<'_>) -> Result<Target> {
     let whole = raw.span();
     let raw = raw.into_inner();
     if let Err(what) = check(raw.endpoints.get_ref(), raw.tls.is_some()) {
@@ -253,7 +253,7 @@ fn target(raw: Spanned<RawTarget>, path: &Path, source: &Source<'_>) -> Result<T
     })
 }
 
-fn refuse_without_ca<T>(source: &Source<'_>, place: &Range<usize>) -> Result<T> {
+fn refuse_without_ca<T>(source: Source<'_>, place: &Range<usize>) -> Result<T> {
     let refused: Result<T, Refused> = source.refuse(place, "tls without ca trusts nobody: add ca");
     Ok(refused?)
 }

@@ -1,5 +1,9 @@
 //! `ultractl chainfire`: what operators do. Contracts CF-1, CF-7.
 
+use std::process::Command;
+
+use serde_json::Value;
+
 use crate::support::{Member, ultractl};
 
 #[test]
@@ -50,5 +54,46 @@ fn a_backup_is_restored_elsewhere_and_nowhere_twice() {
         ultractl(&to, &["restore", file])
             .unwrap_err()
             .contains("needs an empty one")
+    );
+}
+
+#[test]
+fn a_context_reaches_a_member_and_failures_have_codes() {
+    let member = Member::alone();
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ultractl"));
+        command.env("ULTRACTL_CONFIG", dir.path().join("contexts.toml"));
+        command.args(args).output().unwrap()
+    };
+    let url = format!("http://{}", member.client);
+    let set = ["context", "set", "lab", "chainfire", "--endpoints", &url];
+    assert!(run(&set).status.success());
+    assert!(run(&["chainfire", "put", "a", "1"]).status.success());
+    for (args, exit, code) in [
+        (&["chainfire", "member", "remove", "x"][..], 3, "no-member"),
+        (
+            &["chainfire", "--user", "root:x", "get", "a"],
+            5,
+            "failed-precondition",
+        ),
+        (
+            &["chainfire", "--endpoints", "http://127.0.0.1:1", "get", "a"],
+            4,
+            "no-member-answers",
+        ),
+        (&["chainfire", "get"], 2, "usage"),
+    ] {
+        let output = run(&[&["-o", "json"], args].concat());
+        let said: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {said}");
+        assert_eq!(said["error"]["code"], code, "{said}");
+        assert!(output.stdout.is_empty());
+    }
+    let yaml = run(&["-o", "yaml", "chainfire", "get", "a"]);
+    let yaml = String::from_utf8(yaml.stdout).unwrap();
+    assert!(
+        yaml.contains("count: \"1\"\n") && yaml.contains("key: YQ=="),
+        "{yaml}"
     );
 }

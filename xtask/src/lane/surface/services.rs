@@ -1,7 +1,8 @@
 //! Whether what the checked-in `.proto` texts and S3's operations promise is served.
 //!
-//! A gRPC service is served when shipped code makes its server, and whole when the files that name its
-//! trait define each of its methods. What is not served is refused in the open: a document of
+//! A gRPC service is served when shipped code makes its tonic server, and whole when the files that name its
+//! trait define each of its methods; or, by control-kit, when a file names it with its package, and whole when
+//! that file names each method as a verb. What is not served is refused in the open: a document of
 //! compatibility names it in a row that says so. tonic's generated bodies, which answer every method with
 //! a refusal, are not used. S3's operations are the variants of one enum, and its document lists each.
 
@@ -34,6 +35,7 @@ const S3_REFUSAL: &str = concat!("NotImple", "mented");
 #[derive(Debug, PartialEq, Eq)]
 pub struct Service {
     name: String,
+    package: String,
     path: String,
     line: usize,
     /// Its methods.
@@ -49,22 +51,30 @@ impl Service {
 
 /// The services of all `.proto` texts of shipped crates.
 pub fn described(tree: &Tree) -> Vec<Service> {
-    let texts = tree.files().iter();
-    let protos = texts.filter(|file| file.has_extension("proto") && is_shipped(&file.path));
-    protos.flat_map(in_proto).collect()
+    let is_promised = |file: &&SourceFile| {
+        file.has_extension("proto") && is_shipped(&file.path) && !file.path.contains("/tests/")
+    };
+    tree.files()
+        .iter()
+        .filter(is_promised)
+        .flat_map(in_proto)
+        .collect()
 }
 
 fn in_proto(file: &SourceFile) -> Vec<Service> {
     let mut services: Vec<Service> = Vec::new();
+    let mut package = "";
     for (line, text) in file.lines() {
         let code = text.split("//").next().unwrap_or_default();
         let words: Vec<&str> = code
-            .split(|c: char| !c.is_alphanumeric() && c != '_')
+            .split(|c: char| !c.is_alphanumeric() && c != '_' && c != '.')
             .filter(|word| !word.is_empty())
             .collect();
         match words[..] {
+            ["package", name, ..] => package = name,
             ["service", name, ..] => services.push(Service {
                 name: name.to_owned(),
+                package: package.to_owned(),
                 path: file.path.clone(),
                 line,
                 methods: Vec::new(),
@@ -89,21 +99,39 @@ struct Word {
     after: String,
 }
 
-/// The code of shipped programs without their tests, file by file.
-fn shipped_words(tree: &Tree) -> Vec<(&str, Vec<Word>)> {
-    let shipped = tree.rust_files().filter(|(file, _)| is_shipped(&file.path));
-    let words = shipped.map(|(file, rust)| {
-        let mut words = Vec::new();
-        if let Ok(tokens) = file.text.parse::<TokenStream>() {
-            collect(tokens, &mut words);
-        }
-        words.retain(|word| !rust.is_test(word.line));
-        (file.path.as_str(), words)
-    });
-    words.collect()
+/// The code of a file of a shipped program, without its tests.
+struct Code<'a> {
+    path: &'a str,
+    words: Vec<Word>,
+    /// Texts in quotes.
+    literals: BTreeSet<String>,
 }
 
-fn collect(tokens: TokenStream, words: &mut Vec<Word>) {
+impl Code<'_> {
+    fn has(&self, word: &str) -> bool {
+        self.words.iter().any(|one| one.text == word)
+    }
+}
+
+fn shipped_code(tree: &Tree) -> Vec<Code<'_>> {
+    let shipped = tree.rust_files().filter(|(file, _)| is_shipped(&file.path));
+    let code = shipped.map(|(file, rust)| {
+        let (mut words, mut literals) = (Vec::new(), Vec::new());
+        if let Ok(tokens) = file.text.parse::<TokenStream>() {
+            collect(tokens, &mut words, &mut literals);
+        }
+        words.retain(|word| !rust.is_test(word.line));
+        literals.retain(|(line, _)| !rust.is_test(*line));
+        Code {
+            path: &file.path,
+            words,
+            literals: literals.into_iter().map(|(_, text)| text).collect(),
+        }
+    });
+    code.collect()
+}
+
+fn collect(tokens: TokenStream, words: &mut Vec<Word>, literals: &mut Vec<(usize, String)>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let text = |place: Option<usize>| match place.and_then(|place| tokens.get(place)) {
         Some(TokenTree::Ident(ident)) => ident.to_string(),
@@ -118,8 +146,12 @@ fn collect(tokens: TokenStream, words: &mut Vec<Word>) {
                 before: text(place.checked_sub(1)),
                 after: text(Some(place + 1)),
             }),
-            TokenTree::Group(group) => collect(group.stream(), words),
-            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+            TokenTree::Group(group) => collect(group.stream(), words, literals),
+            TokenTree::Literal(literal) => {
+                let quoted = literal.to_string().trim_matches('"').to_owned();
+                literals.push((literal.span().start().line, quoted));
+            }
+            TokenTree::Punct(_) => {}
         }
     }
 }
@@ -127,7 +159,7 @@ fn collect(tokens: TokenStream, words: &mut Vec<Word>) {
 /// Refusals in shipped code of what an interface has, where no document says so.
 pub fn stubs(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (path, words) in shipped_words(tree) {
+    for Code { path, words, .. } in shipped_code(tree) {
         let mut method = String::new();
         for (place, word) in words.iter().enumerate() {
             if word.before == "fn" {
@@ -153,41 +185,58 @@ pub fn stubs(tree: &Tree) -> Vec<Finding> {
 
 /// Services and methods that no code serves and no document refuses.
 pub fn completeness(tree: &Tree) -> Vec<Finding> {
-    let code = shipped_words(tree);
+    let code = shipped_code(tree);
     let mut findings = Vec::new();
     for service in described(tree) {
-        let server = format!("{}Server", title(&service.name));
-        let is_served = code
-            .iter()
-            .any(|(_, words)| words.iter().any(|word| word.text == server));
-        if !is_served {
+        let Some(missing) = missing(&service, &code) else {
             if !is_refused(tree, &service.name) {
                 let what = format!("service {} is served by no program", service.name);
                 findings.push(Finding::new(&service.path, service.line, what));
             }
             continue;
-        }
-        let module = format!("{}_server", snake(&service.name));
-        let there: BTreeSet<&str> = code
-            .iter()
-            .filter(|(_, words)| words.iter().any(|word| word.text == module))
-            .flat_map(|(_, words)| words.iter().filter(|word| defines(word)))
-            .map(|word| word.text.as_str())
-            .collect();
-        for method in &service.methods {
-            if !there.contains(snake(method).as_str()) && !is_refused(tree, method) {
-                let what = format!("{}.{method} is promised and not there", service.name);
-                findings.push(Finding::new(&service.path, service.line, what));
-            }
+        };
+        for method in missing.iter().filter(|method| !is_refused(tree, method)) {
+            let what = format!("{}.{method} is promised and not there", service.name);
+            findings.push(Finding::new(&service.path, service.line, what));
         }
     }
-    for (path, words) in &code {
-        let stubs = words.iter().filter(|word| word.text == DEFAULT_STUBS);
+    for file in &code {
+        let stubs = file.words.iter().filter(|word| word.text == DEFAULT_STUBS);
         let what = "generated bodies refuse every method that is not written";
-        findings.extend(stubs.map(|word| Finding::new(path, word.line, what)));
+        findings.extend(stubs.map(|word| Finding::new(file.path, word.line, what)));
     }
     findings.extend(undocumented_operations(tree));
     findings
+}
+
+/// The methods of a service that no code has; none at all where nothing serves it.
+fn missing<'a>(service: &'a Service, code: &[Code<'_>]) -> Option<Vec<&'a str>> {
+    let methods = service.methods.iter().map(String::as_str);
+    let full = format!("{}.{}", service.package, service.name);
+    let by_kit: Vec<&Code<'_>> = code
+        .iter()
+        .filter(|file| file.literals.contains(&full))
+        .collect();
+    if !by_kit.is_empty() {
+        let is_verb = |method: &&str| by_kit.iter().any(|file| file.literals.contains(*method));
+        return Some(methods.filter(|method| !is_verb(method)).collect());
+    }
+    let server = format!("{}Server", title(&service.name));
+    if !code.iter().any(|file| file.has(&server)) {
+        return None;
+    }
+    let module = format!("{}_server", snake(&service.name));
+    let there: BTreeSet<&str> = code
+        .iter()
+        .filter(|file| file.has(&module))
+        .flat_map(|file| file.words.iter().filter(|word| defines(word)))
+        .map(|word| word.text.as_str())
+        .collect();
+    Some(
+        methods
+            .filter(|method| !there.contains(snake(method).as_str()))
+            .collect(),
+    )
 }
 
 /// Whether a word names a method as a function does, or as the entry of a macro that writes some.
@@ -332,6 +381,30 @@ mod tests {
         assert_eq!(
             completeness(&tree(code, "| KV | refused as a whole | none |\n")),
             []
+        );
+    }
+
+    #[test]
+    fn a_service_of_the_kit_is_whole_when_each_method_is_a_verb() {
+        let proto = format!("package uc.kv.v1;\n{PROTO}");
+        let tree = |code: &str| {
+            Tree::of(&[
+                ("proto/control/kv.proto", &proto),
+                ("control/a/src/b.rs", code),
+            ])
+        };
+        let whole =
+            "//! x\nfn a() { Api::new(\"uc.kv.v1.KV\").verb(\"Range\").verb(\"HashKV\"); }\n";
+        assert_eq!(completeness(&tree(whole)), []);
+        let part = whole.replace(".verb(\"HashKV\")", "");
+        assert_eq!(
+            said(&completeness(&tree(&part))),
+            ["KV.HashKV is promised and not there"]
+        );
+        let other = whole.replace("uc.kv", "uc.other");
+        assert_eq!(
+            said(&completeness(&tree(&other))),
+            ["service KV is served by no program"]
         );
     }
 

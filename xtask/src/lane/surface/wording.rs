@@ -6,13 +6,12 @@
 use super::is_shipped;
 use crate::tidy::{Finding, SourceFile, Tree};
 
-const PHRASES: [&str; 11] = [
+const PHRASES: [&str; 10] = [
     concat!("coming ", "soon"),
     concat!("work in ", "progress"),
     concat!("not implemented ", "yet"),
     concat!("not yet ", "implemented"),
     concat!("not yet ", "supported"),
-    concat!("under ", "construction"),
     concat!("to be ", "implemented"),
     concat!("place", "holder"),
     concat!("for now, ", "just"),

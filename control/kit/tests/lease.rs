@@ -8,17 +8,11 @@ use std::time::Duration;
 
 use control_kit::lease::{Claim, Held, campaign, claim};
 use control_kit::store::{Outcome, SharedStore, Txn, Write};
-use store_sim::{Faults, SimStore, World};
+use store_sim::{Faults, SimStore, World, for_seeds, simulate};
 
+/// Seeds, unless `UC_SEEDS` says more; `UC_SEED` replays one.
+const SEEDS: u64 = 200;
 const TTL: Duration = Duration::from_secs(10);
-
-fn simulate<F: Future<Output = ()>>(scenario: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.unwrap().block_on(scenario);
-}
 
 fn client(world: &World) -> (SimStore, SharedStore) {
     let client = world.client();
@@ -74,46 +68,44 @@ fn who_is_cut_off_knows_it_before_the_store_lets_another_in() {
 
 #[test]
 fn one_leads_at_a_time_whatever_is_lost_or_late() {
-    for seed in 0..200 {
-        simulate(async move {
-            let world = World::new(seed, Faults::rough());
-            let mut epochs = Vec::new();
-            let mut tasks = Vec::new();
-            for name in ["one", "two", "three"] {
-                let ((cut, store), world) = (client(&world), world.clone());
-                tasks.push(tokio::spawn(async move {
-                    let mut led = Vec::new();
-                    for _ in 0..3 {
-                        let leader = campaign(&store, "leader", name, TTL).await;
-                        let from = tokio::time::Instant::now();
-                        let pause = world.network().below(20_000);
-                        tokio::select! {
-                            () = leader.held.lost() => {}
-                            () = world.pass(Duration::from_millis(pause)) => {}
-                        }
-                        let until = tokio::time::Instant::now();
-                        led.push((leader.fence.epoch(), from, until));
-                        if world.network().below(3) == 0 {
-                            cut.cut_off();
-                            drop(leader);
-                            world.pass(TTL).await;
-                            cut.reconnect();
-                        }
+    for_seeds(SEEDS, |seed| async move {
+        let world = World::new(seed, Faults::rough());
+        let mut epochs = Vec::new();
+        let mut tasks = Vec::new();
+        for name in ["one", "two", "three"] {
+            let ((cut, store), world) = (client(&world), world.clone());
+            tasks.push(tokio::spawn(async move {
+                let mut led = Vec::new();
+                for _ in 0..3 {
+                    let leader = campaign(&store, "leader", name, TTL).await;
+                    let from = tokio::time::Instant::now();
+                    let pause = world.network().below(20_000);
+                    tokio::select! {
+                        () = leader.held.lost() => {}
+                        () = world.pass(Duration::from_millis(pause)) => {}
                     }
-                    led
-                }));
-            }
-            for task in tasks {
-                epochs.extend(task.await.unwrap());
-            }
-            epochs.sort();
-            for pair in epochs.windows(2) {
-                assert!(pair[0].0 < pair[1].0, "seed {seed}: an epoch twice");
-                assert!(
-                    pair[0].2 <= pair[1].1,
-                    "seed {seed}: two led at once: {pair:?}"
-                );
-            }
-        });
-    }
+                    let until = tokio::time::Instant::now();
+                    led.push((leader.fence.epoch(), from, until));
+                    if world.network().below(3) == 0 {
+                        cut.cut_off();
+                        drop(leader);
+                        world.pass(TTL).await;
+                        cut.reconnect();
+                    }
+                }
+                led
+            }));
+        }
+        for task in tasks {
+            epochs.extend(task.await.unwrap());
+        }
+        epochs.sort();
+        for pair in epochs.windows(2) {
+            assert!(pair[0].0 < pair[1].0, "seed {seed}: an epoch twice");
+            assert!(
+                pair[0].2 <= pair[1].1,
+                "seed {seed}: two led at once: {pair:?}"
+            );
+        }
+    });
 }

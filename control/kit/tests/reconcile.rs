@@ -12,7 +12,10 @@ use control_kit::metrics::Registry;
 use control_kit::reconcile::{Config, Metrics, Next, Reconcile, run};
 use control_kit::stop;
 use control_kit::store::{SharedStore, Txn, Write, get};
-use store_sim::{Faults, World};
+use store_sim::{Faults, World, for_seeds};
+
+/// Seeds, unless `UC_SEEDS` says more; `UC_SEED` replays one.
+const SEEDS: u64 = 200;
 
 /// Keeps a copy of the objects.
 struct Copier {
@@ -109,11 +112,5 @@ async fn storm(seed: u64) {
 
 #[test]
 fn what_is_outside_becomes_what_is_wanted() {
-    for seed in 0..200 {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build();
-        runtime.unwrap().block_on(storm(seed));
-    }
+    for_seeds(SEEDS, storm);
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use control_kit::saga::{Begin, Record, SagaErrorKind, SagaId, State};
 use control_kit::store::{Range, all};
-use store_sim::{Faults, World};
+use store_sim::{Faults, World, for_seeds, simulate};
 
 use outside::Outside;
 use process::{DEADLINE, Process, STEPS};
@@ -23,23 +23,6 @@ use process::{DEADLINE, Process, STEPS};
 const SEEDS: u64 = 200;
 /// Longer than any operation may take here, retries and take-overs included.
 const PATIENCE: Duration = Duration::from_hours(1);
-
-fn seeds() -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    match number("UC_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("UC_SEEDS").unwrap_or(SEEDS)).collect(),
-    }
-}
-
-/// Runs a scenario on a clock of its own.
-fn simulate<F: Future<Output = ()>>(scenario: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build();
-    runtime.unwrap().block_on(scenario);
-}
 
 fn begin(id: u64, object: &str) -> Begin {
     Begin {
@@ -201,9 +184,7 @@ fn die_at(message: u64, fails_at: Option<&'static str>) -> (bool, State) {
 
 #[test]
 fn whatever_fails_every_operation_ends_and_nothing_is_left_of_those_undone() {
-    for seed in seeds() {
-        simulate(storm(seed));
-    }
+    for_seeds(SEEDS, storm);
 }
 
 /// Processes come and go, messages are lost and late, steps fail, until all operations have ended.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod network;
+mod play;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use network::{Faults, Network};
+pub use play::{for_seeds, simulate};
 
 /// Bytes of history that a watch reads at once.
 const WATCH_BYTES: usize = 1 << 20;

@@ -20,7 +20,7 @@ use control_kit::clock::Clock;
 use creditservice::{
     Book, Error, ErrorKind, InUse, Ledger, Options, Quota, Refusal, TransferId, Want,
 };
-use store_sim::{Faults, SimStore, World};
+use store_sim::{Faults, SimStore, World, for_seeds};
 use tokio::task::{JoinHandle, LocalSet};
 
 use crate::support::{id, quota};
@@ -32,14 +32,6 @@ const ROUNDS: u64 = 6;
 const LIMIT: u64 = 12;
 const UNITS: [&str; 2] = ["vcpu", "images"];
 const TIMEOUT_MS: NonZeroU64 = NonZeroU64::new(30_000).unwrap();
-
-fn seeds() -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    match number("UC_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("UC_SEEDS").unwrap_or(SEEDS)).collect(),
-    }
-}
 
 /// What clients have, by reservation.
 type Has = BTreeMap<(Quota, TransferId), u64>;
@@ -321,15 +313,7 @@ async fn judge(ledger: &Ledger, has: Has) {
 
 #[test]
 fn seeds_of_clients_crashes_and_lost_answers_leave_no_drift() {
-    for seed in seeds() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            LocalSet::new().block_on(&runtime, history(seed));
-        }));
-        assert!(told.is_ok(), "replay with UC_SEED={seed}");
-    }
+    for_seeds(SEEDS, |seed| async move {
+        LocalSet::new().run_until(history(seed)).await;
+    });
 }

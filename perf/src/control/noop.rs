@@ -15,6 +15,7 @@ use tonic::Request;
 use super::server::{Kind, TOKEN};
 use super::{ControlArgs, Found, Metric, rows};
 use crate::chainfire::load::connect;
+use crate::objects::script::{DONE, REPORT};
 use crate::objects::wrk::{Load, Report};
 use crate::proc;
 use crate::process::{self, Process, SERVER_CPU, pinned};
@@ -27,18 +28,18 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// The most that the kit may cost, beside the bare server.
 const CPU_RATIO_MAX: f64 = 1.3;
 
+/// The operation that is asked for.
+const ID: &str = "0190a1b2-0000-7000-8000-000000000000";
+
 /// Tells wrk what to send, and how to report.
-const SCRIPT: &str = "\
-wrk.headers['authorization'] = 'Bearer perf-token'
-wrk.path = '/v1/operations/0190a1b2-0000-7000-8000-000000000000'
-done = function(summary, latency)
-  local errors = summary.errors
-  io.write(string.format(
-    'perf-report requests=%d bytes=%d duration_us=%d p50_us=%d p99_us=%d failed=%d\\n',
-    summary.requests, summary.bytes, summary.duration, latency:percentile(50), latency:percentile(99),
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
-end
-";
+fn script() -> String {
+    format!(
+        "local REPORT = '{REPORT}'\n\
+         wrk.headers['authorization'] = 'Bearer {TOKEN}'\n\
+         wrk.path = '/v1/operations/{ID}'\n\
+         {DONE}"
+    )
+}
 
 struct Served {
     kind: Kind,
@@ -111,7 +112,7 @@ pub fn run(args: &ControlArgs, dir: &Path) -> Result<Vec<Row>> {
     let tonic = Served::start(Kind::Tonic, dir)?;
     let axum = Served::start(Kind::Axum, dir)?;
     let script = dir.join("noop.lua");
-    std::fs::write(&script, SCRIPT).context("write wrk's script")?;
+    std::fs::write(&script, self::script()).context("write wrk's script")?;
     let mut all = Vec::new();
     let grpc = interleaved(args, &[&kit, &tonic], |served, seconds| {
         by_grpc(served, seconds)
@@ -216,9 +217,8 @@ async fn ask(
 ) -> Result<Histogram<u64>> {
     let mut latency = Histogram::<u64>::new(3).context("make a histogram")?;
     let bearer: tonic::metadata::MetadataValue<_> = format!("Bearer {TOKEN}").parse()?;
-    let id = "0190a1b2-0000-7000-8000-000000000000".to_owned();
     while Instant::now() < until {
-        let mut request = Request::new(GetOperationRequest { id: id.clone() });
+        let mut request = Request::new(GetOperationRequest { id: ID.to_owned() });
         request
             .metadata_mut()
             .insert("authorization", bearer.clone());
@@ -227,7 +227,7 @@ async fn ask(
             .get_operation(request)
             .await
             .context("a call failed")?;
-        ensure!(answer.into_inner().id == id, "a call gave another answer");
+        ensure!(answer.into_inner().id == ID, "a call gave another answer");
         latency.saturating_record(asked.elapsed().as_nanos() as u64);
     }
     Ok(latency)

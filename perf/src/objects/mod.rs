@@ -17,7 +17,7 @@ mod fill;
 mod options;
 pub mod page;
 mod rows;
-mod script;
+pub mod script;
 mod site;
 #[cfg(test)]
 mod tests;

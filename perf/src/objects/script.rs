@@ -82,8 +82,8 @@ request = function()
 end
 ";
 
-/// Latencies are in microseconds.
-const DONE: &str = "\
+/// Prints the report, under the name in `REPORT`. Latencies are in microseconds.
+pub const DONE: &str = "\
 done = function(summary, latency)
   local errors = summary.errors
   io.write(string.format(

@@ -31,8 +31,7 @@ pub fn limit(asked: u32) -> Result<usize, ApiError> {
 
 /// The token of the page behind a key; empty without one.
 pub fn token(last: Option<&str>) -> String {
-    let hex = |byte| format!("{byte:02x}");
-    last.map_or_else(String::new, |last| last.bytes().map(hex).collect())
+    last.map_or_else(String::new, hex::encode)
 }
 
 /// The key in a token; `None` in an empty one, which asks for the first page.
@@ -43,12 +42,7 @@ pub fn key(token: &str) -> Result<Option<String>, ApiError> {
     if token.is_empty() {
         return Ok(None);
     }
-    let digit = |byte: &u8| char::from(*byte).to_digit(16);
-    let byte = |pair: &[u8]| match pair {
-        [high, low] => Some((digit(high)? << 4 | digit(low)?) as u8),
-        _ => None,
-    };
-    let bytes: Option<Vec<u8>> = token.as_bytes().chunks(2).map(byte).collect();
+    let bytes = hex::decode(token).ok();
     let key = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
     key.map(Some).ok_or_else(no_token)
 }

@@ -360,28 +360,22 @@ pub fn with_fallbacks(router: Router) -> Router {
 }
 
 async fn nothing_here(headers: HeaderMap) -> Response {
-    let request_id = RequestId::of(&headers);
-    let error = ApiError::new(
-        Code::Unimplemented,
-        "no-such-path",
-        "nothing is served here",
-    )
-    .next("GET /openapi.json lists what is")
-    .request(&request_id);
-    let body = serde_json::json!({ "error": error });
-    named(
-        (StatusCode::NOT_FOUND, axum::Json(body)).into_response(),
-        &request_id,
-    )
+    let what = "nothing is served here";
+    let error = ApiError::new(Code::Unimplemented, "no-such-path", what)
+        .next("GET /openapi.json lists what is")
+        .status(StatusCode::NOT_FOUND);
+    unserved(&headers, error)
 }
 
 async fn not_this_method(headers: HeaderMap) -> Response {
-    let request_id = RequestId::of(&headers);
     let what = "the path is served with another method";
     let error = ApiError::new(Code::Unimplemented, "method-not-allowed", what)
         .next("the `allow` header of this answer lists them")
-        .request(&request_id);
-    let body = serde_json::json!({ "error": error });
-    let response = (StatusCode::METHOD_NOT_ALLOWED, axum::Json(body));
-    named(response.into_response(), &request_id)
+        .status(StatusCode::METHOD_NOT_ALLOWED);
+    unserved(&headers, error)
+}
+
+fn unserved(headers: &HeaderMap, error: ApiError) -> Response {
+    let request_id = RequestId::of(headers);
+    named(error.request(&request_id).into_response(), &request_id)
 }

@@ -1,52 +1,26 @@
 //! `ultractl bucket`: LightningStor's buckets, over a node's API.
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
-use control_kit::client::{Options, connected};
 use lightningstor_api::v1::buckets_client::BucketsClient;
 use lightningstor_api::v1::{
     Bucket, CreateBucketRequest, DeleteBucketRequest, GetBucketRequest, ListBucketsRequest,
 };
 use serde_json::json;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::{Request, Status};
 
-use crate::failure::{Exit, Failure};
-use crate::output::{Format, show, table};
+use crate::api::{Access, Api};
+use crate::context::Choice;
+use crate::failure::Failure;
+use crate::output::{Format, moment, show, table};
 
 /// Buckets of one page that is asked for.
 const PAGE: u32 = 1000;
 
-/// Where and as whom.
+/// What is done, and where.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The node's admin endpoint.
-    #[arg(
-        long,
-        global = true,
-        env = "ULTRACTL_ENDPOINT",
-        default_value = "http://127.0.0.1:9001"
-    )]
-    endpoint: String,
-    /// Token of a user.
-    #[arg(
-        long,
-        global = true,
-        env = "ULTRACTL_TOKEN",
-        hide_env_values = true,
-        conflicts_with = "token_file"
-    )]
-    token: Option<String>,
-    /// File that holds the token, as the node's `root-token`.
-    #[arg(long, global = true, env = "ULTRACTL_TOKEN_FILE")]
-    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
     #[command(subcommand)]
     command: Command,
 }
@@ -79,34 +53,9 @@ enum Command {
     },
 }
 
-/// Shows the token with each request.
-#[derive(Clone)]
-struct WithToken(MetadataValue<Ascii>);
-
-impl Interceptor for WithToken {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = self.0.clone();
-        request.metadata_mut().insert("authorization", token);
-        Ok(request)
-    }
-}
-
-type Client = BucketsClient<InterceptedService<Channel, WithToken>>;
-
 /// Runs a command.
-pub async fn run(args: Args, format: Format) -> Result<()> {
-    let token = token(&args)?;
-    let mut authorization: MetadataValue<Ascii> = format!("Bearer {token}")
-        .parse()
-        .context("the token is not printable text")?;
-    authorization.set_sensitive(true);
-    let channel = connected(&args.endpoint, None, Options::default()).await;
-    let channel = channel.map_err(|error| {
-        Failure::new(Exit::Unavailable, "unavailable", format!("{error:#}"))
-            .object(&args.endpoint)
-            .next("see that the node runs, and name its admin endpoint by --endpoint")
-    })?;
-    let mut client = BucketsClient::with_interceptor(channel, WithToken(authorization));
+pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
+    let mut client = BucketsClient::new(args.access.open(choice).await?);
     match args.command {
         Command::Create { name } => {
             let made = client.create_bucket(CreateBucketRequest { name }).await;
@@ -135,24 +84,12 @@ pub async fn run(args: Args, format: Format) -> Result<()> {
     }
 }
 
-fn token(args: &Args) -> Result<String> {
-    match (&args.token, &args.token_file) {
-        (Some(token), _) => Ok(token.clone()),
-        (None, Some(file)) => {
-            let text = std::fs::read_to_string(file);
-            let text = text.with_context(|| format!("cannot read the token in {}", file.display()));
-            Ok(text?.trim().to_owned())
-        }
-        (None, None) => {
-            let next = "give --token-file, as DATA_DIR/root-token of the node, or --token, or set \
-                        ULTRACTL_TOKEN_FILE or ULTRACTL_TOKEN";
-            Err(Failure::usage("no token").next(next).into())
-        }
-    }
-}
-
 /// All pages.
-async fn list(client: &mut Client, owner: String, all_owners: bool) -> Result<Vec<Bucket>> {
+async fn list(
+    client: &mut BucketsClient<Api>,
+    owner: String,
+    all_owners: bool,
+) -> Result<Vec<Bucket>> {
     let mut buckets = Vec::new();
     let mut after = String::new();
     loop {
@@ -177,13 +114,6 @@ fn described(bucket: &Bucket) -> String {
     format!("bucket {name} of {owner}, made {}", at(bucket))
 }
 
-/// As 2026-11-26T10:00:00Z.
 fn at(bucket: &Bucket) -> String {
-    let seconds = bucket.created_unix_ms.div_euclid(1000);
-    let at = OffsetDateTime::from_unix_timestamp(seconds).map(|at| at.format(&Rfc3339));
-    match at {
-        Ok(Ok(text)) => text,
-        // Past the year 9999.
-        _ => format!("{seconds} s after 1970"),
-    }
+    moment(bucket.created_unix_ms)
 }

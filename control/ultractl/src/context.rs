@@ -56,6 +56,8 @@ pub enum Command {
 /// A service that a context speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Service {
+    /// The control services: buckets, operations.
+    Api,
     /// The coordination store.
     Chainfire,
 }
@@ -64,6 +66,7 @@ impl Service {
     /// Its key in the file.
     fn key(self) -> &'static str {
         match self {
+            Service::Api => "api",
             Service::Chainfire => "chainfire",
         }
     }
@@ -187,7 +190,10 @@ impl ShownService {
 
 impl Shown {
     fn of(file: &File, name: &str, context: &Context) -> Shown {
-        let services = [(Service::Chainfire, context.chainfire.as_ref())];
+        let services = [
+            (Service::Api, context.api.as_ref()),
+            (Service::Chainfire, context.chainfire.as_ref()),
+        ];
         let said = services.into_iter().filter_map(|(service, target)| {
             let target = target?;
             let tls = target.tls.as_ref();
@@ -334,6 +340,9 @@ fn write(file: File, set: Set) -> Result<File> {
         return Err(file::not_a_name(&set.name).into());
     }
     file::check(&set.endpoints, set.cert.is_some()).map_err(Failure::usage)?;
+    if set.service == Service::Api && set.user.is_some() {
+        return Err(Failure::usage(file::API_TAKES_TOKENS).into());
+    }
     let mut block = Table::new();
     block["endpoints"] = value(set.endpoints.iter().collect::<Array>());
     if let Some(user) = given(set.user)? {

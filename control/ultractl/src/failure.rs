@@ -166,7 +166,11 @@ impl From<Status> for Failure {
             Some(value.to_owned())
         };
         let code = header(CODE).unwrap_or_else(|| kebab(&format!("{:?}", status.code())));
-        let exit = Exit::of(status.code());
+        let exit = if is_unanswered(&status) {
+            Exit::Unavailable
+        } else {
+            Exit::of(status.code())
+        };
         let next = match (exit, next) {
             (Exit::Unavailable, "") => {
                 "a change may have been made all the same: read it back before trying again"
@@ -178,6 +182,14 @@ impl From<Status> for Failure {
             ..Failure::new(exit, &code, message).next(next)
         }
     }
+}
+
+/// Whether nobody answered, or not in time: what was asked may have happened.
+pub fn is_unanswered(status: &Status) -> bool {
+    let is_late = matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+    // A connection that breaks under a call has no code of its own.
+    let source = std::error::Error::source(status);
+    is_late || source.is_some_and(<dyn std::error::Error>::is::<tonic::transport::Error>)
 }
 
 /// What a server said, without gRPC's own words; what kept it from saying anything, to its first cause.

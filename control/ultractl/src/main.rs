@@ -6,12 +6,15 @@
 
 #![forbid(unsafe_code)]
 
+mod api;
+mod audit;
 mod bucket;
 mod chainfire;
 mod completion;
 mod context;
 mod doctor;
 mod failure;
+mod operation;
 mod output;
 mod progress;
 mod proof;
@@ -40,6 +43,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Who did what, as services have noted it.
+    Audit(audit::Args),
     /// LightningStor's buckets: create, list, get, delete.
     Bucket(bucket::Args),
     /// ChainFire, the coordination store: members, keys, backups.
@@ -49,6 +54,8 @@ enum Command {
     Context(context::Command),
     /// Says whether this machine is fit for a node; ends with 1 when it is not.
     Doctor,
+    /// Long operations of a service: list, get, wait, retry, force-delete.
+    Operation(operation::Args),
     /// What proof lanes have left below the work root, `ULTRACLOUD_WORK_ROOT` or ./work.
     #[command(subcommand)]
     Proof(proof::Command),
@@ -100,12 +107,16 @@ fn not_understood(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let format = cli.output;
     match cli.command {
-        Command::Bucket(args) => runtime()?.block_on(bucket::run(args, format))?,
+        Command::Audit(args) => runtime()?.block_on(audit::run(args, &cli.choice, format))?,
+        Command::Bucket(args) => runtime()?.block_on(bucket::run(args, &cli.choice, format))?,
         Command::Chainfire(args) => {
             runtime()?.block_on(chainfire::run(args, &cli.choice, format))?;
         }
         Command::Context(command) => context::run(&cli.choice, command, format)?,
         Command::Doctor => return doctor::run(format),
+        Command::Operation(args) => {
+            runtime()?.block_on(operation::run(args, &cli.choice, format))?;
+        }
         Command::Proof(command) => proof::run(command, format)?,
         Command::Completion { shell } => completion::run(shell, Cli::command())?,
     }

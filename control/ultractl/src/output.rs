@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use anyhow::Result;
 use clap::ValueEnum;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// How an answer is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -84,6 +86,17 @@ pub fn structured<T: Serialize>(format: Format, answer: &T) -> Option<Result<Str
                 .map_err(Into::into),
         ),
         Format::Yaml => Some(serde_saphyr::to_string(answer).map_err(Into::into)),
+    }
+}
+
+/// A time as 2026-11-26T10:00:00Z.
+pub fn moment(unix_ms: i64) -> String {
+    let seconds = unix_ms.div_euclid(1000);
+    let at = OffsetDateTime::from_unix_timestamp(seconds).map(|at| at.format(&Rfc3339));
+    match at {
+        Ok(Ok(text)) => text,
+        // Past the year 9999.
+        _ => format!("{seconds} s after 1970"),
     }
 }
 

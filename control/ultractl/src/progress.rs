@@ -9,7 +9,6 @@ use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
 
 use crate::output::Format;
 
@@ -18,8 +17,7 @@ const TICK: Duration = Duration::from_millis(200);
 const BAR: &str = "{prefix} [{bar:24}] {pos}/{len} {msg} ({elapsed})";
 
 /// Where a step is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepState {
     /// It has begun.
     Running,
@@ -47,7 +45,7 @@ impl fmt::Display for StepState {
 
 /// The progress of one verb.
 pub struct Progress {
-    verb: &'static str,
+    verb: String,
     display: Display,
 }
 
@@ -59,7 +57,7 @@ enum Display {
 
 impl Progress {
     /// Of a verb with so many steps.
-    pub fn new(verb: &'static str, steps: u64, format: Format) -> Progress {
+    pub fn new(verb: &str, steps: u64, format: Format) -> Progress {
         let display = if io::stderr().is_terminal() {
             Display::bar(verb, ProgressBar::new(steps))
         } else if format.is_structured() {
@@ -67,12 +65,13 @@ impl Progress {
         } else {
             Display::Lines(Box::new(io::stderr()))
         };
+        let verb = verb.to_owned();
         Progress { verb, display }
     }
 
     /// Shows where a step is now.
     pub fn update(&mut self, step: &str, state: StepState) {
-        let verb = self.verb;
+        let verb = &self.verb;
         match &mut self.display {
             Display::Bar(bar) => match state {
                 StepState::Running => bar.set_message(step.to_owned()),
@@ -103,10 +102,10 @@ impl Drop for Progress {
 }
 
 impl Display {
-    fn bar(verb: &'static str, bar: ProgressBar) -> Display {
+    fn bar(verb: &str, bar: ProgressBar) -> Display {
         let style = ProgressStyle::with_template(BAR).expect("the template is one");
         bar.set_style(style.progress_chars("=> "));
-        bar.set_prefix(verb);
+        bar.set_prefix(verb.to_owned());
         bar.enable_steady_tick(TICK);
         Display::Bar(bar)
     }
@@ -206,7 +205,7 @@ mod tests {
         let written = Written::default();
         let display = Display::Lines(Box::new(written.clone()));
         let mut progress = Progress {
-            verb: "vm create",
+            verb: "vm create".to_owned(),
             display,
         };
         play(&mut progress);
@@ -223,7 +222,7 @@ mod tests {
         let target = ProgressDrawTarget::term_like(Box::new(written.clone()));
         let bar = ProgressBar::with_draw_target(Some(3), target);
         let mut progress = Progress {
-            verb: "vm create",
+            verb: "vm create".to_owned(),
             display: Display::bar("vm create", bar),
         };
         play(&mut progress);
@@ -239,12 +238,5 @@ mod tests {
             assert!(text.contains(part), "{part} in {text:?}");
         }
         assert!(text.ends_with("<cleared>"), "{text:?}");
-    }
-
-    #[test]
-    fn states_are_read_as_services_tell_them() {
-        let state: StepState = serde_json::from_str("\"undoing\"").unwrap();
-        assert_eq!(state.to_string(), "undoing");
-        assert!(serde_json::from_str::<StepState>("\"stuck\"").is_err());
     }
 }

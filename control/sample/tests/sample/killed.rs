@@ -17,7 +17,7 @@ use crate::running::{BLUE, Place, Service};
 const MAKING: usize = 3;
 const DELETING: usize = 2;
 
-fn store(place: &Place) -> SharedStore {
+pub fn store(place: &Place) -> SharedStore {
     let config = ClientConfig {
         endpoints: vec![place.store_url.clone()],
         namespace: "sample/".to_owned(),
@@ -27,7 +27,7 @@ fn store(place: &Place) -> SharedStore {
 }
 
 /// Kills the service as soon as an operation has done so many steps; `begin` begins it.
-async fn kill_after(
+pub async fn kill_after(
     store: &SharedStore,
     service: &mut Service,
     steps: usize,

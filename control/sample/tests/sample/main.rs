@@ -7,4 +7,5 @@
 mod clients;
 mod fuzzed;
 mod killed;
+mod operated;
 mod running;

@@ -103,10 +103,15 @@ impl Place {
 
     /// Starts the service; it serves once its operations can begin.
     pub fn service(&self) -> Service {
+        self.service_at("127.0.0.1:0")
+    }
+
+    /// Starts it at an address.
+    pub fn service_at(&self, addr: &str) -> Service {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sample-service"));
         command
-            .args(["serve", "--lease-s", "2", "--limit", "1000000", "--store"])
-            .arg(&self.store_url)
+            .args(["serve", "--lease-s", "2", "--limit", "1000000"])
+            .args(["--listen", addr, "--store", &self.store_url])
             .arg("--dir")
             .arg(self.files());
         let log = self.dir.path().join("service.log");

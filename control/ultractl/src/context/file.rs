@@ -7,6 +7,10 @@
 //! endpoints = ["https://10.0.0.1:2379", "https://10.0.0.2:2379"]
 //! user = "root:secret"        # or token = "..."; neither, where nobody is asked
 //! tls = { cert = "me.crt", key = "me.key", ca = "lab.crt" }
+//!
+//! [contexts.lab.api]
+//! endpoints = ["http://10.0.0.1:9001"]
+//! token = "..."
 //! ```
 //!
 //! What is read is checked whole, also the contexts that nobody asks for, and a key that is unknown is an
@@ -68,6 +72,7 @@ impl Login {
 /// What a context says, service by service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
+    pub api: Option<Target>,
     pub chainfire: Option<Target>,
 }
 
@@ -94,6 +99,7 @@ struct RawFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawContext {
+    api: Option<Spanned<RawTarget>>,
     chainfire: Option<Spanned<RawTarget>>,
 }
 
@@ -140,8 +146,14 @@ impl File {
                 return source.refuse(&name.span(), NAME_RULE);
             }
             let target = |raw| target(raw, path, source);
-            let chainfire = raw.chainfire.map(target).transpose()?;
-            contexts.insert(name.into_inner(), Context { chainfire });
+            if let Some(user) = raw.api.as_ref().and_then(|api| api.get_ref().user.as_ref()) {
+                return source.refuse(&user.span(), API_TAKES_TOKENS);
+            }
+            let context = Context {
+                api: raw.api.map(target).transpose()?,
+                chainfire: raw.chainfire.map(target).transpose()?,
+            };
+            contexts.insert(name.into_inner(), context);
         }
         if let Some(current) = &raw.current
             && !contexts.contains_key(current.get_ref())
@@ -158,13 +170,9 @@ impl File {
     }
 
     fn has_secrets(&self) -> bool {
-        let targets = self
-            .contexts
-            .values()
-            .filter_map(|one| one.chainfire.as_ref());
-        targets
-            .into_iter()
-            .any(|target| target.login != Login::None)
+        let of = |one: &Context| [one.api.clone(), one.chainfire.clone()];
+        let mut targets = self.contexts.values().flat_map(of).flatten();
+        targets.any(|target| target.login != Login::None)
     }
 
     /// Changes the file. What comes of it is checked before it is written.
@@ -194,6 +202,9 @@ impl File {
         fs::File::open(dir)?.sync_all().with_context(cannot)
     }
 }
+
+/// What the API's services do not ask for.
+pub const API_TAKES_TOKENS: &str = "the api is asked with a token, not as user and password";
 
 const NAME_RULE: &str = "a context's name has 1 to 64 characters out of a-z, A-Z, 0-9 and -_.";
 
@@ -333,6 +344,11 @@ endpoints = ["http://127.0.0.1:2379"] # alone
                 ),
                 "line 3, column 32",
                 "unknown field",
+            ),
+            (
+                "[contexts.a.api]\nendpoints = [\"http://a\"]\nuser = \"a:b\"",
+                "line 3, column 8",
+                "with a token",
             ),
             ("current = ", "line 1, column 11", ""),
         ] {

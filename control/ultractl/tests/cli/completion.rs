@@ -1,21 +1,27 @@
 //! Completion scripts, run by the shells that are everywhere.
 
+use std::io::{Seek as _, Write as _};
 use std::process::Command;
 
 use crate::session::Session;
 
 /// What bash offers for a line whose last word is begun.
 fn offered(words: &[&str]) -> Vec<String> {
-    let script = String::from_utf8(Session::new().run("completion bash").stdout).unwrap();
+    // Longer than an argument may be.
+    let mut script = tempfile::tempfile().unwrap();
+    let said = Session::new().run("completion bash").stdout;
+    script.write_all(&said).unwrap();
+    script.rewind().unwrap();
     let last = words.len() - 1;
     let play = format!(
-        "{script}\nCOMP_WORDS=({}); COMP_CWORD={last}\n\
+        "source /dev/stdin\nCOMP_WORDS=({}); COMP_CWORD={last}\n\
          _ultractl ultractl \"{}\" \"{}\"\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"",
         words.join(" "),
         words[last],
         words[last - 1],
     );
-    let output = Command::new("bash").args(["-c", &play]).output().unwrap();
+    let mut bash = Command::new("bash");
+    let output = bash.args(["-c", &play]).stdin(script).output().unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     said.lines().map(str::to_owned).collect()
 }

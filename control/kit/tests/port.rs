@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
-use std::path::Path;
+mod certificates;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -11,32 +11,15 @@ use control_kit::health::{Condition, Health};
 use control_kit::server::{Limits, Port};
 use control_kit::stop;
 use control_kit::tls::{ClientTls, ServerTls, TlsFiles};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
+use crate::certificates::{Authority, files};
+
 /// Writes a new CA, and a certificate that it signed, into the files.
 fn issue(files: &TlsFiles) {
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_key = KeyPair::generate().unwrap();
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let issuer = Issuer::new(ca, ca_key);
-    let key = KeyPair::generate().unwrap();
-    let own = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let cert = own.signed_by(&key, &issuer).unwrap().pem();
-    std::fs::write(files.ca.as_ref().unwrap(), ca_pem).unwrap();
-    std::fs::write(&files.key, key.serialize_pem()).unwrap();
-    std::fs::write(&files.cert, cert).unwrap();
-}
-
-fn files(dir: &Path) -> TlsFiles {
-    TlsFiles {
-        cert: dir.join("cert.pem"),
-        key: dir.join("key.pem"),
-        ca: Some(dir.join("ca.pem")),
-    }
+    Authority::new().issue("somebody", files);
 }
 
 fn issued() -> (TempDir, TlsFiles) {

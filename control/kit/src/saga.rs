@@ -325,6 +325,8 @@ pub struct SagaConfig {
     pub retention: Duration,
     /// Operations that run at once in this process; others wait.
     pub running_max: usize,
+    /// Operations that this process has open, waiting ones among them, before it begins no more.
+    pub open_max: usize,
     /// The time of day.
     pub clock: Clock,
 }
@@ -341,6 +343,7 @@ impl Default for SagaConfig {
             expiry: Duration::from_mins(5),
             retention: Duration::from_hours(24),
             running_max: 256,
+            open_max: 4096,
             clock: Clock::System,
         }
     }

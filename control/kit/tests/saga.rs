@@ -131,32 +131,81 @@ fn one_operation_costs_a_write_to_begin_and_one_for_each_step() {
 }
 
 #[test]
+fn a_process_with_many_operations_open_begins_no_more_until_some_have_ended() {
+    simulate(async {
+        let world = World::new(1, Faults::default());
+        let outside = Outside::default();
+        let process = Process::bounded(&world, &outside, 2);
+        process.sagas.ready().await;
+        for id in 1..=2 {
+            begun(&world, &process, id, &format!("w{id}")).await;
+        }
+        // They are known to be open once they have begun to work.
+        world.pass(Duration::from_millis(100)).await;
+        let refused = process.sagas.begin(begin(3, "w3")).await.unwrap_err();
+        assert_eq!(refused.kind(), SagaErrorKind::TooMany);
+        for id in 1..=2 {
+            ended_by_itself(&process, id).await;
+        }
+        world.pass(Duration::from_millis(100)).await;
+        begun(&world, &process, 3, "w3").await;
+        let mut records = Vec::new();
+        for id in 1..=3 {
+            records.push(ended_by_itself(&process, id).await);
+        }
+        judge(&world, &outside, &records).await;
+    });
+}
+
+/// When a process dies.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// While a message is under way, counted from the beginning.
+    Message(u64),
+    /// This long after the beginning, whatever it waits for.
+    After(Duration),
+}
+
+#[test]
 fn a_process_that_dies_at_any_message_leaves_nothing_half_done() {
+    let deaths = died_at_each(Moment::Message);
+    assert!(deaths > 3 * 12, "the process died {deaths} times only");
+}
+
+#[test]
+fn a_process_that_dies_at_any_time_leaves_nothing_half_done() {
+    // Steps take hundreds of milliseconds, messages a few.
+    let deaths = died_at_each(|at| Moment::After(Duration::from_millis(7) * at as u32));
+    assert!(deaths > 3 * 100, "the process died {deaths} times only");
+}
+
+/// One process after the other dies, each at a later moment, until one does not: an operation that works, and
+/// those that fail early and late. Gives how many died.
+fn died_at_each(moment: impl Fn(u64) -> Moment) -> u64 {
+    let mut deaths = 0;
     for fails_at in [None, Some(STEPS[1]), Some(STEPS[2])] {
-        let mut message = 1;
-        loop {
-            let (died, state) = die_at(message, fails_at);
-            let expected = if fails_at.is_some() {
-                State::Undone
-            } else {
-                State::Done
-            };
-            assert_eq!(state, expected, "message {message}");
+        let expected = if fails_at.is_some() {
+            State::Undone
+        } else {
+            State::Done
+        };
+        for at in 1.. {
+            let (died, state) = die_at(moment(at), fails_at);
+            assert_eq!(state, expected, "{:?}", moment(at));
             if !died {
                 break;
             }
-            message += 1;
+            deaths += 1;
         }
-        assert!(message > 12, "the process died {message} times only");
     }
+    deaths
 }
 
-/// One process dies when a message is under way, another ends what it began. Gives whether it died, and how
-/// the operation ended.
-fn die_at(message: u64, fails_at: Option<&'static str>) -> (bool, State) {
+/// One process dies, another ends what it began. Gives whether it died, and how the operation ended.
+fn die_at(moment: Moment, fails_at: Option<&'static str>) -> (bool, State) {
     let mut result = None;
     simulate(async {
-        let world = World::new(message, Faults::default());
+        let world = World::new(1, Faults::default());
         let outside = Outside::default();
         outside.fail_at(fails_at);
         let first = Process::start(&world, &outside);
@@ -166,9 +215,15 @@ fn die_at(message: u64, fails_at: Option<&'static str>) -> (bool, State) {
             begun(&world, &first, 1, "red").await;
             ended(&world, &first, 1).await
         };
+        let death = async {
+            match moment {
+                Moment::Message(message) => world.network().message(from + message).await,
+                Moment::After(time) => world.pass(time).await,
+            }
+        };
         let died = tokio::select! {
             biased;
-            () = world.network().message(from + message) => true,
+            () = death => true,
             _ = story => false,
         };
         first.die().await;

@@ -139,6 +139,25 @@ impl Inner {
         let _ = self.begun.send(tracked);
     }
 
+    /// Operations that this process has open, those that wait for their turn among them.
+    pub(super) fn open(&self) -> usize {
+        self.running().len()
+    }
+
+    /// Whether it was not tracked before.
+    fn track(&self, id: SagaId) -> bool {
+        let mut running = self.running();
+        let is_new = running.insert(id);
+        self.metrics.running.set(running.len() as i64);
+        is_new
+    }
+
+    fn untrack(&self, id: SagaId) {
+        let mut running = self.running();
+        running.remove(&id);
+        self.metrics.running.set(running.len() as i64);
+    }
+
     fn running(&self) -> std::sync::MutexGuard<'_, HashSet<SagaId>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -327,7 +346,7 @@ impl<'a> Turn<'a> {
     /// Works on an operation, unless that is under way.
     fn spawn(&mut self, tracked: Tracked, known: Known) {
         let id = tracked.record.id;
-        if !self.inner.running().insert(id) {
+        if !self.inner.track(id) {
             return;
         }
         let (inner, fence, stop) = (
@@ -335,7 +354,6 @@ impl<'a> Turn<'a> {
             self.fence.clone(),
             self.stop.clone(),
         );
-        inner.metrics.running.add(1);
         self.tasks.spawn(async move {
             // Never closed.
             let _permit = Arc::clone(&inner.permits).acquire_owned().await;
@@ -346,8 +364,7 @@ impl<'a> Turn<'a> {
             if let Some(tracked) = tracked {
                 drive(Arc::clone(&inner), fence, tracked, stop).await;
             }
-            inner.running().remove(&id);
-            inner.metrics.running.add(-1);
+            inner.untrack(id);
         });
     }
 }

@@ -94,6 +94,8 @@ impl SagaId {
 pub enum SagaErrorKind {
     /// This process may not begin anything now.
     NotReady,
+    /// This process has as many open as it may.
+    TooMany,
     /// There is no such operation.
     NotFound,
     /// The object has an operation that has not ended.
@@ -144,9 +146,16 @@ impl From<StoreError> for SagaError {
 
 impl From<SagaError> for ApiError {
     fn from(error: SagaError) -> ApiError {
-        use SagaErrorKind::{Busy, Conflict, NotFound, NotReady, Reused, Store, WrongState};
+        use SagaErrorKind::{
+            Busy, Conflict, NotFound, NotReady, Reused, Store, TooMany, WrongState,
+        };
         let (grpc, code, next) = match error.kind {
             NotReady => (Code::Unavailable, "not-ready", "try again in a moment"),
+            TooMany => (
+                Code::ResourceExhausted,
+                "too-many-operations",
+                "wait until operations have ended, and try again",
+            ),
             NotFound => (
                 Code::NotFound,
                 "operation-not-found",
@@ -208,6 +217,10 @@ impl Sagas {
     pub async fn begin(&self, begin: Begin) -> Result<Record, SagaError> {
         let definition = &self.0.definitions[begin.kind.as_str()];
         let fence = self.fence()?;
+        if self.0.open() >= self.0.config.open_max {
+            let what = format!("{} operations are open here already", self.0.open());
+            return Err(SagaError::new(SagaErrorKind::TooMany, what, begin.object));
+        }
         let now = self.0.config.clock.unix_ms();
         let record = Record {
             id: begin.id,

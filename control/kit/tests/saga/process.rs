@@ -65,19 +65,26 @@ fn definition(world: &World, outside: &Outside) -> Definition {
 
 impl Process {
     pub fn start(world: &World, outside: &Outside) -> Process {
-        Process::with(world, vec![definition(world, outside)])
+        let open_max = SagaConfig::default().open_max;
+        Process::bounded(world, outside, open_max)
+    }
+
+    /// A process that has so many operations open at most.
+    pub fn bounded(world: &World, outside: &Outside, open_max: usize) -> Process {
+        Process::with(world, vec![definition(world, outside)], open_max)
     }
 
     /// A process of another version, which has none of the steps.
     pub fn without_definitions(world: &World) -> Process {
-        Process::with(world, Vec::new())
+        Process::with(world, Vec::new(), 1)
     }
 
-    fn with(world: &World, definitions: Vec<Definition>) -> Process {
+    fn with(world: &World, definitions: Vec<Definition>, open_max: usize) -> Process {
         let store = world.client();
         let shared: SharedStore = Arc::new(store.clone());
         let config = SagaConfig {
             clock: world.clock(),
+            open_max,
             ..SagaConfig::default()
         };
         let (stopper, stop) = stop::pair();

@@ -92,37 +92,47 @@ fn main() {
         time: Duration::from_secs(seconds),
     };
     println!(
-        "mode      depth  records/s  batches/s  rec/batch  CPU us/record  CPU us/batch  p50 us <"
+        "mode      depth  beside KiB  records/s  batches/s  rec/batch  CPU us/record  CPU us/batch  p50 us <"
     );
     for round in 0..rounds {
         let cases = [
-            (FlushMode::Adaptive, 1),
-            (FlushMode::Adaptive, 2),
-            (FlushMode::Adaptive, 4),
-            (FlushMode::Adaptive, 8),
-            (FlushMode::Linked, 1),
-            (FlushMode::Linked, 2),
-            (FlushMode::Linked, 8),
-            (FlushMode::Dsync, 1),
-            (FlushMode::Dsync, 2),
-            (FlushMode::Dsync, 4),
-            (FlushMode::Dsync, 8),
+            (FlushMode::Adaptive, 1, 0),
+            (FlushMode::Adaptive, 2, 0),
+            (FlushMode::Adaptive, 4, 0),
+            (FlushMode::Adaptive, 8, 0),
+            (FlushMode::Adaptive, 8, 32),
+            (FlushMode::Adaptive, 8, 64),
+            (FlushMode::Adaptive, 8, 128),
+            (FlushMode::Linked, 1, 0),
+            (FlushMode::Linked, 2, 0),
+            (FlushMode::Linked, 8, 0),
+            (FlushMode::Dsync, 1, 0),
+            (FlushMode::Dsync, 2, 0),
+            (FlushMode::Dsync, 4, 0),
+            (FlushMode::Dsync, 8, 0),
         ];
-        for (flush, depth) in cases {
-            let place = dir.join(format!("flush-modes-{round}-{flush:?}-{depth}"));
-            measure(&place, flush, depth, work);
+        for (flush, depth, beside_kib) in cases {
+            let config = LogConfig {
+                flush,
+                batches_in_flight: depth,
+                beside_bytes_min: beside_kib << 10,
+                spare_segments: 2,
+                ..LogConfig::default()
+            };
+            let name = format!("flush-modes-{round}-{flush:?}-{depth}-{beside_kib}");
+            measure(&dir.join(name), config, work);
         }
     }
 }
 
-fn measure(place: &Path, flush: FlushMode, depth: usize, work: Load) {
+fn measure(place: &Path, config: LogConfig, work: Load) {
     let engine = Engine::start(EngineConfig::unpinned(1)).expect("io_uring is there");
-    let config = LogConfig {
+    let LogConfig {
         flush,
         batches_in_flight: depth,
-        spare_segments: 2,
-        ..LogConfig::default()
-    };
+        beside_bytes_min: beside,
+        ..
+    } = config;
     let target = place.to_owned();
     let handle = engine.handle();
     let answer = handle.call_blocking(ShardId(0), move |_| Box::pin(load(target, config, work)));
@@ -137,8 +147,9 @@ fn measure(place: &Path, flush: FlushMode, depth: usize, work: Load) {
     });
     let seconds = work.time.as_secs_f64();
     println!(
-        "{:9} {depth:5}  {:9.0}  {:9.0}  {:9.1}  {:13.1}  {:12.1}  {}",
+        "{:9} {depth:5}  {:10}  {:9.0}  {:9.0}  {:9.1}  {:13.1}  {:12.1}  {}",
         format!("{flush:?}"),
+        beside >> 10,
         records as f64 / seconds,
         batches as f64 / seconds,
         records as f64 / batches.max(1) as f64,

@@ -1,8 +1,9 @@
 //! Group commit: who writes when.
 //!
 //! A *flight* is a task that takes what has gathered, writes it, and looks again. An append starts
-//! a flight when none is about to take its record and fewer than `batches_in_flight` run. A flight
-//! starts behind the tasks that are ready now, so records of one turn share a batch, and no timer
+//! a flight when none is about to take its record and fewer than `batches_in_flight` run; beside one
+//! that runs, only when `beside_bytes_min` have gathered: a flush costs the same for one record as for
+//! twenty, and the flight that runs takes what has gathered when it ends. A flight starts behind the tasks that are ready now, so records of one turn share a batch, and no timer
 //! is needed. At most one flight at a time is *placing*: taking a batch, or waiting for a segment
 //! to take it to; that keeps batches in the order of their records.
 //!
@@ -152,7 +153,7 @@ impl Commit {
         }
         let gathered = match self.room.acquire(span as u64).await {
             Err(_) => Err(LogError::Busy),
-            Ok(permit) => self.launch().and_then(|()| {
+            Ok(permit) => self.launch(span).and_then(|()| {
                 let wanted = self.config.batch_bytes_max.max(batch_span(span));
                 let buf = || engine::take_buf(wanted).map_err(|_| LogError::Busy);
                 self.state
@@ -198,10 +199,15 @@ impl Commit {
         Ok(())
     }
 
-    /// Sees to it that a flight will take what gathers in this turn.
-    fn launch(self: &Rc<Self>) -> Result<(), LogError> {
+    /// Sees to it that a flight will take a record of `span` bytes that is about to gather.
+    fn launch(self: &Rc<Self>, span: usize) -> Result<(), LogError> {
         self.state.borrow().check()?;
-        if self.placing.get() || self.flights.get() >= self.config.batches_in_flight {
+        let flights = self.flights.get();
+        if self.placing.get() || flights >= self.config.batches_in_flight {
+            return Ok(());
+        }
+        let gathered = self.state.borrow().gathered_bytes() + span;
+        if flights > 0 && gathered < self.config.beside_bytes_min {
             return Ok(());
         }
         let flight = Rc::clone(self).fly();

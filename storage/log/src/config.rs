@@ -28,6 +28,9 @@ pub struct LogConfig {
     pub batch_bytes_max: usize,
     /// Batches written at the same time, 1 to 64.
     pub batches_in_flight: usize,
+    /// Bytes that gather before a batch is written beside others; 0 waits for nothing. Less than that
+    /// waits until one of them has ended, and shares a flush with what comes meanwhile.
+    pub beside_bytes_min: usize,
     /// Largest payload of a record in bytes.
     pub record_bytes_max: usize,
     /// How batches are made durable.
@@ -46,6 +49,7 @@ impl Default for LogConfig {
             reserve_segments: 0,
             batch_bytes_max: 256 << 10,
             batches_in_flight: 8,
+            beside_bytes_min: 64 << 10,
             record_bytes_max: RECORD_BYTES_LIMIT,
             flush: FlushMode::Adaptive,
         }

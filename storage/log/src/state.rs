@@ -208,13 +208,15 @@ impl State {
         tail + staged.sum::<u64>()
     }
 
+    /// Bytes of the records that gather.
+    pub(crate) fn gathered_bytes(&self) -> usize {
+        let gathering = self.gathering.as_ref();
+        gathering.map_or(0, |gathering| gathering.used - BATCH_HEADER)
+    }
+
     /// Whether a record of `span` bytes, in what gathers now, would use a segment of the `reserve`.
     pub(crate) fn eats_reserve(&self, span: usize, reserve: usize) -> bool {
-        let gathered = self
-            .gathering
-            .as_ref()
-            .map_or(0, |gathering| gathering.used - BATCH_HEADER);
-        let end = self.tail.offset + batch_span(gathered + span) as u64;
+        let end = self.tail.offset + batch_span(self.gathered_bytes() + span) as u64;
         let fits = end <= self.tail.segment.header.bytes - BLOCK as u64;
         self.staged.len() < reserve + usize::from(!fits)
     }

@@ -136,6 +136,7 @@ fn config_of(rng: &mut Rng) -> LogConfig {
         flush: [FlushMode::Adaptive, FlushMode::Linked, FlushMode::Dsync][rng.below(3) as usize],
         spare_segments: rng.below(3) as usize,
         batches_in_flight: 1 + rng.below(8) as usize,
+        beside_bytes_min: [0, 2 << 10, 1 << 20][rng.below(3) as usize],
         ..small()
     }
 }

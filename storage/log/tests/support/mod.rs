@@ -22,6 +22,7 @@ pub fn small() -> LogConfig {
         reserve_segments: 0,
         batch_bytes_max: 8 << 10,
         batches_in_flight: 4,
+        beside_bytes_min: 0,
         record_bytes_max: 12 << 10,
         flush: FlushMode::Adaptive,
     }

@@ -21,6 +21,10 @@ use clap::{Parser, Subcommand};
 
 use crate::report::Row;
 
+/// The server's, so that what it serves with here allocates as it does there; peers in this process, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures UltraCloud beside its peers, in one run.
 #[derive(Parser)]
 #[command(name = "perf", version)]

@@ -74,6 +74,36 @@ impl<T> ApiMessage for T where
 {
 }
 
+/// What runs a verb: a function of the service's state and a call.
+pub trait Run<S, Req>: Send + Sync + 'static {
+    /// What it answers.
+    type Answer: ApiMessage;
+
+    /// Runs it.
+    fn run(
+        &self,
+        state: Arc<S>,
+        call: Call<Req>,
+    ) -> impl Future<Output = Result<Self::Answer, ApiError>> + Send;
+}
+
+impl<S, Req, Resp, F, Fut> Run<S, Req> for F
+where
+    Resp: ApiMessage,
+    F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Resp, ApiError>> + Send,
+{
+    type Answer = Resp;
+
+    fn run(
+        &self,
+        state: Arc<S>,
+        call: Call<Req>,
+    ) -> impl Future<Output = Result<Resp, ApiError>> + Send {
+        self(state, call)
+    }
+}
+
 /// How an API is served.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -174,14 +204,14 @@ fn key(value: &HeaderValue) -> Result<Box<str>, ApiError> {
 }
 
 /// One verb, as both fronts serve it.
-struct Served<S, F> {
+struct Served<S, R> {
     state: Arc<S>,
-    run: F,
+    run: R,
     verb: Verb,
     front: Arc<FrontInner>,
 }
 
-impl<S, F> Served<S, F> {
+impl<S, R> Served<S, R> {
     fn span(&self, request_id: &RequestId, caller: Option<&Caller>) -> Span {
         let tenant = caller.map_or("", |caller| &*caller.principal.tenant);
         tracing::info_span!(
@@ -192,14 +222,14 @@ impl<S, F> Served<S, F> {
         )
     }
 
-    async fn call<Req, Resp, Fut>(&self, caller: Caller, message: Req) -> Result<Resp, ApiError>
+    async fn call<Req>(&self, caller: Caller, message: Req) -> Result<R::Answer, ApiError>
     where
-        F: Fn(Arc<S>, Call<Req>) -> Fut,
-        Fut: Future<Output = Result<Resp, ApiError>>,
+        R: Run<S, Req>,
     {
         let started = Instant::now();
         let (deadline, request_id) = (caller.deadline, caller.request_id.clone());
-        let running = (self.run)(Arc::clone(&self.state), Call { message, caller });
+        let call = Call { message, caller };
+        let running = self.run.run(Arc::clone(&self.state), call);
         let answer = match tokio::time::timeout_at(deadline, running).await {
             Ok(answer) => answer,
             Err(_) => Err(ApiError::new(
@@ -283,14 +313,8 @@ impl<S: Send + Sync + 'static> Api<S> {
     ///
     /// # Panics
     /// If its path, or its name, is served already, or a path parameter is no field of the request.
-    pub fn verb<Req, Resp, F, Fut>(mut self, verb: Verb, run: F) -> Api<S>
-    where
-        Req: ApiMessage,
-        Resp: ApiMessage,
-        F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Resp, ApiError>> + Send + 'static,
-    {
-        self.document.add::<Req, Resp>(self.service, &verb);
+    pub fn verb<Req: ApiMessage, R: Run<S, Req>>(mut self, verb: Verb, run: R) -> Api<S> {
+        self.document.add::<Req, R::Answer>(self.service, &verb);
         let served = Arc::new(Served {
             state: Arc::clone(&self.state),
             run,

@@ -114,12 +114,12 @@ async fn connect(uri: Uri, tls: Option<ClientTls>) -> io::Result<TokioIo<Corked<
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(default))).await?;
     stream.set_nodelay(true)?;
     let Some(tls) = tls else {
-        return Ok(TokioIo::new(Corked::new(Link::Plain(stream))));
+        return Ok(TokioIo::new(Corked::of_client(Link::Plain(stream))));
     };
     let name = ServerName::try_from(host.to_owned()).map_err(|_| invalid("not a host's name"))?;
     let connector = TlsConnector::from(tls.current());
     let stream = connector.connect(name, stream).await?;
-    Ok(TokioIo::new(Corked::new(Link::Tls(Box::new(stream)))))
+    Ok(TokioIo::new(Corked::of_client(Link::Tls(Box::new(stream)))))
 }
 
 /// A connection of either kind.

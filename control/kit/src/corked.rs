@@ -5,6 +5,9 @@
 //! each would cost a system call and wake the other side. Here the first flush behind a small write only
 //! asks to be called again soon, once the other tasks that can run have run; what has come until then,
 //! of this message or of others on the same connection, leaves in one call.
+//!
+//! HTTP/1.1 writes an answer in one piece, and would wait for nothing: a server holds nothing back
+//! before it has read that its client speaks HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,19 +18,34 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is longer gains nothing by waiting.
 const HELD_BYTES_MAX: usize = 4096;
+/// How what a client of HTTP/2 sends begins, and no request of HTTP/1.1.
+const PREFACE: &[u8] = b"PRI ";
 
 /// See the module.
 pub(crate) struct Corked<S> {
     stream: S,
+    /// Whether there is something to gain; a server knows it by the first bytes that it reads.
+    holds: Option<bool>,
     held: BytesMut,
     /// The next flush only asks for another.
     deferring: bool,
 }
 
 impl<S> Corked<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    /// A client's side, which speaks HTTP/2.
+    pub(crate) fn of_client(stream: S) -> Self {
+        Self::with(stream, Some(true))
+    }
+
+    /// A server's side.
+    pub(crate) fn of_server(stream: S) -> Self {
+        Self::with(stream, None)
+    }
+
+    fn with(stream: S, holds: Option<bool>) -> Self {
         Self {
             stream,
+            holds,
             held: BytesMut::new(),
             deferring: false,
         }
@@ -35,6 +53,9 @@ impl<S> Corked<S> {
 
     /// Takes all of `parts` if they are to be held.
     fn hold(&mut self, parts: &[IoSlice<'_>]) -> Option<usize> {
+        if self.holds != Some(true) {
+            return None;
+        }
         let len = parts.iter().map(|part| part.len()).sum::<usize>();
         if self.held.len() + len > HELD_BYTES_MAX {
             return None;
@@ -67,7 +88,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Corked<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let filled = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = &buf.filled()[filled..];
+        if self.holds.is_none() && !read.is_empty() {
+            self.holds = Some(read.starts_with(PREFACE));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -117,6 +144,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     /// What was written, call by call; of each call at most `call_max` bytes.
@@ -163,7 +192,7 @@ mod tests {
         fn new(call_max: usize) -> Self {
             let calls = Vec::new();
             Self {
-                corked: Corked::new(Calls { calls, call_max }),
+                corked: Corked::of_client(Calls { calls, call_max }),
                 wakes: Arc::default(),
             }
         }
@@ -233,5 +262,22 @@ mod tests {
         stream.poll(AsyncWrite::poll_shutdown);
         let all = [b"before ".as_slice(), &long, b" after"].concat();
         assert_eq!(stream.calls().concat(), all);
+    }
+
+    #[tokio::test]
+    async fn a_server_holds_back_what_http2_writes_and_nothing_else() {
+        for (reads, holds) in [
+            (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], true),
+            (b"PUT /a HTTP/1.1\r\n\r\n", false),
+        ] {
+            let (mut client, server) = tokio::io::duplex(64);
+            client.write_all(reads).await.unwrap();
+            let mut corked = Corked::of_server(server);
+            let mut read = vec![0; reads.len()];
+            corked.read_exact(&mut read).await.unwrap();
+            assert_eq!(read, reads);
+            let whole = corked.hold(&[IoSlice::new(b"answer")]);
+            assert_eq!(whole.is_some(), holds);
+        }
     }
 }

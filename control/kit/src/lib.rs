@@ -2,7 +2,7 @@
 //!
 //! - A port: TCP and TLS ([`server`], [`tls`]), verbs described once and served as gRPC and REST ([`api`]),
 //!   who calls ([`auth`]), the one shape of errors ([`api_error`]), pages ([`page`]), health ([`health`]),
-//!   metrics ([`metrics`]), an orderly end ([`stop`], [`service`]), config that says where it is wrong ([`config`]).
+//!   metrics ([`metrics`]), the log ([`logging`]), an orderly end ([`stop`], [`service`]), config that says where it is wrong ([`config`]).
 //! - Connections to others ([`client`]), and how long to wait before trying again ([`backoff`]).
 //! - State: a transactional store ([`store`]), and on it objects ([`documents`]), leases, fences and
 //!   elections ([`lease`]), operations that always end ([`saga`], served by [`operations`]), reconcilers
@@ -25,6 +25,7 @@ pub mod documents;
 mod error;
 pub mod health;
 pub mod lease;
+pub mod logging;
 pub mod metrics;
 pub mod operations;
 pub mod page;

@@ -3,8 +3,8 @@
 //! A client's own `x-request-id` is kept when it is short and plain; otherwise the server makes one.
 //! It is in the span of the request's log lines, in the answer's head and in every error.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::Request;
@@ -19,7 +19,7 @@ const LENGTH_MAX: usize = 64;
 
 /// A request's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestId(Box<str>);
+pub struct RequestId(Arc<str>);
 
 impl RequestId {
     /// The client's id if it brought a usable one, else a new one.
@@ -36,14 +36,15 @@ impl RequestId {
 
     /// A new id: the process's start, and a count.
     pub fn next() -> RequestId {
-        static START: OnceLock<u64> = OnceLock::new();
+        static START: OnceLock<String> = OnceLock::new();
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let start = START.get_or_init(|| {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            now.map_or(0, |since| since.as_micros() as u64)
+            format!("{:x}-", now.map_or(0, |since| since.as_micros() as u64))
         });
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        RequestId(format!("{start:x}-{count:x}").into())
+        let mut digits = itoa::Buffer::new();
+        RequestId([start, digits.format(count)].concat().into())
     }
 
     /// The text.

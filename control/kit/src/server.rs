@@ -238,7 +238,7 @@ impl Connection {
             .keep_alive_interval(self.limits.ping_interval)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        let serving = builder.serve_connection(TokioIo::new(Corked::new(stream)), service);
+        let serving = builder.serve_connection(TokioIo::new(Corked::of_server(stream)), service);
         if let Err(error) = self.watcher.watch(serving.into_owned()).await {
             tracing::debug!(%addr, error = &*error, "a connection broke");
         }

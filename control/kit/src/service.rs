@@ -1,10 +1,8 @@
 //! A service's process: it serves until it is told to end, and then ends in order.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::Error;
@@ -15,33 +13,9 @@ use crate::metrics::Registry;
 use crate::operations;
 use crate::saga::{Definition, SagaConfig, Sagas};
 use crate::server::{self, Port};
-use crate::stop::{self, Stop, Stopper};
+use crate::stop::{self, Signals, Stop, Stopper};
 use crate::store::{Client, ClientConfig, SharedStore};
 use crate::tls::ServerTls;
-
-/// Exit code of a process that was told to end at once.
-const EXIT_AT_ONCE: i32 = 130;
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Signals> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
 
 /// What a service is built on.
 pub struct Base {
@@ -131,8 +105,7 @@ impl Base {
             signals.next().await;
             tracing::info!("draining; a second signal ends the process at once");
             stopper.stop();
-            signals.next().await;
-            std::process::exit(EXIT_AT_ONCE);
+            signals.end_at_once().await;
         });
         let (health, registry) = (self.health, self.registry);
         let router = match self.sagas {

@@ -10,6 +10,7 @@ use control_api::operations::v1::WaitOperationRequest;
 use control_api::operations::v1::operations_client::OperationsClient;
 use control_kit::auth::{Principal, Tokens};
 use control_kit::client;
+use control_kit::logging::{self, LogFormat};
 use creditservice::{Ledger, Quota, TransferId};
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -29,7 +30,10 @@ pub enum Command {
 impl Command {
     pub async fn run(self) -> Result<()> {
         match self {
-            Command::Serve(args) => crate::serve(args).await,
+            Command::Serve(args) => {
+                logging::start(LogFormat::Text);
+                crate::serve(args).await
+            }
             Command::Create(args) => create(args).await,
         }
     }

@@ -12,13 +12,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use chainfire::node::ChainfireNode;
 use control_kit::server::{self, Port};
-use control_kit::stop::{self, Stop};
+use control_kit::stop::{self, Signals, Stop};
 use engine::{Engine, EngineConfig, ShardId};
 use lightningstor::access::ROOT_ID;
 use lightningstor::node::{LightningStorNode, NodeConfig};
 use lightningstor::store::BODY_COST_MIN;
 use shard_bridge::{Bridge, ShardDeaths};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::NodeArgs;
 use crate::buckets::BucketService;
@@ -34,8 +33,6 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 const CALLS_DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Threads of the control layer's runtime at most; one a CPU, as more would only take turns there.
 const CONTROL_THREADS_MAX: usize = 2;
-/// Exit code of a process that was told to end at once.
-const EXIT_AT_ONCE: i32 = 130;
 
 /// Runs a node until it is told to end.
 ///
@@ -145,35 +142,6 @@ fn show_credentials(root: &RootCredentials, origin: &Origin) -> Result<()> {
     Ok(())
 }
 
-/// On every architecture that the engine runs on.
-const SIGXFSZ: i32 = 25;
-
-/// The signals that end a node.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// Not one of them: a file that may not grow any more (RLIMIT_FSIZE) is a full disk. A signal
-    /// that somebody listens for does not kill.
-    _file_size: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Signals> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            _file_size: signal(SignalKind::from_raw(SIGXFSZ))?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 /// What shows that somebody is the node's own user.
 struct Root {
     keys: RootCredentials,
@@ -237,12 +205,8 @@ async fn serve_control(state: &NodeState, admin: SocketAddr, signals: &mut Signa
 fn drain_begins(state: &NodeState) -> Result<()> {
     state.set_phase(NodePhase::Draining);
     tracing::info!("draining; a second signal ends the process at once");
-    let mut signals = Signals::new().context("cannot listen for signals")?;
-    tokio::spawn(async move {
-        signals.next().await;
-        tracing::warn!("ended at once");
-        std::process::exit(EXIT_AT_ONCE);
-    });
+    let signals = Signals::new().context("cannot listen for signals")?;
+    tokio::spawn(signals.end_at_once());
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use control_kit::api::{Api, Call, Front, Limits, Verb};
 use control_kit::api_error::ApiError;
 use control_kit::auth::{Principal, Tokens};
 use control_kit::health::Health;
+use control_kit::logging::{self, LogFormat};
 use control_kit::metrics::Registry;
 use control_kit::server::{self, Port};
 use control_kit::stop;
@@ -83,6 +84,8 @@ fn answer(id: String) -> Operation {
 }
 
 async fn kit() -> Result<()> {
+    // As services of the kit do.
+    logging::start(LogFormat::Text);
     let (health, registry) = (Health::default(), Registry::default());
     let principal = Principal {
         name: "perf".into(),

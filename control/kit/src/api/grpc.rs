@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tracing::Instrument as _;
 
-use super::{ApiMessage, Call, Caller, Served, named};
+use super::{ApiMessage, Caller, Run, Served, named};
 use crate::api_error::ApiError;
 use crate::server::Peer;
 
@@ -49,24 +49,20 @@ pub fn timeout(value: &HeaderValue) -> Result<Duration, ApiError> {
 }
 
 /// A verb's gRPC method.
-pub fn route<S, F, Fut, Req, Resp>(served: Arc<Served<S, F>>) -> MethodRouter
+pub fn route<S, Req, R>(served: Arc<Served<S, R>>) -> MethodRouter
 where
     S: Send + Sync + 'static,
     Req: ApiMessage,
-    Resp: ApiMessage,
-    F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Resp, ApiError>> + Send + 'static,
+    R: Run<S, Req>,
 {
     post(move |request: Request| answer(Arc::clone(&served), request))
 }
 
-async fn answer<S, F, Fut, Req, Resp>(served: Arc<Served<S, F>>, request: Request) -> Response
+async fn answer<S, Req, R>(served: Arc<Served<S, R>>, request: Request) -> Response
 where
     S: Send + Sync + 'static,
     Req: ApiMessage,
-    Resp: ApiMessage,
-    F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Resp, ApiError>> + Send + 'static,
+    R: Run<S, Req>,
 {
     let peer = request.extensions().get::<Peer>();
     let (request_id, caller) = served.front.admit(request.headers(), peer);
@@ -79,7 +75,7 @@ where
     };
     let span = served.span(&request_id, Some(&caller));
     let limit = served.front.limits.request_bytes_max;
-    let codec = ProstCodec::<Resp, Req>::default();
+    let codec = ProstCodec::<R::Answer, Req>::default();
     let mut grpc = Grpc::new(codec).max_decoding_message_size(limit);
     let method = Method {
         served,
@@ -90,25 +86,23 @@ where
 }
 
 /// One call's method.
-struct Method<S, F> {
-    served: Arc<Served<S, F>>,
+struct Method<S, R> {
+    served: Arc<Served<S, R>>,
     caller: Option<Caller>,
 }
 
 type Answer<Resp> = Pin<Box<dyn Future<Output = Result<tonic::Response<Resp>, Status>> + Send>>;
 
-impl<S, F, Fut, Req, Resp> UnaryService<Req> for Method<S, F>
+impl<S, Req, R> UnaryService<Req> for Method<S, R>
 where
     S: Send + Sync + 'static,
     Req: ApiMessage,
-    Resp: ApiMessage,
-    F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Resp, ApiError>> + Send + 'static,
+    R: Run<S, Req>,
 {
-    type Response = Resp;
-    type Future = Answer<Resp>;
+    type Response = R::Answer;
+    type Future = Answer<R::Answer>;
 
-    fn call(&mut self, request: tonic::Request<Req>) -> Answer<Resp> {
+    fn call(&mut self, request: tonic::Request<Req>) -> Answer<R::Answer> {
         let served = Arc::clone(&self.served);
         let caller = self.caller.take();
         Box::pin(async move {

@@ -1,6 +1,5 @@
 //! Verbs as HTTP methods with JSON.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use axum::body::{Body, to_bytes};
@@ -14,18 +13,16 @@ use tonic::Code;
 use tracing::Instrument as _;
 
 use super::verb::Kind;
-use super::{ApiMessage, Call, Served, Verb, named};
+use super::{ApiMessage, Run, Served, Verb, named};
 use crate::api_error::ApiError;
 use crate::server::Peer;
 
 /// A verb's HTTP method.
-pub fn route<S, F, Fut, Req, Resp>(served: Arc<Served<S, F>>) -> MethodRouter
+pub fn route<S, Req, R>(served: Arc<Served<S, R>>) -> MethodRouter
 where
     S: Send + Sync + 'static,
     Req: ApiMessage,
-    Resp: ApiMessage,
-    F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Resp, ApiError>> + Send + 'static,
+    R: Run<S, Req>,
 {
     let filter = match served.verb.method {
         Kind::Get => MethodFilter::GET,
@@ -38,17 +35,15 @@ where
     })
 }
 
-async fn answer<S, F, Fut, Req, Resp>(
-    served: Arc<Served<S, F>>,
+async fn answer<S, Req, R>(
+    served: Arc<Served<S, R>>,
     params: RawPathParams,
     request: Request,
 ) -> Response
 where
     S: Send + Sync + 'static,
     Req: ApiMessage,
-    Resp: ApiMessage,
-    F: Fn(Arc<S>, Call<Req>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<Resp, ApiError>> + Send + 'static,
+    R: Run<S, Req>,
 {
     let peer = request.extensions().get::<Peer>();
     let (request_id, caller) = served.front.admit(request.headers(), peer);
@@ -145,19 +140,17 @@ fn of_body<Req: ApiMessage>(params: &RawPathParams, body: &[u8]) -> Result<Req, 
     serde_json::from_value(fields.into()).map_err(unreadable)
 }
 
+/// The path's parameters join the query, and the whole is read at once.
 fn of_query<Req: ApiMessage>(params: &RawPathParams, query: &str) -> Result<Req, ApiError> {
-    let unreadable =
-        |error: &dyn std::fmt::Display| invalid(format!("the query is refused: {error}"));
-    let mut pairs: Vec<(String, String)> =
-        serde_urlencoded::from_str(query).map_err(|error| unreadable(&error))?;
+    let mut all = form_urlencoded::Serializer::new(query.to_owned());
     for (name, value) in params {
-        if pairs.iter().any(|(given, _)| given == name) {
+        if form_urlencoded::parse(query.as_bytes()).any(|(given, _)| given == name) {
             return Err(invalid(format!(
                 "{name} stands in the path and in the query"
             )));
         }
-        pairs.push((name.to_owned(), value.to_owned()));
+        all.append_pair(name, value);
     }
-    let all = serde_urlencoded::to_string(&pairs).map_err(|error| unreadable(&error))?;
-    serde_urlencoded::from_str(&all).map_err(|error| unreadable(&error))
+    serde_urlencoded::from_str(&all.finish())
+        .map_err(|error| invalid(format!("the query is refused: {error}")))
 }

@@ -48,8 +48,8 @@ impl Default for LogConfig {
             spare_segments: 1,
             reserve_segments: 0,
             batch_bytes_max: 256 << 10,
-            batches_in_flight: 8,
-            beside_bytes_min: 64 << 10,
+            batches_in_flight: 2,
+            beside_bytes_min: 32 << 10,
             record_bytes_max: RECORD_BYTES_LIMIT,
             flush: FlushMode::Adaptive,
         }

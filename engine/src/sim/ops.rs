@@ -195,17 +195,12 @@ impl World {
                 let offset = *offset;
                 self.finish_read(key, node, inode, offset);
             }
-            Op::Write { offset, dsync, .. } => {
+            Op::Write { offset, dsync, .. } | Op::WriteVectored { offset, dsync, .. } => {
                 let (offset, dsync) = (*offset, *dsync);
                 let mut done = self.write(key, node, inode, offset);
                 if dsync && done.result >= 0 {
                     done.result = self.flush_written(node, inode, offset, done.result);
                 }
-                self.finish_with(key, done);
-            }
-            Op::WriteVectored { offset, .. } => {
-                let offset = *offset;
-                let done = self.write(key, node, inode, offset);
                 self.finish_with(key, done);
             }
             Op::WriteThenSync { offset, .. } => {

@@ -323,10 +323,11 @@ impl File {
 }
 
 /// `ResourceBusy` is kept for operations that were not started: the kernel's own EBUSY comes from one
-/// that was.
+/// that was. Memory that is not there is the caller's fault, and none of the disk's.
 fn kind_of(error: &io::Error) -> io::ErrorKind {
     match error.raw_os_error() {
         Some(libc::EBUSY) => io::ErrorKind::Other,
+        Some(libc::EFAULT) => io::ErrorKind::InvalidInput,
         _ => error.kind(),
     }
 }

@@ -8,9 +8,6 @@ use super::trace::digest;
 use super::world::{Answer, Event, Handle, OpKey, ShardKey, World};
 use crate::backend::{Completion, Op, Part, RawHandle, SlotId};
 
-/// O_DIRECT's unit of offset, length and memory.
-const DIRECT_ALIGN: u64 = 4096;
-
 /// A result from outside the kernel's range of errnos.
 fn negated(errno: Errno) -> i32 {
     -errno
@@ -110,7 +107,8 @@ impl World {
         if writes && !write {
             return Some(libc::EBADF);
         }
-        let aligned = offset % DIRECT_ALIGN == 0 && flight.aligned(DIRECT_ALIGN as usize);
+        let align = self.config.direct_align;
+        let aligned = offset % align == 0 && flight.aligned(align as usize);
         (direct && !aligned).then_some(libc::EINVAL)
     }
 

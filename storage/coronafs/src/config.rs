@@ -9,6 +9,9 @@ pub struct VolumeConfig {
     pub log: LogConfig,
     /// Bytes by which a data file grows, at least 64 KiB.
     pub data_grow_bytes: u64,
+    /// Free bytes of the data file whose space is kept for what is written next; that of more free
+    /// clusters is given back to the file system, in pieces of at least 1 MiB.
+    pub data_slack_bytes: u64,
     /// Bytes of log after which a checkpoint is written; a checkpoint that is longer than this waits
     /// for as many bytes as it has.
     pub checkpoint_log_bytes: u64,
@@ -30,6 +33,7 @@ impl Default for VolumeConfig {
                 ..LogConfig::default()
             },
             data_grow_bytes: 64 << 20,
+            data_slack_bytes: 256 << 20,
             checkpoint_log_bytes: 64 << 20,
             dirty_slots_max: 8192,
             pieces_max: 4,

@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -25,6 +26,11 @@ const SECTOR: u32 = 512;
 const LARGE_SECTOR: u32 = 4096;
 /// Bytes of a bounce buffer.
 pub(crate) const BOUNCE: u64 = 256 << 10;
+/// Clusters that are given space at once: 4 MiB.
+const BACK_CLUSTERS_MAX: u32 = 64;
+/// Free clusters in a row whose space is given back: 1 to 64 MiB.
+const HOLE_CLUSTERS_MIN: u32 = 16;
+const HOLE_CLUSTERS_MAX: u32 = 1024;
 /// Those that may wait for the file to grow.
 const GROWERS_MAX: usize = 65_536;
 
@@ -44,6 +50,40 @@ pub(crate) struct DataFile {
     pub(crate) bounces: Cell<u64>,
     /// Operations that were dropped before they ended.
     pub(crate) abandoned: Cell<u64>,
+    /// Whether the file system has holes, as far as is known.
+    holes: Cell<bool>,
+}
+
+/// A taken cluster that is free again unless it gets space.
+struct GiveBack<'a> {
+    data: &'a DataFile,
+    cluster: Option<u32>,
+}
+
+impl GiveBack<'_> {
+    fn keep(mut self) {
+        self.cluster = None;
+    }
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.data.space.borrow_mut().end(self.cluster);
+    }
+}
+
+/// Ends the making of a hole, also when its future was dropped.
+struct Hole<'a> {
+    data: &'a DataFile,
+    run: Range<u32>,
+    done: bool,
+}
+
+impl Drop for Hole<'_> {
+    fn drop(&mut self) {
+        let mut space = self.data.space.borrow_mut();
+        space.end_hole(self.run.clone(), self.done);
+    }
 }
 
 /// An operation on clusters. One that is dropped before [`Using::end`] may still be on its way in the
@@ -88,7 +128,8 @@ impl DataFile {
         let file = File::open(path, options).await;
         let file = file.map_err(|e| VolumeError::internal("cannot open the data file", &e))?;
         let mut space = Space::new();
-        space.grow(u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX));
+        let clusters = u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX);
+        space.grow(clusters, false);
         Ok(DataFile {
             file,
             poison,
@@ -100,6 +141,7 @@ impl DataFile {
             freed: Notify::default(),
             bounces: Cell::new(0),
             abandoned: Cell::new(0),
+            holes: Cell::new(true),
         })
     }
 
@@ -118,14 +160,82 @@ impl DataFile {
     pub(crate) async fn take(&self, near: Option<u32>, layer: Layer) -> Result<u32, VolumeError> {
         loop {
             let taken = self.space.borrow_mut().take(near, layer);
-            if let Some(cluster) = taken {
-                return Ok(cluster);
+            if let Some(taken) = taken {
+                if !taken.backed {
+                    self.back(taken.cluster).await?;
+                }
+                return Ok(taken.cluster);
             }
             let _turn = self.growing.acquire(1).await?;
             if self.space.borrow().free_count() == 0 {
                 self.grow().await?;
             }
         }
+    }
+
+    /// Gives a taken cluster space on the disk, and those behind it that may want some.
+    async fn back(&self, cluster: u32) -> Result<(), VolumeError> {
+        let giving = GiveBack {
+            data: self,
+            cluster: Some(cluster),
+        };
+        let _turn = self.growing.acquire(1).await?;
+        let run = self.space.borrow().unbacked_run(cluster, BACK_CLUSTERS_MAX);
+        for clusters in [run, 1] {
+            let (offset, len) = (u64::from(cluster) * CLUSTER, u64::from(clusters) * CLUSTER);
+            match self.file.allocate(offset, len).await {
+                Err(error) if is_full(&error) => {}
+                // Where the file system cannot promise space, a write finds out.
+                Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+                    return Err(VolumeError::internal(
+                        "cannot allocate in the data file",
+                        &error,
+                    ));
+                }
+                _ => {
+                    self.space.borrow_mut().back(cluster..cluster + clusters);
+                    giving.keep();
+                    return Ok(());
+                }
+            }
+        }
+        Err(VolumeError::Full)
+    }
+
+    /// Gives the file system the space of free clusters, until at most `slack` clusters are free and
+    /// have some. What is free here is free after a crash too. Nobody is given the clusters meanwhile.
+    ///
+    /// # Errors
+    /// `Busy`, `Internal`; the clusters stay free.
+    pub(crate) async fn give_space_back(&self, slack: u64) -> Result<(), VolumeError> {
+        let mut from = 0;
+        while self.holes.get() && self.space.borrow().surplus() > slack {
+            let _turn = self.growing.acquire(1).await?;
+            let found =
+                self.space
+                    .borrow_mut()
+                    .begin_hole(from, HOLE_CLUSTERS_MIN, HOLE_CLUSTERS_MAX);
+            let Some(run) = found else { break };
+            from = run.end;
+            let mut hole = Hole {
+                data: self,
+                run: run.clone(),
+                done: false,
+            };
+            let (offset, len) = (u64::from(run.start) * CLUSTER, run.len() as u64 * CLUSTER);
+            match self.file.discard(offset, len).await {
+                Ok(()) => hole.done = true,
+                // Such a file system keeps the space for what is to come.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => self.holes.set(false),
+                Err(error) => {
+                    return Err(VolumeError::internal(
+                        "cannot discard in the data file",
+                        &error,
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn grow(&self) -> Result<(), VolumeError> {
@@ -138,14 +248,14 @@ impl DataFile {
             let (offset, len) = (u64::from(old) * CLUSTER, u64::from(clusters) * CLUSTER);
             match self.file.allocate(offset, len).await {
                 Ok(()) => {
-                    self.space.borrow_mut().grow(clusters);
+                    self.space.borrow_mut().grow(clusters, true);
                     return Ok(());
                 }
                 // Where the file system cannot promise space, a write finds out.
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
                     let grown = self.file.set_len(offset + len).await;
                     grown.map_err(|e| VolumeError::internal("cannot grow the data file", &e))?;
-                    self.space.borrow_mut().grow(clusters);
+                    self.space.borrow_mut().grow(clusters, true);
                     return Ok(());
                 }
                 Err(error) if is_full(&error) => {}

@@ -24,6 +24,8 @@ mod checkpoint;
 mod config;
 mod data;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gate;
 mod map;
 mod ops;

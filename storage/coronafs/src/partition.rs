@@ -22,7 +22,7 @@ use crate::checkpoint::file::Checkpoints;
 use crate::config::VolumeConfig;
 use crate::data::DataFile;
 use crate::error::VolumeError;
-use crate::map::{Reaper, Tree};
+use crate::map::{CLUSTER, Reaper, Tree};
 use crate::record::{Change, MAP};
 use crate::state::{Frozen, State};
 use crate::types::VolumeId;
@@ -51,6 +51,9 @@ pub(crate) struct Inner {
     reaper: RefCell<Reaper>,
     reaping: Cell<bool>,
     reaped: Notify,
+    trimming: Cell<bool>,
+    /// Free clusters with space up to which giving back is not worth a look.
+    solid: Cell<u64>,
     pub(crate) checkpoints: Checkpoints,
     closing: Cell<bool>,
 }
@@ -97,6 +100,8 @@ impl Partition {
             reaper: RefCell::default(),
             reaping: Cell::new(false),
             reaped: Notify::default(),
+            trimming: Cell::new(false),
+            solid: Cell::new(0),
             checkpoints: parts.checkpoints,
             closing: Cell::new(false),
         };
@@ -156,6 +161,7 @@ impl Partition {
         let turn = inner.turns.acquire(1).await?;
         drop(turn);
         inner.checkpoints.ended().await;
+        inner.trimmed().await;
         inner.poison.check()?;
         if inner.checkpoints.log_bytes.get() > 0 {
             match inner.checkpoint().await {
@@ -294,7 +300,37 @@ impl Inner {
         let captured = volume.capture();
         self.write_captured(&captured).await?;
         captured.end(&mut self.data.space.borrow_mut());
+        self.give_space_back_if_due();
         Ok(())
+    }
+
+    /// Begins to give space back to the file system when much is free.
+    pub(crate) fn give_space_back_if_due(self: &Rc<Inner>) {
+        let slack = self.config.data_slack_bytes / CLUSTER;
+        let surplus = self.data.space.borrow().surplus();
+        if surplus <= slack || surplus <= self.solid.get() || self.trimming.replace(true) {
+            return;
+        }
+        let inner = Rc::clone(self);
+        let body = async move {
+            let _ending = Trimming(&inner);
+            if let Err(error) = inner.data.give_space_back(slack).await {
+                tracing::warn!(%error, "space is not given back");
+            }
+            // What is left lies in short pieces: not before there is more is it looked at again.
+            inner.solid.set(inner.data.space.borrow().surplus() + slack);
+        };
+        match engine::try_spawn_own(SchedGroup::MAINTENANCE, body) {
+            Ok(task) => task.detach(),
+            Err(_) => self.trimming.set(false),
+        }
+    }
+
+    /// Waits until no space is being given back.
+    pub(crate) async fn trimmed(&self) {
+        while self.trimming.get() {
+            self.reaped.notified().await;
+        }
     }
 
     /// First the data, then the records that map it: what a record refers to is durable.
@@ -329,6 +365,7 @@ impl Inner {
                 };
                 inner.data.space.borrow_mut().end(ended);
                 if !more {
+                    inner.give_space_back_if_due();
                     break;
                 }
                 engine::yield_now().await;
@@ -365,6 +402,16 @@ impl Inner {
             self.data.freed.notified().await;
         }
         Ok(self.data.space.borrow().free_count() > 0)
+    }
+}
+
+/// Ends giving space back, also when its task is dropped.
+struct Trimming<'a>(&'a Inner);
+
+impl Drop for Trimming<'_> {
+    fn drop(&mut self) {
+        self.0.trimming.set(false);
+        self.0.reaped.notify_all();
     }
 }
 

@@ -1,3 +1,5 @@
+//! Checkpoints as they are written and read.
+
 use super::*;
 use crate::map::Piece;
 use crate::types::Limits;

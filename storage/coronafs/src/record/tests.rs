@@ -1,3 +1,5 @@
+//! Records as they are written and read.
+
 use super::*;
 
 fn all() -> Vec<Change> {

@@ -102,3 +102,39 @@ fn a_full_disk_refuses_loses_nothing_and_recovers() {
         audit(&store).await;
     });
 }
+
+#[test]
+fn freed_space_goes_back_to_the_file_system_and_is_had_again() {
+    let (sim, node) = world(4);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", 64 * MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        for at in 0..16 {
+            write(&device, at * MIB, &sectors(1, 2048)).await.unwrap();
+        }
+        device.flush().await.unwrap();
+        let full = disk.used_bytes();
+        device.discard(0, 15 * MIB).await.unwrap();
+        device.flush().await.unwrap();
+        audit(&store).await;
+        let freed = full - disk.used_bytes();
+        assert!(freed >= 12 * MIB, "{freed} bytes went back");
+        // The space may be gone when it is wanted again.
+        disk.set_capacity(disk.used_bytes() + MIB);
+        let mut full = false;
+        for at in 0..8 {
+            full |= write(&device, at * MIB, &sectors(2, 2048)).await.is_err();
+        }
+        assert!(full && store.poisoned().is_none());
+        disk.set_capacity(1 << 40);
+        write(&device, 0, &sectors(3, 20480)).await.unwrap();
+        device.flush().await.unwrap();
+        let kept = stamps(&read(&device, 15 * MIB, MIB as usize).await.unwrap());
+        assert_eq!(kept, [1; 2048]);
+        let again = stamps(&read(&device, 0, 10 << 20).await.unwrap());
+        assert!(again.iter().all(|stamp| *stamp == 3));
+        audit(&store).await;
+    });
+}

@@ -40,6 +40,7 @@ fn config() -> VolumeConfig {
             ..LogConfig::default()
         },
         data_grow_bytes: MIB,
+        data_slack_bytes: 2 * MIB,
         checkpoint_log_bytes: 2 << 10,
         dirty_slots_max: 24,
         pieces_max: 2,
@@ -177,6 +178,7 @@ async fn audit(store: &Partition) {
     let inner = &store.inner;
     inner.checkpoints.ended().await;
     inner.reclaim().await.unwrap();
+    inner.trimmed().await;
     let state = inner.state.borrow();
     let (mut seen, mut found) = (BTreeSet::new(), BTreeMap::new());
     for volume in state.volumes.values() {

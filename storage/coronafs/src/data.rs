@@ -276,8 +276,9 @@ impl DataFile {
         if !into.is_aligned(self.sector) {
             return self.read_bounced(&into, place).await;
         }
-        let (read, _) = self.file.read_list_at(into, place).await;
-        whole(read.map_err(|e| failed_read(&e))?, len, place)
+        let (read, into) = self.file.read_list_at(into, place).await;
+        whole(read.map_err(|e| failed_read(&e))?, len, place)?;
+        intact(&into)
     }
 
     async fn read_bounced(&self, into: &GuestList, place: u64) -> Result<(), VolumeError> {
@@ -323,8 +324,10 @@ impl DataFile {
             }
             return Ok(());
         }
-        let (wrote, _) = self.file.write_list_at(from, place).await;
-        wrote.map_err(|e| self.failed_write(&e))
+        intact(&from)?;
+        let (wrote, from) = self.file.write_list_at(from, place).await;
+        wrote.map_err(|e| self.failed_write(&e))?;
+        intact(&from)
     }
 
     /// Writes the buffer.
@@ -395,6 +398,15 @@ fn whole(read: usize, len: u64, place: u64) -> Result<(), VolumeError> {
 
 fn failed_read(error: &io::Error) -> VolumeError {
     VolumeError::internal("cannot read the data file", error)
+}
+
+/// Memory that was cut short reads as zeros that nobody wrote, and keeps nothing.
+fn intact(list: &GuestList) -> Result<(), VolumeError> {
+    if list.is_broken() {
+        let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(bad_memory(&error));
+    }
+    Ok(())
 }
 
 fn bad_memory(error: &io::Error) -> VolumeError {

@@ -14,7 +14,7 @@
 //! - A write of an attachment that was fenced has ended, or is refused, before the next one begins.
 //!
 //! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `gate`, `checkpoint` (sans-IO),
-//! `data` and the log (I/O), `volume`, `partition`, `recovery`, `ops` (volumes as such), `attach` and
+//! `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `attach` and
 //! `transfer` (a volume as a block device). It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
@@ -32,6 +32,7 @@ mod ops;
 mod partition;
 mod record;
 mod recovery;
+mod shard;
 mod space;
 mod state;
 mod throttle;
@@ -47,4 +48,5 @@ pub use config::VolumeConfig;
 pub use error::VolumeError;
 pub use ops::{CHANGED_MAX, PointInTime};
 pub use partition::Partition;
+pub use shard::{VolumeShard, partition_for};
 pub use types::*;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+use std::os::fd::AsFd;
+
 use coronafs::*;
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
 use shards::block::BlockDevice;
@@ -100,6 +102,53 @@ async fn work(root: &std::path::Path) {
     store.close().await.unwrap();
 }
 
+/// A guest that takes its memory away fails alone, with what it asked for.
+async fn hostile(root: &std::path::Path) {
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let store = Partition::open(root, PartitionId(1), &config)
+        .await
+        .unwrap();
+    let mut devices = Vec::new();
+    for name in ["hostile", "other"] {
+        let new = NewVolume {
+            owner: "me".into(),
+            name: name.into(),
+            bytes: LEN as u64,
+        };
+        let id = store.create(new).await.unwrap().id;
+        devices.push(store.attach(id, writer).await.unwrap());
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let mem = GuestMem::map(file.as_fd(), 0, 1 << 20).unwrap();
+    let all = || list(&mem, 0, 1 << 20);
+    devices[0].write(0, all(), true).await.unwrap();
+    // Half of it, then all.
+    for len in [512 << 10, 0] {
+        file.set_len(len).unwrap();
+        // To clusters that are there, to new ones, in buffers of ours, and the other way.
+        let odd = list(&mem, (512 << 10) - 1024 + 8, 4096);
+        assert!(devices[0].write(0, all(), false).await.is_err());
+        assert!(devices[0].write(1 << 20, all(), false).await.is_err());
+        assert!(devices[0].write(2 << 20, odd, false).await.is_err());
+        assert!(devices[0].read(0, all()).await.is_err());
+        assert_eq!(store.poisoned(), None);
+    }
+    let own = GuestMem::anonymous(LEN).unwrap();
+    for (number, device) in (1..).zip(&devices) {
+        own.copy_in(0, &pattern(number)).unwrap();
+        device.write(0, list(&own, 0, LEN), false).await.unwrap();
+        device.flush().await.unwrap();
+        assert!(content(device).await == pattern(number));
+    }
+    drop(devices);
+    store.close().await.unwrap();
+}
+
 #[test]
 fn volumes_work_on_the_real_kernel() {
     let dir = tempfile::tempdir().unwrap();
@@ -107,7 +156,10 @@ fn volumes_work_on_the_real_kernel() {
     let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
     let handle = engine.handle();
     let answer = handle.call_blocking(ShardId(0), move |_| {
-        Box::pin(async move { work(&root).await })
+        Box::pin(async move {
+            work(&root).await;
+            hostile(&root).await;
+        })
     });
     answer.unwrap();
     engine.shutdown().unwrap();

@@ -278,6 +278,43 @@ fn a_volume_grows_while_it_is_attached_and_shrinks_only_to_its_data() {
 }
 
 #[test]
+fn a_shard_opens_its_partitions_and_a_number_says_which_one() {
+    let (sim, node) = world(10);
+    sim.run(node, 0, async {
+        engine::fs::create_dir_all(ROOT).await.unwrap();
+        engine::fs::sync_dir("/").await.unwrap();
+        let map = shards::placement::PlacementMap::spread(3, 1);
+        let open = || async { VolumeShard::open(Path::new(ROOT), &config(), &map).await };
+        let shard = open().await.unwrap();
+        let mut made = Vec::new();
+        for number in 0..12 {
+            let name = format!("v{number}");
+            let at = partition_for(&map, "me", &name);
+            let store = shard.partition(at).unwrap();
+            let id = store.create(new_volume(&name, MIB)).await.unwrap().id;
+            assert_eq!(id.partition(), at);
+            made.push((id, name));
+        }
+        assert!(shard.partition(PartitionId(3)).is_err());
+        shard.close().await.unwrap();
+        drop(shard);
+        let shard = open().await.unwrap();
+        for (id, name) in made {
+            let store = shard.partition(id.partition()).unwrap();
+            assert_eq!(store.stat(id).unwrap().name, name);
+        }
+        let all = shard
+            .partitions()
+            .map(|store| store.list(VolumeId(0), 99).len());
+        let all: Vec<_> = all.collect();
+        assert!(
+            all.iter().sum::<usize>() == 12 && !all.contains(&12),
+            "{all:?}"
+        );
+    });
+}
+
+#[test]
 fn limits_hold_a_volume_back_and_survive() {
     let (sim, node) = world(8);
     let id = sim.run(node, 0, async {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use crate::backend::{FsOp, FsReply, Op, RawHandle};
 use crate::buf::{IoBuf, IoBufMut};
-use crate::guest::{GuestIov, GuestMem, IovBatch};
+use crate::guest::{GuestList, IovBatch};
 use crate::op::{Leaves, OpFuture, check, source_span, target_span};
 use crate::shard::{ShardCore, current};
 
@@ -210,51 +210,87 @@ impl File {
         done.map(drop).map_err(|e| at(&self.path, &e))
     }
 
-    /// Reads straight into a guest's memory.
+    /// Reads straight into guest memory. Fewer bytes than the list has mean the end of the file.
     ///
-    /// # Errors
-    /// `InvalidInput` for a range outside the memory, else as the kernel says.
-    pub async fn readv_guest(
-        &self,
-        mem: &GuestMem,
-        iov: &[GuestIov],
-        offset: u64,
-    ) -> io::Result<usize> {
-        let batch = IovBatch::new(mem, iov)?;
-        let op = OpFuture::start(&self.shard, batch, Leaves::Nothing, |batch, _| {
-            Op::ReadVectored {
-                file: self.handle,
-                iov: batch.as_ptr(),
-                count: batch.count(),
-                offset,
-            }
-        });
-        let (outcome, _batch) = op.await;
-        self.checked(outcome.result, "read", offset)
+    /// The result is `InvalidInput` for a list that is empty or past 2 GiB, else as the kernel says.
+    pub async fn read_list_at(&self, into: GuestList, offset: u64) -> BufResult<usize, GuestList> {
+        if let Err(error) = IovBatch::check(&into) {
+            return (Err(error), into);
+        }
+        let batch = IovBatch::new(into);
+        let file = self.handle;
+        let op = OpFuture::start(
+            &self.shard,
+            batch,
+            Leaves::Nothing,
+            |batch, _| match batch.span() {
+                Some(span) => Op::Read { file, span, offset },
+                None => Op::ReadVectored {
+                    file,
+                    iov: batch.as_ptr(),
+                    count: batch.count(),
+                    bytes: batch.bytes(),
+                    offset,
+                },
+            },
+        );
+        let (outcome, batch) = op.await;
+        let read = self.checked(outcome.result, "read", offset);
+        (read, batch.into_list())
     }
 
-    /// Writes straight from a guest's memory; all of it, or an error.
+    /// Writes straight from guest memory; all of it, or an error. Not durable before a sync.
     ///
-    /// # Errors
-    /// `InvalidInput` for a range outside the memory, `WriteZero` for a short write, else as the
-    /// kernel says.
-    pub async fn writev_guest(
+    /// The result is `InvalidInput` for a list that is empty or past 2 GiB, `WriteZero` for a short
+    /// write, else as the kernel says.
+    pub async fn write_list_at(&self, from: GuestList, offset: u64) -> BufResult<(), GuestList> {
+        self.write_list(from, offset, false).await
+    }
+
+    /// As [`File::write_list_at`], and durable when it returns (RWF_DSYNC).
+    pub async fn write_list_durable(
         &self,
-        mem: &GuestMem,
-        iov: &[GuestIov],
+        from: GuestList,
         offset: u64,
-    ) -> io::Result<()> {
-        let batch = IovBatch::new(mem, iov)?;
-        let op = OpFuture::start(&self.shard, batch, Leaves::Nothing, |batch, _| {
-            Op::WriteVectored {
-                file: self.handle,
-                iov: batch.as_ptr(),
-                count: batch.count(),
-                offset,
-            }
-        });
+    ) -> BufResult<(), GuestList> {
+        self.write_list(from, offset, true).await
+    }
+
+    async fn write_list(
+        &self,
+        from: GuestList,
+        offset: u64,
+        dsync: bool,
+    ) -> BufResult<(), GuestList> {
+        if let Err(error) = IovBatch::check(&from) {
+            return (Err(error), from);
+        }
+        let batch = IovBatch::new(from);
+        let file = self.handle;
+        let op = OpFuture::start(
+            &self.shard,
+            batch,
+            Leaves::Nothing,
+            |batch, _| match batch.span() {
+                Some(span) => Op::Write {
+                    file,
+                    span,
+                    offset,
+                    dsync,
+                },
+                None => Op::WriteVectored {
+                    file,
+                    iov: batch.as_ptr(),
+                    count: batch.count(),
+                    bytes: batch.bytes(),
+                    offset,
+                    dsync,
+                },
+            },
+        );
         let (outcome, batch) = op.await;
-        self.whole(outcome.result, batch.bytes(), offset)
+        let done = self.whole(outcome.result, batch.bytes() as usize, offset);
+        (done, batch.into_list())
     }
 
     async fn plain(&self, op: Op, what: &str, offset: u64) -> io::Result<()> {
@@ -287,10 +323,11 @@ impl File {
 }
 
 /// `ResourceBusy` is kept for operations that were not started: the kernel's own EBUSY comes from one
-/// that was.
+/// that was. Memory that is not there is the caller's fault, and none of the disk's.
 fn kind_of(error: &io::Error) -> io::ErrorKind {
     match error.raw_os_error() {
         Some(libc::EBUSY) => io::ErrorKind::Other,
+        Some(libc::EFAULT) => io::ErrorKind::InvalidInput,
         _ => error.kind(),
     }
 }

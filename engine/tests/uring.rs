@@ -11,8 +11,8 @@ use std::time::Duration;
 use engine::fs::{File, OpenOptions};
 use engine::net::{Addr, ListenOptions, TcpListener, TcpStream, UdpSocket};
 use engine::{
-    CallError, Engine, EngineConfig, EngineHandle, EventFd, GuestIov, GuestMem, LocalFut,
-    SchedGroup, ShardId, Sharded,
+    CallError, Engine, EngineConfig, EngineHandle, EventFd, GuestIov, GuestList, GuestMem,
+    LocalFut, SchedGroup, ShardId, Sharded,
 };
 
 /// Runs a future on shard 0 of an engine with `shards` shards.
@@ -292,31 +292,32 @@ fn guest_memory_is_read_and_written_in_place() {
             ram.write_all_at(&[5; 4096], 8192).unwrap();
             ram.write_all_at(&[6; 4096], 65_536).unwrap();
             let file = File::open(&path, WRITABLE).await.unwrap();
-            let iov = [
-                GuestIov {
-                    offset: 8192,
-                    len: 4096,
-                },
-                GuestIov {
-                    offset: 65_536,
-                    len: 4096,
-                },
-            ];
-            file.writev_guest(&mem, &iov, 0).await.unwrap();
-            let back = [GuestIov {
-                offset: 0,
-                len: 8192,
-            }];
-            assert_eq!(file.readv_guest(&mem, &back, 0).await.unwrap(), 8192);
+            let list = |ranges: &[(u64, u32)]| {
+                let mut list = GuestList::new();
+                for &(offset, len) in ranges {
+                    list.push(&mem, GuestIov { offset, len }).unwrap();
+                }
+                list
+            };
+            // One vectored operation, then a plain one.
+            let two = list(&[(8192, 4096), (65_536, 4096)]);
+            file.write_list_at(two.clone(), 0).await.0.unwrap();
+            file.write_list_durable(two, 8192).await.0.unwrap();
+            let read = file.read_list_at(list(&[(0, 8192)]), 0).await;
+            assert_eq!((read.0.unwrap(), read.1.len()), (8192, 8192));
             let mut seen = [0; 8192];
             ram.read_exact_at(&mut seen, 0).unwrap();
             assert_eq!((seen[0], seen[4095], seen[4096], seen[8191]), (5, 5, 6, 6));
-            let outside = [GuestIov {
-                offset: 1 << 20,
-                len: 1,
-            }];
-            let refused = file.writev_guest(&mem, &outside, 0).await.unwrap_err();
+            let apart = list(&[(131_072, 4096), (262_144, 12_288)]);
+            assert_eq!(file.read_list_at(apart, 4096).await.0.unwrap(), 12_288);
+            ram.read_exact_at(&mut seen, 262_144).unwrap();
+            assert_eq!((seen[0], seen[4096]), (5, 6));
+            let refused = file.write_list_at(list(&[]), 0).await.0.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+            // The kernel meets the cut first: an error of the operation, and nothing else.
+            ram.set_len(0).unwrap();
+            let cut = file.write_list_at(list(&[(0, 4096)]), 0).await.0;
+            assert!(cut.is_err());
         })
     });
 }

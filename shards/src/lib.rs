@@ -1,6 +1,6 @@
 //! What runs on shards: who owns a resource ([`placement`]), how a request gets to its owner
-//! ([`route`]), what a service owes the node ([`service`]), and how tenants share a shard
-//! ([`tenant`]).
+//! ([`route`]), what a service owes the node ([`service`]), how tenants share a shard
+//! ([`tenant`]), and what a block device is to its front ends ([`block`]).
 //!
 //! Invariants:
 //! - A partition has at most one owner at any time; while it moves it has none.
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod block;
 #[cfg(test)]
 mod outside;
 pub mod placement;

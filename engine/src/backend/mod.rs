@@ -63,17 +63,21 @@ pub(crate) enum Op {
         span: Span,
         offset: u64,
     },
+    /// `bytes` are those of all entries.
     ReadVectored {
         file: RawHandle,
         iov: *const libc::iovec,
         count: u32,
+        bytes: u32,
         offset: u64,
     },
     WriteVectored {
         file: RawHandle,
         iov: *const libc::iovec,
         count: u32,
+        bytes: u32,
         offset: u64,
+        dsync: bool,
     },
     /// fdatasync.
     Sync {
@@ -153,9 +157,7 @@ impl Op {
             Op::Read { span, .. } | Op::Write { span, .. } | Op::WriteThenSync { span, .. } => {
                 Some(span.len)
             }
-            Op::ReadVectored { count, .. } | Op::WriteVectored { count, .. } => {
-                Some(count.saturating_mul(4096))
-            }
+            Op::ReadVectored { bytes, .. } | Op::WriteVectored { bytes, .. } => Some(*bytes),
             Op::Sync { .. } | Op::Allocate { .. } | Op::Discard { .. } => Some(4096),
             _ => None,
         }

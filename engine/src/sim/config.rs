@@ -10,6 +10,8 @@ pub struct SimConfig {
     pub poll_ns: Range<u64>,
     /// From submitting an op that does not wait (close, shut down, arm a receive) to its effect.
     pub call_ns: Range<u64>,
+    /// What direct reads and writes must be a multiple of, in place and length: the disk's sectors.
+    pub direct_align: u64,
     /// Latency of a read.
     pub disk_read_ns: Range<u64>,
     /// Latency of a write, an allocation or a discard.
@@ -49,6 +51,7 @@ impl Default for SimConfig {
         SimConfig {
             poll_ns: 200..2_000,
             call_ns: 200..3_000,
+            direct_align: 4096,
             disk_read_ns: 40_000..200_000,
             disk_write_ns: 20_000..150_000,
             disk_sync_ns: 80_000..1_500_000,

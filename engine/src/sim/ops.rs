@@ -8,9 +8,6 @@ use super::trace::digest;
 use super::world::{Answer, Event, Handle, OpKey, ShardKey, World};
 use crate::backend::{Completion, Op, Part, RawHandle, SlotId};
 
-/// O_DIRECT's unit of offset, length and memory.
-const DIRECT_ALIGN: u64 = 4096;
-
 /// A result from outside the kernel's range of errnos.
 fn negated(errno: Errno) -> i32 {
     -errno
@@ -110,7 +107,8 @@ impl World {
         if writes && !write {
             return Some(libc::EBADF);
         }
-        let aligned = offset % DIRECT_ALIGN == 0 && flight.aligned(DIRECT_ALIGN as usize);
+        let align = self.config.direct_align;
+        let aligned = offset % align == 0 && flight.aligned(align as usize);
         (direct && !aligned).then_some(libc::EINVAL)
     }
 
@@ -195,17 +193,12 @@ impl World {
                 let offset = *offset;
                 self.finish_read(key, node, inode, offset);
             }
-            Op::Write { offset, dsync, .. } => {
+            Op::Write { offset, dsync, .. } | Op::WriteVectored { offset, dsync, .. } => {
                 let (offset, dsync) = (*offset, *dsync);
                 let mut done = self.write(key, node, inode, offset);
                 if dsync && done.result >= 0 {
                     done.result = self.flush_written(node, inode, offset, done.result);
                 }
-                self.finish_with(key, done);
-            }
-            Op::WriteVectored { offset, .. } => {
-                let offset = *offset;
-                let done = self.write(key, node, inode, offset);
                 self.finish_with(key, done);
             }
             Op::WriteThenSync { offset, .. } => {

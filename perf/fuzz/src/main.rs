@@ -36,6 +36,8 @@ const TARGETS: [(&str, fn(&[u8])); 18] = [
     ),
     ("run-block", lightningstor::store::fuzzing::run_block),
     ("run-frame", lightningstor::store::fuzzing::run_frame),
+    ("volume-record", coronafs::fuzzing::record),
+    ("volume-checkpoint", coronafs::fuzzing::checkpoint),
     ("bbolt-file", bbolt::file),
     ("chainfire-log", chainfire_core::fuzzing::log),
     ("chainfire-rpc", chainfire_core::fuzzing::rpc),

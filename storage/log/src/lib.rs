@@ -17,14 +17,20 @@
 //! It never retries a failed write, never skips a damaged record, and knows nothing of what the
 //! records mean. A segment file that someone else removed from the middle looks like a released
 //! one: compare [`Log::segments`] with what you need.
+//!
+//! Beside the log stands what the stores on it share: [`bytes`] and [`frames`] for their formats,
+//! [`durable`] for their data files.
 #![forbid(unsafe_code)]
 
 mod ack;
+pub mod bytes;
 mod commit;
 mod config;
+pub mod durable;
 mod error;
 mod files;
 mod format;
+pub mod frames;
 mod log;
 mod read;
 mod recovery;

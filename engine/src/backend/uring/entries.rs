@@ -23,9 +23,11 @@ impl UringBackend {
                 (Some(buf), None) => opcode::ReadFixed::new(fd(file), span.ptr, span.len, buf)
                     .offset(offset)
                     .build(),
-                (None, _) => opcode::Read::new(fd(file), span.ptr, span.len)
-                    .offset(offset)
-                    .build(),
+                (None, _) => {
+                    let (file, fixed) = self.file(file);
+                    let read = opcode::Read::new(file, span.ptr, span.len).offset(offset);
+                    read.build().flags(fixed)
+                }
             },
             Op::Write {
                 file,
@@ -41,17 +43,25 @@ impl UringBackend {
                 iov,
                 count,
                 offset,
-            } => opcode::Readv::new(fd(file), iov, count)
-                .offset(offset)
-                .build(),
+                ..
+            } => {
+                let (file, fixed) = self.file(file);
+                let read = opcode::Readv::new(file, iov, count).offset(offset);
+                read.build().flags(fixed)
+            }
             Op::WriteVectored {
                 file,
                 iov,
                 count,
                 offset,
-            } => opcode::Writev::new(fd(file), iov, count)
-                .offset(offset)
-                .build(),
+                dsync,
+                ..
+            } => {
+                let (file, fixed) = self.file(file);
+                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+                let write = opcode::Writev::new(file, iov, count).offset(offset);
+                write.rw_flags(flags).build().flags(fixed)
+            }
             Op::Sync { file } => opcode::Fsync::new(fd(file))
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
@@ -93,10 +103,19 @@ impl UringBackend {
                 .offset(offset)
                 .rw_flags(flags)
                 .build(),
-            (None, _) => opcode::Write::new(fd(file), span.ptr, span.len)
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
+            (None, _) => {
+                let (file, fixed) = self.file(file);
+                let write = opcode::Write::new(file, span.ptr, span.len).offset(offset);
+                write.rw_flags(flags).build().flags(fixed)
+            }
+        }
+    }
+
+    /// A file as the ring knows it best: its place in the ring's table of files, or its descriptor.
+    fn file(&self, file: RawHandle) -> (types::Fd, squeue::Flags) {
+        match self.fixed_files.get(&file.0) {
+            Some(place) => (types::Fd(*place as i32), squeue::Flags::FIXED_FILE),
+            None => (fd(file), squeue::Flags::empty()),
         }
     }
 

@@ -1,19 +1,8 @@
-//! The form of a checkpoint: frames over the items of a walk. Sans-IO; `checkpoint::file` writes and
+//! The form of a checkpoint: frames (`segment_log::frames`, kinds 1 head, 2 items, 3 end) over the items of a walk. Sans-IO; `checkpoint::file` writes and
 //! reads it.
 //!
-//! | offset | bytes | field of a frame |
-//! | --- | --- | --- |
-//! | 0 | 4 | magic `UCkp` |
-//! | 4 | 1 | kind: 1 head, 2 items, 3 end |
-//! | 5 | 3 | zero |
-//! | 8 | 4 | length of the payload |
-//! | 12 | 4 | number of the frame, from 0 |
-//! | 16 | 8 | CRC-64/NVME over bytes 0 to 16, then the payload |
-//! | 24 | | payload |
-//!
 //! Head: u32 format version, u32 partition, u64 start LSN, u64 next bucket. Items: see
-//! `index::walk`. End: u64 number of items. A file without its end frame is no checkpoint. The CRC
-//! covers the frame's number, so frames cannot change places.
+//! `index::walk`. End: u64 number of items. A file without its end frame is no checkpoint.
 //!
 //! Format 2 names the runs that hold the objects, and holds those of a memtable that was too small for
 //! a run of its own. Format 1 held all objects; it is still read.
@@ -22,20 +11,23 @@ pub(super) mod file;
 #[cfg(test)]
 mod tests;
 
-use crc_fast::{CrcAlgorithm, Digest};
+use segment_log::frames;
+pub(super) use segment_log::frames::FRAME_HEAD;
 
 use super::bytes::{Decode, Malformed, Reader, Writer};
 use super::index::{Index, Item};
 use super::run::RunRef;
 
-const MAGIC: [u8; 4] = *b"UCkp";
 const FORMAT: u32 = 2;
 /// Held every object in its items.
 const FORMAT_WITH_OBJECTS: u32 = 1;
-/// Bytes before a frame's payload.
-pub(super) const FRAME_HEAD: usize = 24;
 /// Largest payload: the largest manifest is below it.
 pub(super) const PAYLOAD_MAX: usize = 2 << 20;
+
+const FRAMES: frames::Format = frames::Format {
+    magic: *b"UCkp",
+    payload_bytes_max: PAYLOAD_MAX,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -54,26 +46,9 @@ pub(super) struct Head {
     pub(super) next_bucket: u64,
 }
 
-fn crc_of(head: &[u8], payload: &[u8]) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    digest.update(head);
-    digest.update(payload);
-    digest.finalize()
-}
-
 /// A frame's bytes.
 pub(super) fn frame(kind: FrameKind, number: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = Writer {
-        bytes: Vec::with_capacity(FRAME_HEAD + payload.len()),
-    };
-    out.raw(&MAGIC);
-    out.raw(&[kind as u8, 0, 0, 0]);
-    out.u32(payload.len() as u32);
-    out.u32(number);
-    let crc = crc_of(&out.bytes, payload);
-    out.u64(crc);
-    out.raw(payload);
-    out.bytes
+    FRAMES.frame(kind as u8, number, payload)
 }
 
 impl Head {
@@ -129,43 +104,13 @@ pub(super) struct Loader {
 impl Loader {
     /// Payload length that a frame's first [`FRAME_HEAD`] bytes state.
     pub(super) fn payload_len(head: &[u8]) -> Decode<usize> {
-        let mut from = Reader::new(head);
-        if from.raw(4, "frame magic")? != MAGIC {
-            return Err(Malformed {
-                what: "frame magic",
-                at: 0,
-            });
-        }
-        from.u32("frame kind")?;
-        let len = from.u32("frame length")? as usize;
-        if len > PAYLOAD_MAX {
-            Err(Malformed {
-                what: "frame length",
-                at: 8,
-            })
-        } else {
-            Ok(len)
-        }
+        FRAMES.payload_len(head)
     }
 
     /// Takes the next frame; true when it was the last.
     pub(super) fn take(&mut self, frame: &[u8]) -> Decode<bool> {
-        let len = Loader::payload_len(frame)?;
-        let mut from = Reader::new(frame);
-        from.raw(4, "frame magic")?;
-        let kind = from.u32("frame kind")?;
-        from.u32("frame length")?;
-        let number = from.u32("frame number")?;
-        let crc = from.u64("frame CRC")?;
-        let payload = from.raw(len, "frame payload")?;
-        from.end("frame")?;
-        if crc != crc_of(&frame[..16], payload) {
-            return Err(Malformed {
-                what: "frame CRC",
-                at: 16,
-            });
-        }
-        if number != self.frames || self.ended {
+        let (kind, payload) = FRAMES.decode(frame, self.frames)?;
+        if self.ended {
             return Err(Malformed {
                 what: "frame number",
                 at: 12,

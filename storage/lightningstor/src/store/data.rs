@@ -13,8 +13,9 @@ use std::path::Path;
 use std::rc::Rc;
 
 use engine::fs::{File, OpenOptions};
-use engine::sync::{Notify, Semaphore};
+use engine::sync::Semaphore;
 use engine::{BLOCK, DmaBuf};
+use segment_log::durable::{FlushGate, Poison};
 
 use super::ballast::Ballast;
 use super::error::{StoreError, is_full};
@@ -27,46 +28,6 @@ const BLOCKS_MAX: u32 = u32::MAX;
 
 /// Most blocks that are discarded at once: 64 MiB.
 const DISCARD_BLOCKS_MAX: u32 = (64 << 20) / BLOCK as u32;
-
-/// Set by the first failed write or flush, for ever.
-#[derive(Debug, Default)]
-pub(super) struct Poison {
-    cause: RefCell<Option<String>>,
-}
-
-impl Poison {
-    pub(super) fn check(&self) -> Result<(), StoreError> {
-        match &*self.cause.borrow() {
-            Some(cause) => Err(StoreError::Poisoned(cause.clone())),
-            None => Ok(()),
-        }
-    }
-
-    pub(super) fn is_set(&self) -> bool {
-        self.cause.borrow().is_some()
-    }
-
-    pub(super) fn cause(&self) -> Option<String> {
-        self.cause.borrow().clone()
-    }
-
-    pub(super) fn set(&self, cause: &str) -> StoreError {
-        let mut first = self.cause.borrow_mut();
-        if first.is_none() {
-            tracing::error!(cause, "the partition takes no more writes");
-        }
-        StoreError::Poisoned(first.get_or_insert_with(|| cause.to_owned()).clone())
-    }
-}
-
-/// Flushes: `begun` and `done` count them; at most one runs.
-#[derive(Default)]
-struct FlushGate {
-    begun: Cell<u64>,
-    done: Cell<u64>,
-    running: Cell<bool>,
-    ended: Notify,
-}
 
 /// An open data file.
 pub(super) struct DataFile {
@@ -297,7 +258,7 @@ impl DataFile {
             self.pressed.set(true);
             return StoreError::Full;
         }
-        self.poison.set(&error.to_string())
+        self.poison.set(&error.to_string()).into()
     }
 
     /// Reads `len` bytes, whole blocks, at a block-aligned offset of a body into the buffer's start.
@@ -328,33 +289,8 @@ impl DataFile {
 
     /// Makes all writes that have completed before the call durable.
     pub(super) async fn flush(&self) -> Result<(), StoreError> {
-        let gate = &self.flushes;
-        let wanted = gate.begun.get() + 1;
-        loop {
-            self.poison.check()?;
-            if gate.done.get() >= wanted {
-                return Ok(());
-            }
-            if gate.running.get() {
-                gate.ended.notified().await;
-                continue;
-            }
-            let number = gate.begun.get() + 1;
-            gate.begun.set(number);
-            gate.running.set(true);
-            let ended = FlushEnd { gate };
-            let flushed = self.file.datasync().await;
-            if let Err(error) = flushed {
-                if error.kind() == io::ErrorKind::ResourceBusy {
-                    return Err(StoreError::Busy);
-                }
-                let poisoned = self.poison.set(&error.to_string());
-                drop(ended);
-                return Err(poisoned);
-            }
-            gate.done.set(number);
-            drop(ended);
-        }
+        let flushed = self.flushes.flush(&self.file, &self.poison).await;
+        flushed.map_err(StoreError::from)
     }
 }
 
@@ -388,18 +324,6 @@ impl Drop for Backing<'_> {
         if let Some(taken) = self.taken.take() {
             self.space.borrow_mut().untake(taken);
         }
-    }
-}
-
-/// Lets the next flush begin, also when this one's future was dropped.
-struct FlushEnd<'a> {
-    gate: &'a FlushGate,
-}
-
-impl Drop for FlushEnd<'_> {
-    fn drop(&mut self) {
-        self.gate.running.set(false);
-        self.gate.ended.notify_all();
     }
 }
 

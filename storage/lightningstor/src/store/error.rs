@@ -4,6 +4,7 @@ use std::io;
 
 use s3_wire::Etag;
 use segment_log::LogError;
+use segment_log::durable::{FlushError, Poisoned};
 
 /// An operation's failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -137,6 +138,21 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 impl From<engine::NoMem> for StoreError {
     fn from(_: engine::NoMem) -> StoreError {
         StoreError::Busy
+    }
+}
+
+impl From<Poisoned> for StoreError {
+    fn from(Poisoned(cause): Poisoned) -> StoreError {
+        StoreError::Poisoned(cause)
+    }
+}
+
+impl From<FlushError> for StoreError {
+    fn from(error: FlushError) -> StoreError {
+        match error {
+            FlushError::Busy => StoreError::Busy,
+            FlushError::Poisoned(poisoned) => poisoned.into(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! newest checkpoint and the log behind it.
 //!
 //! Everything here runs on the shard that owns the partition; the front routes to it. Layers, from
-//! the bottom: `bytes`, `meta`, `record` (forms), `extent`, `space`, `index`, `cache`, `checkpoint`
+//! the bottom: `meta`, `record` (forms), `extent`, `space`, `index`, `cache`, `checkpoint`
 //! (state, sans-IO), `data`, `body_cache` and the log (I/O), `partition` with `write`, `read`, `fetch`,
 //! `piece`, `parts`, `multipart` (operations), `buckets` and `image` (across shards), `upkeep` with
 //! `compact` and `scrub` (background work).
@@ -14,7 +14,6 @@
 mod ballast;
 mod body_cache;
 mod buckets;
-mod bytes;
 mod cache;
 mod checkpoint;
 mod compact;
@@ -56,6 +55,7 @@ use std::rc::Rc;
 
 use engine::BLOCK;
 use engine::sync::Semaphore;
+use segment_log::bytes;
 use shards::placement::{PartitionId, PlacementMap};
 
 use self::body_cache::BodyCache;

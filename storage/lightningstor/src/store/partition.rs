@@ -19,6 +19,7 @@ use std::rc::Rc;
 use engine::sync::Notify;
 use engine::{DmaBuf, SchedGroup};
 use futures_channel::oneshot;
+use segment_log::durable::Poison;
 use segment_log::{Log, LogError, Lsn};
 use shards::placement::PartitionId;
 
@@ -27,7 +28,7 @@ use super::buckets::BucketTable;
 use super::cache::RecordCache;
 use super::checkpoint::file::Kept;
 use super::config::StoreConfig;
-use super::data::{DataFile, Poison};
+use super::data::DataFile;
 use super::error::StoreError;
 use super::fetch::ReadState;
 use super::index::{Index, ObjectEntry, Slot};
@@ -260,7 +261,7 @@ impl Partition {
             inner.checkpoints.ended.notified().await;
         }
         if inner.poison.is_set() {
-            return inner.poison.check();
+            return Ok(inner.poison.check()?);
         }
         if inner.checkpoints.log_bytes.get() > 0 {
             match inner.checkpoint().await {
@@ -406,14 +407,14 @@ impl Inner {
             return StoreError::Internal(error.to_string());
         }
         match StoreError::from(error) {
-            StoreError::Poisoned(cause) => self.poison.set(&cause),
+            StoreError::Poisoned(cause) => self.poison.set(&cause).into(),
             StoreError::Full => {
                 self.data.pressed.set(true);
                 StoreError::Full
             }
             refused @ (StoreError::Busy | StoreError::Gone) => refused,
             // Whether the record is there is not known.
-            unclear => self.poison.set(&unclear.to_string()),
+            unclear => self.poison.set(&unclear.to_string()).into(),
         }
     }
 

@@ -10,13 +10,14 @@ use std::path::Path;
 use std::rc::Rc;
 
 use engine::fs;
+use segment_log::durable::Poison;
 use segment_log::{Log, LogError, Lsn};
 use shards::placement::PartitionId;
 
 use super::buckets::BucketTable;
 use super::checkpoint::file;
 use super::config::StoreConfig;
-use super::data::{DataFile, Poison};
+use super::data::DataFile;
 use super::error::StoreError;
 use super::extent::Extent;
 use super::index::{Index, NamePosition, Tally};

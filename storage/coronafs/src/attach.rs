@@ -1,0 +1,231 @@
+//! Attachments: a volume as a block device, for as long as its generation holds.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use engine::GuestList;
+use shards::block::{BlockDevice, BlockError, Geometry};
+
+use crate::error::VolumeError;
+use crate::map::{BLOCK, CLUSTER};
+use crate::partition::{Inner, Partition};
+use crate::record::Change;
+use crate::types::VolumeId;
+use crate::volume::{Holder, Volume};
+
+/// What an attachment may do, and beside whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Writes, and nobody else does.
+    Exclusive,
+    /// Writes, beside others that said so too, as the two sides of a migration.
+    Shared,
+    /// Only reads, beside anybody.
+    ReadOnly,
+}
+
+/// How a volume is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// What the attachment may do.
+    pub access: Access,
+    /// Whether attachments that stand in the way are fenced instead of this one refused.
+    pub take_over: bool,
+}
+
+/// A volume that is attached. Dropping it detaches; what was not flushed is not durable then.
+///
+/// The futures of its [`BlockDevice`] want to be awaited to their end. One that is dropped leaves the
+/// volume whole, but the partition then keeps back whatever becomes free until it is opened again, as
+/// the kernel may still be at it.
+pub struct Attachment {
+    pub(crate) inner: Rc<Inner>,
+    pub(crate) volume: Rc<Volume>,
+    generation: u64,
+    pub(crate) read_only: bool,
+    live: Rc<Cell<bool>>,
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attachment")
+            .field("volume", &self.volume.id)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.volume
+            .fence(|holder| holder.generation == self.generation);
+    }
+}
+
+impl Partition {
+    /// Attaches a volume; its generation is durable when this returns, and writes of an attachment
+    /// that it took over have ended.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`, `Attached`, `Full`, `Busy`, `Poisoned`, `Gone`.
+    pub async fn attach(&self, id: VolumeId, how: Attach) -> Result<Attachment, VolumeError> {
+        self.in_task(move |inner| async move {
+            let _turn = inner.turn().await?;
+            let volume = inner.volume(id)?;
+            let in_the_way = |holder: &Holder| match how.access {
+                Access::ReadOnly => false,
+                Access::Shared => !holder.read_only && !holder.shared,
+                Access::Exclusive => !holder.read_only,
+            };
+            let held = volume.generation_held(in_the_way);
+            if let Some(generation) = held.filter(|_| !how.take_over) {
+                return Err(VolumeError::Attached(generation));
+            }
+            let generation = volume.meta.borrow().generation + 1;
+            let change = Change::Attach {
+                volume: id,
+                generation,
+            };
+            inner.change(change, None).await?;
+            volume.fence(in_the_way);
+            drop(volume.gate.close().await);
+            let live = Rc::new(Cell::new(!inner.is_closing()));
+            volume.holders.borrow_mut().push(Holder {
+                generation,
+                shared: how.access == Access::Shared,
+                read_only: how.access == Access::ReadOnly,
+                live: Rc::clone(&live),
+            });
+            Ok(Attachment {
+                inner,
+                volume,
+                generation,
+                read_only: how.access == Access::ReadOnly,
+                live,
+            })
+        })
+        .await
+    }
+}
+
+impl Volume {
+    fn generation_held(&self, chosen: impl Fn(&Holder) -> bool) -> Option<u64> {
+        let holders = self.holders.borrow();
+        let found = holders.iter().filter(|holder| chosen(holder));
+        found.map(|holder| holder.generation).max()
+    }
+}
+
+impl Attachment {
+    /// The volume.
+    pub fn volume(&self) -> VolumeId {
+        self.volume.id
+    }
+
+    /// Its number among the volume's attachments.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// # Errors
+    /// `Fenced`.
+    pub(crate) fn check_live(&self) -> Result<(), VolumeError> {
+        if self.live.get() {
+            return Ok(());
+        }
+        Err(VolumeError::Fenced)
+    }
+
+    /// Checks a request, and waits until the volume's limits let it begin.
+    async fn admit(&self, offset: u64, len: u64, changes: bool) -> Result<(), BlockError> {
+        self.check_live().map_err(block_error)?;
+        self.geometry().check(offset, len, changes)?;
+        let now = engine::now();
+        let begin = self.volume.throttle.borrow_mut().admit(now, len);
+        if begin > now {
+            engine::sleep_until(begin).await;
+            self.check_live().map_err(block_error)?;
+        }
+        Ok(())
+    }
+
+    async fn flush_if(&self, durable: bool) -> Result<(), VolumeError> {
+        if durable {
+            self.inner.commit(&self.volume).await?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn block_error(error: VolumeError) -> BlockError {
+    match error {
+        VolumeError::Full => BlockError::Full,
+        VolumeError::Busy => BlockError::Busy,
+        VolumeError::Fenced | VolumeError::Gone => BlockError::Fenced,
+        other => BlockError::Io(std::io::Error::other(other)),
+    }
+}
+
+impl BlockDevice for Attachment {
+    fn geometry(&self) -> Geometry {
+        let mut serial = [0; 20];
+        let id = format!("{:016x}", self.volume.id.0);
+        serial[..id.len()].copy_from_slice(id.as_bytes());
+        Geometry {
+            bytes: self.volume.bytes(),
+            block_bytes: self.inner.data.sector,
+            physical_bytes: BLOCK as u32,
+            optimal_bytes: CLUSTER as u32,
+            discard_granularity: BLOCK as u32,
+            read_only: self.read_only,
+            serial,
+        }
+    }
+
+    async fn read(&self, offset: u64, into: GuestList) -> Result<(), BlockError> {
+        self.admit(offset, into.len(), false).await?;
+        self.read_range(offset, into).await.map_err(block_error)
+    }
+
+    async fn write(&self, offset: u64, from: GuestList, durable: bool) -> Result<(), BlockError> {
+        self.admit(offset, from.len(), true).await?;
+        let done = async {
+            self.write_range(offset, from).await?;
+            self.flush_if(durable).await
+        };
+        done.await.map_err(block_error)
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        self.check_live().map_err(block_error)?;
+        self.inner.commit(&self.volume).await.map_err(block_error)
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        self.admit(offset, 0, true).await?;
+        self.geometry().check(offset, len, true)?;
+        self.unmap_range(offset, len).await.map_err(block_error)
+    }
+
+    /// A volume is thin: space is freed whether `may_unmap` or not, and there is none to be kept for
+    /// what reads as zeros.
+    async fn write_zeroes(
+        &self,
+        offset: u64,
+        len: u64,
+        _may_unmap: bool,
+        durable: bool,
+    ) -> Result<(), BlockError> {
+        self.admit(offset, 0, true).await?;
+        self.geometry().check(offset, len, true)?;
+        let done = async {
+            self.zero_range(offset, len).await?;
+            self.flush_if(durable).await
+        };
+        done.await.map_err(block_error)
+    }
+
+    fn changed(&self) -> impl Future<Output = ()> {
+        self.volume.changed.notified()
+    }
+}

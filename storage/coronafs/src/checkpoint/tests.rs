@@ -1,0 +1,161 @@
+//! Checkpoints as they are written and read.
+
+use super::*;
+use crate::map::Piece;
+use crate::types::Limits;
+
+fn frames_of(image: &Image) -> Vec<Vec<u8>> {
+    let mut frames = vec![FRAMES.frame(HEAD, 0, &head_payload(3, 77, image.newest))];
+    let mut items = ImageWriter::new(image);
+    loop {
+        let mut out = Writer::default();
+        let more = items.write(&mut out, 400);
+        frames.push(FRAMES.frame(ITEMS, frames.len() as u32, &out.bytes));
+        if !more {
+            break;
+        }
+    }
+    let end = items.items.to_le_bytes();
+    frames.push(FRAMES.frame(END, frames.len() as u32, &end));
+    frames
+}
+
+fn load(frames: &[Vec<u8>]) -> Option<Loaded> {
+    let mut loader = Loader::default();
+    for frame in frames {
+        loader.take(frame).ok()?;
+    }
+    loader.finish()
+}
+
+fn meta(name: &str) -> Meta {
+    Meta {
+        owner: "me".into(),
+        name: name.into(),
+        bytes: 1 << 40,
+        created_ms: 12,
+        origin: Some(SnapshotId(4)),
+        generation: 9,
+        limits: Limits {
+            ops_per_s: 1,
+            bytes_per_s: 2,
+            burst_ms: 3,
+        },
+    }
+}
+
+/// A volume with a chain of snapshots, an empty one, and one whose leaf is empty again.
+fn image() -> Image {
+    let mut tree = Tree::default();
+    let piece = |cluster, mask| Piece { cluster, mask };
+    for index in [0, 1, 63, 64, 5_000, 1 << 23] {
+        tree.set(
+            index,
+            &[piece(index as u32, 0xff), piece(7, 0xff00)],
+            |_| {},
+        );
+    }
+    let mut image = Image {
+        newest: 40,
+        ..Image::default()
+    };
+    for number in 0..5 {
+        let snapshot = Snapshot {
+            volume: VolumeId(1),
+            name: format!("s{number}"),
+            bytes: 1 << 40,
+            created_ms: number,
+            frozen: Frozen {
+                tree: tree.clone(),
+                mapped_blocks: 0,
+            },
+        };
+        image.snapshots.push((SnapshotId(10 + number), snapshot));
+        tree.set(64, &[piece(100 + number as u32, 1)], |_| {});
+    }
+    let mut emptied = Tree::default();
+    emptied.set(70, &[piece(1, 1)], |_| {});
+    emptied.set(70, &[], |_| {});
+    image.volumes.push((VolumeId(1), meta("one"), tree));
+    image
+        .volumes
+        .push((VolumeId(2), meta("two"), Tree::default()));
+    image.volumes.push((VolumeId(3), meta("three"), emptied));
+    image
+}
+
+#[test]
+fn what_was_written_is_read_and_shared_as_before() {
+    let image = image();
+    let frames = frames_of(&image);
+    let loaded = load(&frames).unwrap();
+    assert_eq!(
+        (loaded.partition, loaded.start_lsn, loaded.state.newest),
+        (3, 77, 40)
+    );
+    for (id, meta, tree) in &image.volumes {
+        let volume = &loaded.state.volumes[id];
+        assert_eq!(*volume.meta.borrow(), *meta);
+        for index in [0, 1, 2, 63, 64, 70, 5_000, 1 << 23] {
+            assert_eq!(volume.tree.borrow().slot(index), tree.slot(index));
+        }
+    }
+    let mut roots = Vec::new();
+    for (id, snapshot) in &image.snapshots {
+        let found = &loaded.state.snapshots[id];
+        assert_eq!(found.name, snapshot.name);
+        assert_eq!(found.frozen.tree.slot(64), snapshot.frozen.tree.slot(64));
+        let leaf = std::ptr::from_ref(found.frozen.tree.leaf(5_000).unwrap());
+        roots.push(leaf);
+    }
+    assert!(
+        roots.iter().all(|leaf| *leaf == roots[0]),
+        "a shared leaf is one"
+    );
+    // Each leaf once: four of the first state, and one more for each later state.
+    let leaves = frames_of(&image).concat().len();
+    assert!(leaves < 2_500, "{leaves} bytes");
+}
+
+#[test]
+fn a_damaged_or_cut_file_is_no_checkpoint() {
+    let frames = frames_of(&image());
+    assert!(load(&frames[..frames.len() - 1]).is_none());
+    let mut swapped = frames.clone();
+    swapped.swap(1, 2);
+    assert!(load(&swapped).is_none());
+    for at in 0..frames.len() {
+        let mut damaged = frames.clone();
+        let middle = damaged[at].len() / 2;
+        damaged[at][middle] ^= 1;
+        assert!(load(&damaged).is_none(), "frame {at}");
+    }
+}
+
+#[test]
+fn items_that_make_no_tree_are_refused() {
+    let refused = |items: &[u8]| {
+        let frames = [
+            FRAMES.frame(HEAD, 0, &head_payload(0, 0, 0)),
+            FRAMES.frame(ITEMS, 1, items),
+        ];
+        let mut loader = Loader::default();
+        loader.take(&frames[0]).unwrap();
+        loader.take(&frames[1]).is_err()
+    };
+    let leaf = [1, 1, 5, 1, 9, 0, 0, 0, 1, 0];
+    assert!(!refused(&leaf));
+    // A slot twice, a slot too far, no piece, a child that is not there or of the wrong level.
+    assert!(refused(&[
+        1, 2, 5, 1, 9, 0, 0, 0, 1, 0, 5, 1, 9, 0, 0, 0, 1, 0
+    ]));
+    assert!(refused(&[1, 1, 64, 1, 9, 0, 0, 0, 1, 0]));
+    assert!(refused(&[1, 1, 5, 0]));
+    assert!(refused(&[2, 2, 1, 0, 1, 0, 0, 0]));
+    let with_leaf = |inner: &[u8]| refused(&[&leaf[..], inner].concat());
+    assert!(!with_leaf(&[2, 2, 1, 0, 1, 0, 0, 0]));
+    assert!(with_leaf(&[2, 3, 1, 0, 1, 0, 0, 0]));
+    assert!(with_leaf(&[2, 2, 0]));
+    assert!(with_leaf(&[2, 2, 1, 64, 1, 0, 0, 0]));
+    assert!(with_leaf(&[9]));
+}

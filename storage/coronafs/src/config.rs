@@ -1,0 +1,44 @@
+//! Sizes and bounds of a partition of volumes. The defaults suit one node; tests make them small.
+
+use segment_log::LogConfig;
+
+/// How partitions are run.
+#[derive(Clone, Debug)]
+pub struct VolumeConfig {
+    /// The log of each partition.
+    pub log: LogConfig,
+    /// Bytes by which a data file grows, at least 64 KiB.
+    pub data_grow_bytes: u64,
+    /// Free bytes of the data file whose space is kept for what is written next; that of more free
+    /// clusters is given back to the file system, in pieces of at least 1 MiB.
+    pub data_slack_bytes: u64,
+    /// Bytes of log after which a checkpoint is written; a checkpoint that is longer than this waits
+    /// for as many bytes as it has.
+    pub checkpoint_log_bytes: u64,
+    /// Changed clusters of a volume, not durable yet, past which its writes make them durable first.
+    pub dirty_slots_max: usize,
+    /// Pieces of a cluster past which a write moves the cluster together.
+    pub pieces_max: usize,
+    /// Most volumes of a partition.
+    pub volumes_max: usize,
+    /// Most snapshots of a partition.
+    pub snapshots_max: usize,
+}
+
+impl Default for VolumeConfig {
+    fn default() -> VolumeConfig {
+        VolumeConfig {
+            log: LogConfig {
+                reserve_segments: 1,
+                ..LogConfig::default()
+            },
+            data_grow_bytes: 64 << 20,
+            data_slack_bytes: 256 << 20,
+            checkpoint_log_bytes: 64 << 20,
+            dirty_slots_max: 8192,
+            pieces_max: 4,
+            volumes_max: 10_000,
+            snapshots_max: 100_000,
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The data file of a partition: clusters of 64 KiB, read and written in place with O_DIRECT, straight
+//! from and to the memory of whoever asks.
+//!
+//! Invariants: a flush returns after one that began after it was called. A failed write or flush
+//! poisons the partition; a guest's memory that cannot be read does not. The file grows by allocated
+//! space, so that a full disk is met before a write is. It does not know volumes.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::fs::{self, File, OpenOptions};
+use engine::sync::{Notify, Semaphore};
+use engine::{DmaBuf, GuestList};
+use segment_log::durable::{FlushGate, Poison};
+
+use crate::error::{VolumeError, is_full};
+use crate::map::CLUSTER;
+use crate::space::{Epoch, Layer, Space};
+
+/// The smallest unit of what a guest reads and writes, in bytes: a sector of most disks.
+const SECTOR: u32 = 512;
+/// The unit where a disk's sectors are larger.
+const LARGE_SECTOR: u32 = 4096;
+/// Bytes of a bounce buffer.
+pub(crate) const BOUNCE: u64 = 256 << 10;
+/// Clusters that are given space at once: 4 MiB.
+const BACK_CLUSTERS_MAX: u32 = 64;
+/// Free clusters in a row whose space is given back: 1 to 64 MiB.
+const HOLE_CLUSTERS_MIN: u32 = 16;
+const HOLE_CLUSTERS_MAX: u32 = 1024;
+/// Those that may wait for the file to grow.
+const GROWERS_MAX: usize = 65_536;
+
+/// An open data file.
+pub(crate) struct DataFile {
+    file: File,
+    poison: Rc<Poison>,
+    flushes: FlushGate,
+    growing: Semaphore,
+    grow_bytes: u64,
+    pub(crate) space: RefCell<Space>,
+    /// What places and lengths of transfers are a multiple of.
+    pub(crate) sector: u32,
+    /// Clusters became free that operations in progress had held back.
+    pub(crate) freed: Notify,
+    /// Transfers that went through a buffer of ours, as the guest's memory was not aligned.
+    pub(crate) bounces: Cell<u64>,
+    /// Operations that were dropped before they ended.
+    pub(crate) abandoned: Cell<u64>,
+    /// Whether the file system has holes, as far as is known.
+    holes: Cell<bool>,
+}
+
+/// A taken cluster that is free again unless it gets space.
+struct GiveBack<'a> {
+    data: &'a DataFile,
+    cluster: Option<u32>,
+}
+
+impl GiveBack<'_> {
+    fn keep(mut self) {
+        self.cluster = None;
+    }
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.data.space.borrow_mut().end(self.cluster);
+    }
+}
+
+/// Ends the making of a hole, also when its future was dropped.
+struct Hole<'a> {
+    data: &'a DataFile,
+    run: Range<u32>,
+    done: bool,
+}
+
+impl Drop for Hole<'_> {
+    fn drop(&mut self) {
+        let mut space = self.data.space.borrow_mut();
+        space.end_hole(self.run.clone(), self.done);
+    }
+}
+
+/// An operation on clusters. One that is dropped before [`Using::end`] may still be on its way in the
+/// kernel: what is freed from then on stays unused until the next start.
+pub(crate) struct Using<'a> {
+    data: &'a DataFile,
+    epoch: Option<Epoch>,
+}
+
+impl Using<'_> {
+    pub(crate) fn end(mut self) {
+        if let Some(epoch) = self.epoch.take() {
+            let freed = self.data.space.borrow_mut().leave(&epoch);
+            if freed {
+                self.data.freed.notify_all();
+            }
+        }
+    }
+}
+
+impl Drop for Using<'_> {
+    fn drop(&mut self) {
+        if self.epoch.is_some() {
+            self.data.abandoned.set(self.data.abandoned.get() + 1);
+        }
+    }
+}
+
+impl DataFile {
+    /// Opens or makes the file; its name is durable only after a `sync_dir` of the caller's.
+    pub(crate) async fn open(
+        path: &Path,
+        grow_bytes: u64,
+        poison: Rc<Poison>,
+    ) -> Result<DataFile, VolumeError> {
+        let options = OpenOptions {
+            write: true,
+            create: true,
+            direct: true,
+            ..OpenOptions::default()
+        };
+        let file = File::open(path, options).await;
+        let file = file.map_err(|e| VolumeError::internal("cannot open the data file", &e))?;
+        let mut space = Space::new();
+        let clusters = u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX);
+        space.grow(clusters, false);
+        Ok(DataFile {
+            file,
+            poison,
+            flushes: FlushGate::default(),
+            growing: Semaphore::new(1, GROWERS_MAX),
+            grow_bytes,
+            space: RefCell::new(space),
+            sector: probe(path).await?,
+            freed: Notify::default(),
+            bounces: Cell::new(0),
+            abandoned: Cell::new(0),
+            holes: Cell::new(true),
+        })
+    }
+
+    /// Begins an operation: no cluster that it may see is given out until it ends.
+    pub(crate) fn using(&self) -> Using<'_> {
+        Using {
+            data: self,
+            epoch: Some(self.space.borrow_mut().enter()),
+        }
+    }
+
+    /// Takes a cluster, growing the file when it must.
+    ///
+    /// # Errors
+    /// `Full`, `Busy`, `Internal`.
+    pub(crate) async fn take(&self, near: Option<u32>, layer: Layer) -> Result<u32, VolumeError> {
+        loop {
+            let taken = self.space.borrow_mut().take(near, layer);
+            if let Some(taken) = taken {
+                if !taken.backed {
+                    self.back(taken.cluster).await?;
+                }
+                return Ok(taken.cluster);
+            }
+            let _turn = self.growing.acquire(1).await?;
+            if self.space.borrow().free_count() == 0 {
+                self.grow().await?;
+            }
+        }
+    }
+
+    /// Gives a taken cluster space on the disk, and those behind it that may want some.
+    async fn back(&self, cluster: u32) -> Result<(), VolumeError> {
+        let giving = GiveBack {
+            data: self,
+            cluster: Some(cluster),
+        };
+        let _turn = self.growing.acquire(1).await?;
+        let run = self.space.borrow().unbacked_run(cluster, BACK_CLUSTERS_MAX);
+        for clusters in [run, 1] {
+            let (offset, len) = (u64::from(cluster) * CLUSTER, u64::from(clusters) * CLUSTER);
+            match self.file.allocate(offset, len).await {
+                Err(error) if is_full(&error) => {}
+                // Where the file system cannot promise space, a write finds out.
+                Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+                    return Err(VolumeError::internal(
+                        "cannot allocate in the data file",
+                        &error,
+                    ));
+                }
+                _ => {
+                    self.space.borrow_mut().back(cluster..cluster + clusters);
+                    giving.keep();
+                    return Ok(());
+                }
+            }
+        }
+        Err(VolumeError::Full)
+    }
+
+    /// Gives the file system the space of free clusters, until at most `slack` clusters are free and
+    /// have some. What is free here is free after a crash too. Nobody is given the clusters meanwhile.
+    ///
+    /// # Errors
+    /// `Busy`, `Internal`; the clusters stay free.
+    pub(crate) async fn give_space_back(&self, slack: u64) -> Result<(), VolumeError> {
+        let mut from = 0;
+        while self.holes.get() && self.space.borrow().surplus() > slack {
+            let _turn = self.growing.acquire(1).await?;
+            let found =
+                self.space
+                    .borrow_mut()
+                    .begin_hole(from, HOLE_CLUSTERS_MIN, HOLE_CLUSTERS_MAX);
+            let Some(run) = found else { break };
+            from = run.end;
+            let mut hole = Hole {
+                data: self,
+                run: run.clone(),
+                done: false,
+            };
+            let (offset, len) = (u64::from(run.start) * CLUSTER, run.len() as u64 * CLUSTER);
+            match self.file.discard(offset, len).await {
+                Ok(()) => hole.done = true,
+                // Such a file system keeps the space for what is to come.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => self.holes.set(false),
+                Err(error) => {
+                    return Err(VolumeError::internal(
+                        "cannot discard in the data file",
+                        &error,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn grow(&self) -> Result<(), VolumeError> {
+        let old = self.space.borrow().count();
+        let step = u32::try_from(self.grow_bytes / CLUSTER).unwrap_or(u32::MAX);
+        for clusters in [step.max(1), 1] {
+            if clusters > u32::MAX - old {
+                continue;
+            }
+            let (offset, len) = (u64::from(old) * CLUSTER, u64::from(clusters) * CLUSTER);
+            match self.file.allocate(offset, len).await {
+                Ok(()) => {
+                    self.space.borrow_mut().grow(clusters, true);
+                    return Ok(());
+                }
+                // Where the file system cannot promise space, a write finds out.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    let grown = self.file.set_len(offset + len).await;
+                    grown.map_err(|e| VolumeError::internal("cannot grow the data file", &e))?;
+                    self.space.borrow_mut().grow(clusters, true);
+                    return Ok(());
+                }
+                Err(error) if is_full(&error) => {}
+                Err(error) => {
+                    return Err(VolumeError::internal("cannot grow the data file", &error));
+                }
+            }
+        }
+        Err(VolumeError::Full)
+    }
+
+    /// Reads a run of the file.
+    ///
+    /// # Errors
+    /// `Corrupt` when the file ends before, `Busy`, `Internal`.
+    pub(crate) async fn read(&self, into: GuestList, place: u64) -> Result<(), VolumeError> {
+        let len = into.len();
+        if !into.is_aligned(self.sector) {
+            return self.read_bounced(&into, place).await;
+        }
+        let (read, into) = self.file.read_list_at(into, place).await;
+        whole(read.map_err(|e| failed_read(&e))?, len, place)?;
+        intact(&into)
+    }
+
+    async fn read_bounced(&self, into: &GuestList, place: u64) -> Result<(), VolumeError> {
+        self.bounces.set(self.bounces.get() + 1);
+        let mut at = 0;
+        while at < into.len() {
+            let len = BOUNCE.min(into.len() - at);
+            let buf = engine::take_buf(len as usize)?;
+            let buf = self.read_buf(buf, place + at).await?;
+            into.copy_in(at, &buf).map_err(|e| bad_memory(&e))?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Reads as many bytes as the buffer has.
+    ///
+    /// # Errors
+    /// As [`DataFile::read`].
+    pub(crate) async fn read_buf(&self, buf: DmaBuf, place: u64) -> Result<DmaBuf, VolumeError> {
+        let len = buf.len();
+        let (read, slice) = self.file.read_at(buf.slice(0..len), place).await;
+        let read = read.map_err(|e| failed_read(&e))?;
+        whole(read, len as u64, place)?;
+        Ok(slice.into_inner())
+    }
+
+    /// Writes a run of the file.
+    ///
+    /// # Errors
+    /// `Poisoned`; `Busy` when it was not begun; `Internal` when the guest's memory cannot be read.
+    pub(crate) async fn write(&self, from: GuestList, place: u64) -> Result<(), VolumeError> {
+        self.poison.check()?;
+        if !from.is_aligned(self.sector) {
+            self.bounces.set(self.bounces.get() + 1);
+            let mut at = 0;
+            while at < from.len() {
+                let len = BOUNCE.min(from.len() - at);
+                let mut buf = engine::take_buf(len as usize)?;
+                from.copy_out(at, &mut buf).map_err(|e| bad_memory(&e))?;
+                self.write_buf(buf, place + at).await?;
+                at += len;
+            }
+            return Ok(());
+        }
+        intact(&from)?;
+        let (wrote, from) = self.file.write_list_at(from, place).await;
+        wrote.map_err(|e| self.failed_write(&e))?;
+        intact(&from)
+    }
+
+    /// Writes the buffer.
+    ///
+    /// # Errors
+    /// As [`DataFile::write`].
+    pub(crate) async fn write_buf(&self, buf: DmaBuf, place: u64) -> Result<(), VolumeError> {
+        self.poison.check()?;
+        let (wrote, _) = self.file.write_at(buf, place).await;
+        wrote.map_err(|e| self.failed_write(&e))
+    }
+
+    fn failed_write(&self, error: &io::Error) -> VolumeError {
+        match error.kind() {
+            // The shard had no slot: it was not started.
+            io::ErrorKind::ResourceBusy => VolumeError::Busy,
+            // Memory of the guest that is not there; the disk is as good as before.
+            io::ErrorKind::InvalidInput | io::ErrorKind::WriteZero => bad_memory(error),
+            _ if is_full(error) => VolumeError::Full,
+            _ => self.poison.set(&error.to_string()).into(),
+        }
+    }
+
+    /// Makes all writes that have completed before the call durable.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Busy`.
+    pub(crate) async fn flush(&self) -> Result<(), VolumeError> {
+        let flushed = self.flushes.flush(&self.file, &self.poison).await;
+        flushed.map_err(VolumeError::from)
+    }
+}
+
+/// Finds out what the disk takes, by a file beside the data file.
+async fn probe(path: &Path) -> Result<u32, VolumeError> {
+    let path = path.with_file_name("probe");
+    let failed = |error: &io::Error| VolumeError::internal("cannot try the disk", error);
+    let options = OpenOptions {
+        write: true,
+        create: true,
+        direct: true,
+        ..OpenOptions::default()
+    };
+    let file = File::open(&path, options).await.map_err(|e| failed(&e))?;
+    let mut buf = engine::take_buf(LARGE_SECTOR as usize)?;
+    buf.fill(0);
+    let (wrote, buf) = file.write_at(buf, 0).await;
+    wrote.map_err(|e| failed(&e))?;
+    let part = buf.slice(0..SECTOR as usize);
+    let sector = match file.write_at(part, u64::from(SECTOR)).await.0 {
+        Ok(()) => SECTOR,
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => LARGE_SECTOR,
+        Err(error) => return Err(failed(&error)),
+    };
+    fs::remove_file(&path).await.map_err(|e| failed(&e))?;
+    Ok(sector)
+}
+
+fn whole(read: usize, len: u64, place: u64) -> Result<(), VolumeError> {
+    if read as u64 == len {
+        return Ok(());
+    }
+    Err(VolumeError::Corrupt {
+        what: "the data file is too short".into(),
+        offset: place,
+    })
+}
+
+fn failed_read(error: &io::Error) -> VolumeError {
+    VolumeError::internal("cannot read the data file", error)
+}
+
+/// Memory that was cut short reads as zeros that nobody wrote, and keeps nothing.
+fn intact(list: &GuestList) -> Result<(), VolumeError> {
+    if list.is_broken() {
+        let error = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(bad_memory(&error));
+    }
+    Ok(())
+}
+
+fn bad_memory(error: &io::Error) -> VolumeError {
+    VolumeError::Internal(format!("the memory of the transfer is not usable: {error}"))
+}

@@ -1,0 +1,129 @@
+//! Why volumes refuse or fail. One type for all operations; free to cross shards.
+
+use std::io;
+
+use segment_log::LogError;
+use segment_log::durable::{FlushError, Poisoned};
+
+/// An operation's failure.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumeError {
+    /// There is no such volume here.
+    #[error("the volume does not exist")]
+    NoSuchVolume,
+    /// There is no such snapshot here.
+    #[error("the snapshot does not exist")]
+    NoSuchSnapshot,
+    /// The owner has a volume, or the volume a snapshot, of that name.
+    #[error("the name {0} is taken")]
+    NameTaken(String),
+    /// A name, owner, size or limit is not allowed.
+    #[error("{what} is not allowed: {allowed}")]
+    Invalid {
+        /// What was given.
+        what: String,
+        /// What would be accepted.
+        allowed: &'static str,
+    },
+    /// The volume is attached; detach it first, or attach shared, read-only or by take-over.
+    #[error("the volume is attached, in generation {0}")]
+    Attached(u64),
+    /// The volume still has snapshots; delete them first.
+    #[error("the volume has {0} snapshots")]
+    HasSnapshots(usize),
+    /// The volume holds data behind the wanted end.
+    #[error("the volume holds data up to byte {0}")]
+    InUse(u64),
+    /// A later attachment has taken the volume over.
+    #[error("a later attachment has taken the volume over")]
+    Fenced,
+    /// A bound is reached; nothing happened, try again.
+    #[error("too much is in progress")]
+    Busy,
+    /// No space left; nothing happened. Works again when there is space.
+    #[error("no space left")]
+    Full,
+    /// A write or flush failed: the partition takes no more writes until the node is restarted.
+    #[error("the partition takes no writes since a write or flush failed: {0}")]
+    Poisoned(String),
+    /// What was read is not what was written.
+    #[error("{what}, at byte {offset}")]
+    Corrupt {
+        /// What is damaged.
+        what: String,
+        /// Byte offset in its file.
+        offset: u64,
+    },
+    /// The partition was closed, or is not on this shard.
+    #[error("the partition is closed")]
+    Gone,
+    /// The machine failed in a way not named above.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl VolumeError {
+    pub(crate) fn internal(what: &str, error: &io::Error) -> VolumeError {
+        match error.kind() {
+            io::ErrorKind::ResourceBusy => VolumeError::Busy,
+            _ if is_full(error) => VolumeError::Full,
+            _ => VolumeError::Internal(format!("{what}: {error}")),
+        }
+    }
+}
+
+/// Whether space has ended: the disk's, a quota's, or what a file may have.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+impl From<engine::NoMem> for VolumeError {
+    fn from(_: engine::NoMem) -> VolumeError {
+        VolumeError::Busy
+    }
+}
+
+impl From<engine::sync::QueueFull> for VolumeError {
+    fn from(_: engine::sync::QueueFull) -> VolumeError {
+        VolumeError::Busy
+    }
+}
+
+impl From<Poisoned> for VolumeError {
+    fn from(Poisoned(cause): Poisoned) -> VolumeError {
+        VolumeError::Poisoned(cause)
+    }
+}
+
+impl From<FlushError> for VolumeError {
+    fn from(error: FlushError) -> VolumeError {
+        match error {
+            FlushError::Busy => VolumeError::Busy,
+            FlushError::Poisoned(poisoned) => poisoned.into(),
+        }
+    }
+}
+
+impl From<LogError> for VolumeError {
+    fn from(error: LogError) -> VolumeError {
+        match error {
+            LogError::Full { .. } => VolumeError::Full,
+            LogError::Busy => VolumeError::Busy,
+            LogError::Closed => VolumeError::Gone,
+            LogError::Poisoned { cause } => VolumeError::Poisoned(cause),
+            LogError::Corrupt {
+                segment,
+                offset,
+                expected,
+            } => VolumeError::Corrupt {
+                what: format!("log segment {segment} is damaged (expected {expected})"),
+                offset,
+            },
+            other => VolumeError::Internal(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The records of the log: every change of volumes, snapshots and maps. Sans-IO.
+//!
+//! A record's kind is the log's mark; its payload begins with a u8 version, 1. All numbers are
+//! little-endian, a text is a u32 length and UTF-8.
+//!
+//! | kind | record | payload behind the version |
+//! | --- | --- | --- |
+//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name |
+//! | 2 | volume deleted | u64 id |
+//! | 3 | map | u64 volume, u32 count, then slots: u64 cluster, u8 pieces, each u32 cluster of the data file, u16 mask |
+//! | 4 | snapshot created | u64 id, u64 volume, u64 created (ms), name |
+//! | 5 | snapshot deleted | u64 id |
+//! | 6 | clone | u64 id, u64 snapshot, u64 created (ms), owner, name |
+//! | 7 | rollback | u64 volume, u64 snapshot |
+//! | 8 | resize | u64 volume, u64 bytes |
+//! | 9 | rename | u64 volume, name |
+//! | 10 | attached | u64 volume, u64 generation |
+//! | 11 | limits | u64 volume, u64 operations and u64 bytes a second (0 is none), u32 burst (ms) |
+//!
+//! A map record says what the slots are from now on, so replaying one twice does no harm. The order of
+//! the others is what makes a snapshot what it is: it holds what the records before it say.
+
+use segment_log::bytes::{Decode, Reader, Writer};
+
+use crate::map::{BLOCKS, Piece};
+use crate::types::{Limits, SnapshotId, VolumeId};
+
+const VERSION: u8 = 1;
+/// Bytes of slots in one map record, about.
+pub(crate) const MAP_BYTES: usize = 256 << 10;
+/// Smallest slot in a map record.
+const SLOT_BYTES_MIN: usize = 9;
+
+pub(crate) const MAP: u8 = 3;
+
+/// A slot as a record holds it.
+pub(crate) type SlotChange = (u64, Vec<Piece>);
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Create {
+        id: VolumeId,
+        bytes: u64,
+        created_ms: u64,
+        owner: String,
+        name: String,
+    },
+    Delete {
+        id: VolumeId,
+    },
+    Map {
+        volume: VolumeId,
+        slots: Vec<SlotChange>,
+    },
+    Snapshot {
+        id: SnapshotId,
+        volume: VolumeId,
+        created_ms: u64,
+        name: String,
+    },
+    DeleteSnapshot {
+        id: SnapshotId,
+    },
+    Clone {
+        id: VolumeId,
+        snapshot: SnapshotId,
+        created_ms: u64,
+        owner: String,
+        name: String,
+    },
+    Rollback {
+        volume: VolumeId,
+        snapshot: SnapshotId,
+    },
+    Resize {
+        volume: VolumeId,
+        bytes: u64,
+    },
+    Rename {
+        volume: VolumeId,
+        name: String,
+    },
+    Attach {
+        volume: VolumeId,
+        generation: u64,
+    },
+    Limit {
+        volume: VolumeId,
+        limits: Limits,
+    },
+}
+
+pub(crate) fn put_slot(out: &mut Writer, index: u64, pieces: &[Piece]) {
+    out.u64(index);
+    out.u8(pieces.len() as u8);
+    for piece in pieces {
+        out.u32(piece.cluster);
+        out.u16(piece.mask);
+    }
+}
+
+/// Takes the pieces of a slot: at most one for each block, disjoint, none empty.
+pub(crate) fn take_pieces(from: &mut Reader<'_>) -> Decode<Vec<Piece>> {
+    let count = u32::from(from.u8("pieces")?);
+    if count > BLOCKS {
+        return Err(from.bad("pieces"));
+    }
+    let mut pieces = Vec::with_capacity(count as usize);
+    let mut seen = 0;
+    for _ in 0..count {
+        let cluster = from.u32("cluster")?;
+        let mask = from.u16("mask")?;
+        if mask == 0 || mask & seen != 0 {
+            return Err(from.bad("mask"));
+        }
+        seen |= mask;
+        pieces.push(Piece { cluster, mask });
+    }
+    Ok(pieces)
+}
+
+/// Begins a map record; slots follow by [`put_slot`], and [`end_map`] counts them.
+pub(crate) fn begin_map(volume: VolumeId) -> Writer {
+    let mut out = Writer::default();
+    out.u8(VERSION);
+    out.u64(volume.0);
+    out.u32(0);
+    out
+}
+
+pub(crate) fn end_map(mut out: Writer, count: u32) -> Vec<u8> {
+    out.bytes[9..13].copy_from_slice(&count.to_le_bytes());
+    out.bytes
+}
+
+impl Change {
+    /// Kind and payload.
+    pub(crate) fn encode(&self) -> (u8, Vec<u8>) {
+        let mut out = Writer::default();
+        out.u8(VERSION);
+        let kind = match self {
+            Change::Create {
+                id,
+                bytes,
+                created_ms,
+                owner,
+                name,
+            } => {
+                out.u64(id.0);
+                out.u64(*bytes);
+                out.u64(*created_ms);
+                out.text(owner);
+                out.text(name);
+                1
+            }
+            Change::Delete { id } => {
+                out.u64(id.0);
+                2
+            }
+            Change::Map { volume, slots } => {
+                let mut out = begin_map(*volume);
+                for (index, pieces) in slots {
+                    put_slot(&mut out, *index, pieces);
+                }
+                return (MAP, end_map(out, slots.len() as u32));
+            }
+            Change::Snapshot {
+                id,
+                volume,
+                created_ms,
+                name,
+            } => {
+                out.u64(id.0);
+                out.u64(volume.0);
+                out.u64(*created_ms);
+                out.text(name);
+                4
+            }
+            Change::DeleteSnapshot { id } => {
+                out.u64(id.0);
+                5
+            }
+            Change::Clone {
+                id,
+                snapshot,
+                created_ms,
+                owner,
+                name,
+            } => {
+                out.u64(id.0);
+                out.u64(snapshot.0);
+                out.u64(*created_ms);
+                out.text(owner);
+                out.text(name);
+                6
+            }
+            other => other.encode_setting(&mut out),
+        };
+        (kind, out.bytes)
+    }
+
+    /// Those that change a volume that is there.
+    fn encode_setting(&self, out: &mut Writer) -> u8 {
+        match self {
+            Change::Rollback { volume, snapshot } => {
+                out.u64(volume.0);
+                out.u64(snapshot.0);
+                7
+            }
+            Change::Resize { volume, bytes } => {
+                out.u64(volume.0);
+                out.u64(*bytes);
+                8
+            }
+            Change::Rename { volume, name } => {
+                out.u64(volume.0);
+                out.text(name);
+                9
+            }
+            Change::Attach { volume, generation } => {
+                out.u64(volume.0);
+                out.u64(*generation);
+                10
+            }
+            Change::Limit { volume, limits } => {
+                out.u64(volume.0);
+                put_limits(out, *limits);
+                11
+            }
+            _ => unreachable!("encoded by the caller"),
+        }
+    }
+
+    /// # Errors
+    /// When the payload is not such a record.
+    pub(crate) fn decode(kind: u8, payload: &[u8]) -> Decode<Change> {
+        let mut from = Reader::new(payload);
+        if from.u8("version")? != VERSION {
+            return Err(from.bad("version"));
+        }
+        let first = from.u64("id")?;
+        let (id, volume, snapshot) = (VolumeId(first), VolumeId(first), SnapshotId(first));
+        let change = match kind {
+            1 => Change::Create {
+                id,
+                bytes: from.u64("bytes")?,
+                created_ms: from.u64("created")?,
+                owner: from.text("owner")?.to_owned(),
+                name: from.text("name")?.to_owned(),
+            },
+            2 => Change::Delete { id },
+            MAP => {
+                let count = from.count(SLOT_BYTES_MIN, "slots")?;
+                let mut slots = Vec::with_capacity(count);
+                for _ in 0..count {
+                    slots.push((from.u64("slot")?, take_pieces(&mut from)?));
+                }
+                Change::Map { volume, slots }
+            }
+            4 => Change::Snapshot {
+                id: snapshot,
+                volume: VolumeId(from.u64("volume")?),
+                created_ms: from.u64("created")?,
+                name: from.text("name")?.to_owned(),
+            },
+            5 => Change::DeleteSnapshot { id: snapshot },
+            6 => Change::Clone {
+                id,
+                snapshot: SnapshotId(from.u64("snapshot")?),
+                created_ms: from.u64("created")?,
+                owner: from.text("owner")?.to_owned(),
+                name: from.text("name")?.to_owned(),
+            },
+            7 => Change::Rollback {
+                volume,
+                snapshot: SnapshotId(from.u64("snapshot")?),
+            },
+            8 => Change::Resize {
+                volume,
+                bytes: from.u64("bytes")?,
+            },
+            9 => Change::Rename {
+                volume,
+                name: from.text("name")?.to_owned(),
+            },
+            10 => Change::Attach {
+                volume,
+                generation: from.u64("generation")?,
+            },
+            11 => Change::Limit {
+                volume,
+                limits: take_limits(&mut from)?,
+            },
+            _ => return Err(from.bad("kind")),
+        };
+        from.end("record")?;
+        Ok(change)
+    }
+}
+
+pub(crate) fn put_limits(out: &mut Writer, limits: Limits) {
+    out.u64(limits.ops_per_s);
+    out.u64(limits.bytes_per_s);
+    out.u32(limits.burst_ms);
+}
+
+pub(crate) fn take_limits(from: &mut Reader<'_>) -> Decode<Limits> {
+    Ok(Limits {
+        ops_per_s: from.u64("operations a second")?,
+        bytes_per_s: from.u64("bytes a second")?,
+        burst_ms: from.u32("burst")?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

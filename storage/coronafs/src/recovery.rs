@@ -1,0 +1,204 @@
+//! What a restart makes of a partition's files: the newest checkpoint, the log behind it, and from the
+//! maps that come out what is free, and what a volume may write in place.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+
+use engine::fs;
+use segment_log::durable::Poison;
+use segment_log::{Log, LogError, Lsn};
+use shards::placement::PartitionId;
+
+use crate::checkpoint::file;
+use crate::config::VolumeConfig;
+use crate::data::DataFile;
+use crate::error::VolumeError;
+use crate::map::{Node, Tree};
+use crate::partition::{Partition, Parts};
+use crate::record::Change;
+use crate::space::{Layer, Space};
+use crate::state::State;
+use crate::volume::Volume;
+
+/// Plays records in order, refusing a gap.
+struct Replay {
+    state: State,
+    last: u64,
+    bytes: u64,
+}
+
+impl Replay {
+    fn take(&mut self, record: &segment_log::Record<'_>) -> Result<(), LogError> {
+        let Lsn(lsn) = record.lsn;
+        let refused = |reason: String| LogError::Refused {
+            lsn: record.lsn,
+            reason,
+        };
+        if lsn != self.last + 1 {
+            let (from, to) = (self.last + 1, lsn.saturating_sub(1));
+            return Err(refused(format!(
+                "records {from} to {to} are missing and no checkpoint holds them"
+            )));
+        }
+        let change = Change::decode(record.kind, record.payload);
+        let change = change.map_err(|malformed| refused(malformed.to_string()))?;
+        let applied = self.state.apply(change, None);
+        applied.map_err(|refusal| refused(refusal.to_owned()))?;
+        self.last = lsn;
+        self.bytes += u64::from(record.len);
+        Ok(())
+    }
+}
+
+impl Partition {
+    /// Opens or makes a partition below `root`, whose name is durable.
+    ///
+    /// # Errors
+    /// `Corrupt` when something durable is damaged or missing, `Full`, `Internal`.
+    pub async fn open(
+        root: &Path,
+        id: PartitionId,
+        config: &VolumeConfig,
+    ) -> Result<Partition, VolumeError> {
+        let dir = root.join(format!("v{:03}", id.0));
+        let failed = |e: &std::io::Error| VolumeError::internal("cannot make the directory", e);
+        fs::create_dir_all(&dir).await.map_err(|e| failed(&e))?;
+        fs::sync_dir(root).await.map_err(|e| failed(&e))?;
+        let found = file::find(&dir, id.0).await?;
+        let mut replay = Replay {
+            state: found.state,
+            last: found.start_lsn,
+            bytes: 0,
+        };
+        let (log_dir, start) = (dir.join("log"), Lsn(found.start_lsn));
+        let opened = Log::open(&log_dir, config.log.clone(), start, 0, |record| {
+            replay.take(&record)
+        });
+        let (log, recovered) = opened.await?;
+        let poison = Rc::new(Poison::default());
+        let data = DataFile::open(
+            &dir.join("data"),
+            config.data_grow_bytes,
+            Rc::clone(&poison),
+        )
+        .await?;
+        fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
+        let mut state = replay.state;
+        count(&mut state, &data).await?;
+        tracing::info!(
+            partition = id.0,
+            checkpoint_lsn = found.start_lsn,
+            records = recovered.records,
+            torn_bytes = recovered.torn_bytes,
+            clean = recovered.clean,
+            volumes = state.volumes.len(),
+            snapshots = state.snapshots.len(),
+            "the partition is recovered"
+        );
+        let checkpoints = found.checkpoints;
+        checkpoints.log_bytes.set(replay.bytes);
+        let parts = Parts {
+            id,
+            dir,
+            log,
+            data,
+            poison,
+            state,
+            checkpoints,
+        };
+        Ok(Partition::new(parts, config))
+    }
+}
+
+/// Counts references and valid blocks of all maps, each node once, and gives volumes what is theirs
+/// alone.
+async fn count(state: &mut State, data: &DataFile) -> Result<(), VolumeError> {
+    let mut counted = BTreeMap::new();
+    for volume in state.volumes.values() {
+        let blocks = claim_tree(&volume.tree.borrow(), &data.space, &mut counted)?;
+        volume.mapped_blocks.set(blocks);
+        engine::yield_now().await;
+    }
+    for snapshot in state.snapshots.values_mut() {
+        let frozen = &mut snapshot.frozen;
+        frozen.mapped_blocks = claim_tree(&frozen.tree, &data.space, &mut counted)?;
+        engine::yield_if_needed().await;
+    }
+    for volume in state.volumes.values() {
+        own_what_is_alone(volume, data);
+        engine::yield_now().await;
+    }
+    Ok(())
+}
+
+fn own_what_is_alone(volume: &Volume, data: &DataFile) {
+    let mut space = data.space.borrow_mut();
+    let layer = space.new_layer();
+    volume.layer.set(layer);
+    if let Some(root) = volume.tree.borrow().root() {
+        adopt(root, layer, &mut space);
+    }
+}
+
+fn claim_tree(
+    tree: &Tree,
+    space: &std::cell::RefCell<Space>,
+    counted: &mut BTreeMap<usize, u64>,
+) -> Result<u64, VolumeError> {
+    match tree.root() {
+        Some(root) => claim(root, &mut space.borrow_mut(), counted),
+        None => Ok(0),
+    }
+}
+
+/// Claims what lies below a node, unless that was done; answers its valid blocks.
+fn claim(
+    node: &Rc<Node>,
+    space: &mut Space,
+    counted: &mut BTreeMap<usize, u64>,
+) -> Result<u64, VolumeError> {
+    let address = Rc::as_ptr(node).addr();
+    if let Some(blocks) = counted.get(&address) {
+        return Ok(*blocks);
+    }
+    let mut blocks = 0;
+    match &**node {
+        Node::Leaf(leaf) => {
+            for cluster in leaf.clusters() {
+                space.claim(cluster)?;
+            }
+            blocks += leaf.blocks();
+        }
+        Node::Inner(children) => {
+            for child in children.iter().flatten() {
+                blocks += claim(child, space, counted)?;
+            }
+        }
+    }
+    if Rc::strong_count(node) > 1 {
+        counted.insert(address, blocks);
+    }
+    Ok(blocks)
+}
+
+/// Gives a layer the clusters below a node that nothing else refers to.
+fn adopt(node: &Rc<Node>, layer: Layer, space: &mut Space) {
+    if Rc::strong_count(node) > 1 {
+        return;
+    }
+    match &**node {
+        Node::Leaf(leaf) => {
+            for cluster in leaf.first_clusters() {
+                if space.references(cluster) == 1 {
+                    space.adopt(cluster, layer);
+                }
+            }
+        }
+        Node::Inner(children) => {
+            for child in children.iter().flatten() {
+                adopt(child, layer, space);
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! A disk that fails or fills up.
+
+use super::*;
+
+#[test]
+fn a_failed_flush_ends_writing_says_why_and_leaves_reading() {
+    let (sim, node) = world(1);
+    let disk = sim.disk(node);
+    let (id, cause) = sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 64)).await.unwrap();
+        device.flush().await.unwrap();
+        write(&device, 0, &sectors(2, 64)).await.unwrap();
+        disk.fail_next_sync();
+        assert!(matches!(device.flush().await, Err(BlockError::Io(_))));
+        // Nobody retries into success.
+        assert!(device.flush().await.is_err());
+        assert!(write(&device, 0, &sectors(3, 1)).await.is_err());
+        assert!(store.snapshot(volume, "s".into()).await.is_err());
+        assert_eq!(stamps(&read(&device, 0, 512).await.unwrap()), [2]);
+        (volume, store.poisoned().unwrap())
+    });
+    assert!(cause.contains("sync"), "{cause}");
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        assert_eq!(store.poisoned(), None);
+        let device = attach(&store, id).await;
+        let all = stamps(&read(&device, 0, 64 * 512).await.unwrap());
+        assert!(all.iter().all(|stamp| [1, 2].contains(stamp)), "{all:?}");
+        write(&device, 0, &sectors(3, 1)).await.unwrap();
+        device.flush().await.unwrap();
+    });
+}
+
+#[test]
+fn a_failed_write_ends_writing_and_a_failed_read_does_not() {
+    let (sim, node) = world(2);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 64)).await.unwrap();
+        disk.fail_next_read();
+        assert!(read(&device, 0, 512).await.is_err());
+        assert_eq!(stamps(&read(&device, 0, 512).await.unwrap()), [1]);
+        disk.fail_next_write();
+        assert!(write(&device, 4096, &sectors(2, 8)).await.is_err());
+        assert!(device.flush().await.is_err());
+        assert!(store.poisoned().is_some());
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_loses_nothing_and_recovers() {
+    let (sim, node) = world(3);
+    let disk = sim.disk(node);
+    let id = sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", 64 * MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 2048)).await.unwrap();
+        device.flush().await.unwrap();
+        disk.set_capacity(disk.used_bytes() + 3 * MIB);
+        let mut written = 0;
+        let full = loop {
+            match write(&device, MIB + written, &sectors(2, 128)).await {
+                Ok(()) => written += 64 * KIB,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, BlockError::Full), "{full}");
+        assert!(written >= 2 * MIB, "{written} bytes fitted");
+        // What is there can be written over, and what is given back used again, without more space.
+        write(&device, 0, &sectors(3, 128)).await.unwrap();
+        device.discard(MIB, 512 * KIB).await.unwrap();
+        write(&device, 32 * MIB, &sectors(4, 128)).await.unwrap();
+        device.flush().await.unwrap();
+        assert_eq!(store.poisoned(), None);
+        disk.set_capacity(1 << 40);
+        write(&device, 40 * MIB, &sectors(5, 2048)).await.unwrap();
+        device.flush().await.unwrap();
+        audit(&store).await;
+        volume
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let device = attach(&store, id).await;
+        let stamp = async |offset| stamps(&read(&device, offset, 512).await.unwrap())[0];
+        assert_eq!(stamp(0).await, 3);
+        assert_eq!(stamp(64 * KIB).await, 1);
+        assert_eq!(stamp(MIB).await, 0);
+        assert_eq!(stamp(MIB + 512 * KIB).await, 2);
+        assert_eq!(stamp(32 * MIB).await, 4);
+        assert_eq!(stamp(41 * MIB - 512).await, 5);
+        audit(&store).await;
+    });
+}
+
+#[test]
+fn freed_space_goes_back_to_the_file_system_and_is_had_again() {
+    let (sim, node) = world(4);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", 64 * MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        for at in 0..16 {
+            write(&device, at * MIB, &sectors(1, 2048)).await.unwrap();
+        }
+        device.flush().await.unwrap();
+        let full = disk.used_bytes();
+        device.discard(0, 15 * MIB).await.unwrap();
+        device.flush().await.unwrap();
+        audit(&store).await;
+        let freed = full - disk.used_bytes();
+        assert!(freed >= 12 * MIB, "{freed} bytes went back");
+        // The space may be gone when it is wanted again.
+        disk.set_capacity(disk.used_bytes() + MIB);
+        let mut full = false;
+        for at in 0..8 {
+            full |= write(&device, at * MIB, &sectors(2, 2048)).await.is_err();
+        }
+        assert!(full && store.poisoned().is_none());
+        disk.set_capacity(1 << 40);
+        write(&device, 0, &sectors(3, 20480)).await.unwrap();
+        device.flush().await.unwrap();
+        let kept = stamps(&read(&device, 15 * MIB, MIB as usize).await.unwrap());
+        assert_eq!(kept, [1; 2048]);
+        let again = stamps(&read(&device, 0, 10 << 20).await.unwrap());
+        assert!(again.iter().all(|stamp| *stamp == 3));
+        audit(&store).await;
+    });
+}

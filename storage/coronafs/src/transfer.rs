@@ -1,0 +1,358 @@
+//! Reading, writing and freeing ranges of a volume.
+//!
+//! A read of what lies in one piece, and a write of what the volume's layer has there in one piece, is
+//! one operation of the kernel. Any other write goes cluster by cluster, into the cluster that the
+//! layer owns there or a new one, and is mapped when it has completed. A block that is not whole in
+//! the write, and not there yet, is filled up with what it held before, through a buffer.
+
+use engine::GuestList;
+use futures_util::future::join_all;
+
+use crate::attach::Attachment;
+use crate::error::VolumeError;
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
+use crate::volume::Run;
+
+/// Slots that are freed before others get a turn.
+const UNMAP_SLOTS: usize = 256;
+/// Tries to find space by making durable what frees it.
+const RECLAIMS_MAX: usize = 3;
+
+/// What is written: a part of a guest's list, or zeros.
+enum Source<'a> {
+    Guest(&'a GuestList, u64),
+    Zeros,
+}
+
+impl Source<'_> {
+    fn copy_out(&self, into: &mut [u8]) -> Result<(), VolumeError> {
+        match self {
+            Source::Zeros => into.fill(0),
+            Source::Guest(list, at) => list.copy_out(*at, into).map_err(|e| {
+                VolumeError::Internal(format!("the memory of a write is not usable: {e}"))
+            })?,
+        }
+        Ok(())
+    }
+}
+
+/// A range inside of one cluster.
+#[derive(Clone, Copy)]
+struct Span {
+    index: u64,
+    start: u64,
+    end: u64,
+}
+
+impl Span {
+    /// The blocks that it touches.
+    fn blocks(self) -> u16 {
+        mask(self.start / BLOCK, self.end.div_ceil(BLOCK))
+    }
+
+    fn parts(offset: u64, len: u64) -> impl Iterator<Item = Span> {
+        let end = offset + len;
+        let clusters = offset / CLUSTER..end.div_ceil(CLUSTER);
+        clusters.map(move |index| Span {
+            index,
+            start: offset.max(index * CLUSTER) - index * CLUSTER,
+            end: end.min((index + 1) * CLUSTER) - index * CLUSTER,
+        })
+    }
+}
+
+/// Blocks from `first` up to `end`.
+fn mask(first: u64, end: u64) -> u16 {
+    let up_to = |block: u64| (1_u32 << block) - 1;
+    (up_to(end) & !up_to(first)) as u16
+}
+
+/// The first error, when all have ended: none may be dropped on its way.
+fn first_error(outcomes: Vec<Result<(), VolumeError>>) -> Result<(), VolumeError> {
+    outcomes.into_iter().collect()
+}
+
+impl Attachment {
+    pub(crate) async fn read_range(&self, offset: u64, into: GuestList) -> Result<(), VolumeError> {
+        if into.is_empty() {
+            return Ok(());
+        }
+        let using = self.inner.data.using();
+        let run = self.volume.run_at(offset, into.len());
+        let outcome = if run.bytes == into.len() {
+            self.read_run(run, into).await
+        } else {
+            self.read_runs(offset, &into).await
+        };
+        using.end();
+        outcome
+    }
+
+    async fn read_run(&self, run: Run, into: GuestList) -> Result<(), VolumeError> {
+        match run.place {
+            Some(place) => self.inner.data.read(into, place).await,
+            None => into.fill_zero(0..run.bytes).map_err(|e| {
+                VolumeError::Internal(format!("the memory of a read is not usable: {e}"))
+            }),
+        }
+    }
+
+    /// The map is looked at once, before the first wait.
+    async fn read_runs(&self, offset: u64, into: &GuestList) -> Result<(), VolumeError> {
+        let mut reads = Vec::new();
+        let mut at = 0;
+        while at < into.len() {
+            let run = self.volume.run_at(offset + at, into.len() - at);
+            reads.push(self.read_run(run, into.slice(at..at + run.bytes)));
+            at += run.bytes;
+        }
+        first_error(join_all(reads).await)
+    }
+
+    pub(crate) async fn write_range(
+        &self,
+        offset: u64,
+        from: GuestList,
+    ) -> Result<(), VolumeError> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let mut reclaims = 0;
+        loop {
+            self.make_room().await?;
+            let pass = self.volume.gate.pass().await;
+            self.check_range(offset, from.len())?;
+            let using = self.inner.data.using();
+            let place =
+                self.volume
+                    .place_to_overwrite(&self.inner.data.space.borrow(), offset, from.len());
+            if let Some(place) = place {
+                let outcome = self.inner.data.write(from, place).await;
+                using.end();
+                self.volume.note_done();
+                return outcome;
+            }
+            let parts = Span::parts(offset, from.len());
+            let writes = parts.map(|span| {
+                let at = span.index * CLUSTER + span.start - offset;
+                self.write_span(span, Source::Guest(&from, at))
+            });
+            let outcome = first_error(join_all(writes).await);
+            using.end();
+            self.volume.note_done();
+            drop(pass);
+            if outcome != Err(VolumeError::Full) || reclaims == RECLAIMS_MAX {
+                return outcome;
+            }
+            reclaims += 1;
+            if !self.inner.reclaim().await? {
+                return outcome;
+            }
+        }
+    }
+
+    /// Holds a volume's changes back while too many of them are not durable.
+    async fn make_room(&self) -> Result<(), VolumeError> {
+        if self.volume.dirty_slots() >= self.inner.config.dirty_slots_max {
+            self.inner.commit(&self.volume).await?;
+        }
+        Ok(())
+    }
+
+    /// What may have changed while a write waited to be let in.
+    fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        self.check_live()?;
+        if offset + len <= self.volume.bytes() {
+            return Ok(());
+        }
+        Err(VolumeError::Internal(
+            "the volume was shrunk meanwhile".to_owned(),
+        ))
+    }
+
+    /// Writes a range inside of one cluster, and maps it.
+    async fn write_span(&self, span: Span, source: Source<'_>) -> Result<(), VolumeError> {
+        let data = &self.inner.data;
+        let volume = &self.volume;
+        let _lock = volume.locks.lock(span.index).await;
+        let own = volume.own_piece(&data.space.borrow(), span.index);
+        let piece = match own {
+            Some(piece) => piece,
+            None => Piece {
+                cluster: data
+                    .take(volume.place_before(span.index), volume.layer.get())
+                    .await?,
+                mask: 0,
+            },
+        };
+        let wrote = async {
+            let piece = self.gather(span, piece).await?;
+            self.write_piece(span, piece, source).await
+        };
+        let wrote = wrote.await;
+        let mut space = data.space.borrow_mut();
+        match wrote {
+            Ok(()) => volume.map_blocks(&mut space, span.index, piece.cluster, span.blocks()),
+            Err(_) if volume.refers_to(span.index, piece.cluster) => {}
+            // Nobody has seen it.
+            Err(_) => space.end([piece.cluster]),
+        }
+        wrote
+    }
+
+    /// When the slot lies in too many pieces, moves what the write does not cover into its own.
+    async fn gather(&self, span: Span, own: Piece) -> Result<Piece, VolumeError> {
+        let (data, volume) = (&self.inner.data, &self.volume);
+        let pieces = volume.tree.borrow().slot(span.index);
+        let others = pieces.iter().filter(|piece| piece.cluster != own.cluster);
+        if others.clone().count() < self.inner.config.pieces_max {
+            return Ok(own);
+        }
+        let mut moved = 0;
+        for piece in others {
+            let mut left = piece.mask;
+            while left != 0 {
+                let first = left.trailing_zeros();
+                let count = (left >> first).trailing_ones();
+                let run = mask(u64::from(first), u64::from(first + count));
+                let within = u64::from(first) * BLOCK;
+                let buf = engine::take_buf((u64::from(count) * BLOCK) as usize)?;
+                let from = u64::from(piece.cluster) * CLUSTER + within;
+                let buf = data.read_buf(buf, from).await?;
+                let to = u64::from(own.cluster) * CLUSTER + within;
+                data.write_buf(buf, to).await?;
+                left &= !run;
+                moved |= run;
+            }
+        }
+        let mut space = data.space.borrow_mut();
+        volume.map_blocks(&mut space, span.index, own.cluster, moved);
+        Ok(Piece {
+            mask: own.mask | moved,
+            ..own
+        })
+    }
+
+    /// Writes into a cluster, of which the blocks of the piece are valid.
+    async fn write_piece(
+        &self,
+        span: Span,
+        piece: Piece,
+        source: Source<'_>,
+    ) -> Result<(), VolumeError> {
+        let valid = |at: u64| piece.mask >> (at / BLOCK) & 1 == 1;
+        let fill_first = !span.start.is_multiple_of(BLOCK) && !valid(span.start);
+        let fill_last = !span.end.is_multiple_of(BLOCK) && !valid(span.end);
+        let base = u64::from(piece.cluster) * CLUSTER;
+        if let Source::Guest(list, at) = &source
+            && !fill_first
+            && !fill_last
+        {
+            let part = list.slice(*at..*at + span.end - span.start);
+            return self.inner.data.write(part, base + span.start).await;
+        }
+        let start = if fill_first {
+            span.start / BLOCK * BLOCK
+        } else {
+            span.start
+        };
+        let end = if fill_last {
+            span.end.next_multiple_of(BLOCK)
+        } else {
+            span.end
+        };
+        let mut buf = engine::take_buf((end - start) as usize)?;
+        buf.fill(0);
+        if fill_first {
+            let old = self.old_block(span.index, start).await?;
+            buf[..BLOCK as usize].copy_from_slice(&old);
+        }
+        if fill_last {
+            let old = self.old_block(span.index, end - BLOCK).await?;
+            let at = (end - BLOCK - start) as usize;
+            buf[at..].copy_from_slice(&old);
+        }
+        let (from, to) = ((span.start - start) as usize, (span.end - start) as usize);
+        source.copy_out(&mut buf[from..to])?;
+        self.inner.data.write_buf(buf, base + start).await
+    }
+
+    /// What the block at a place of a cluster holds.
+    async fn old_block(&self, index: u64, at: u64) -> Result<engine::DmaBuf, VolumeError> {
+        let mut buf = engine::take_buf(BLOCK as usize)?;
+        if let Some(place) = self.volume.run_at(index * CLUSTER + at, BLOCK).place {
+            return self.inner.data.read_buf(buf, place).await;
+        }
+        buf.fill(0);
+        Ok(buf)
+    }
+
+    /// Frees the blocks that lie wholly in a range: they read as zeros.
+    pub(crate) async fn unmap_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        let first = offset.next_multiple_of(BLOCK);
+        let end = (offset + len) / BLOCK * BLOCK;
+        let mut next = first / CLUSTER;
+        while first < end && next * CLUSTER < end {
+            self.make_room().await?;
+            let pass = self.volume.gate.pass().await;
+            self.check_live()?;
+            for _ in 0..UNMAP_SLOTS {
+                let mapped = self.volume.tree.borrow().next_mapped(next);
+                next = mapped.unwrap_or(u64::MAX / CLUSTER);
+                if next * CLUSTER >= end {
+                    break;
+                }
+                let base = next * CLUSTER;
+                let from = first.max(base) - base;
+                let to = end.min(base + CLUSTER) - base;
+                let _lock = self.volume.locks.lock(next).await;
+                let mut space = self.inner.data.space.borrow_mut();
+                let blocks = mask(from / BLOCK, to / BLOCK);
+                self.volume.unmap_blocks(&mut space, next, blocks);
+                next += 1;
+            }
+            self.volume.note_done();
+            drop(pass);
+            engine::yield_if_needed().await;
+        }
+        Ok(())
+    }
+
+    /// Makes a range read as zeros.
+    pub(crate) async fn zero_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        let end = offset + len;
+        let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
+        if first > last {
+            return self.zero_part(offset, end).await;
+        }
+        self.zero_part(offset, first).await?;
+        self.zero_part(last, end).await?;
+        self.unmap_range(first, last - first).await
+    }
+
+    /// Writes zeros to a part of a block, unless it has no data.
+    async fn zero_part(&self, start: u64, end: u64) -> Result<(), VolumeError> {
+        if start == end {
+            return Ok(());
+        }
+        self.make_room().await?;
+        let _pass = self.volume.gate.pass().await;
+        self.check_range(start, end - start)?;
+        if self.volume.run_at(start, end - start).place.is_none() {
+            return Ok(());
+        }
+        let index = start / CLUSTER;
+        let span = Span {
+            index,
+            start: start - index * CLUSTER,
+            end: end - index * CLUSTER,
+        };
+        let using = self.inner.data.using();
+        let outcome = self.write_span(span, Source::Zeros).await;
+        using.end();
+        self.volume.note_done();
+        outcome
+    }
+}
+
+const _: () = assert!(BLOCKS == 16, "a mask has a bit for each block");

@@ -1,0 +1,360 @@
+//! One volume on its owner shard: its map, and which of it is not durable yet.
+//!
+//! Invariants:
+//! - The map in memory is ahead of the durable one by the slots in `dirty`; what it stopped to refer
+//!   to stands in `ended` until the records that say so are durable.
+//! - A slot has at most one piece that the volume's layer owns, and it is the first one. Writes go
+//!   there; the others are never written again.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use engine::sync::{Notify, Semaphore};
+
+use crate::gate::{Gate, SlotLocks};
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, slot_of};
+use crate::partition::Claim;
+use crate::record::{self, MAP_BYTES};
+use crate::space::{Layer, Space};
+use crate::state::{Frozen, Meta};
+use crate::throttle::Throttle;
+use crate::types::{Limits, VolumeId};
+
+/// Flushes of a volume that may wait for their turn.
+const COMMITS_MAX: usize = 4096;
+
+/// Who has the volume attached.
+pub(crate) struct Holder {
+    pub(crate) generation: u64,
+    pub(crate) shared: bool,
+    pub(crate) read_only: bool,
+    /// False once it is fenced.
+    pub(crate) live: Rc<Cell<bool>>,
+}
+
+pub(crate) struct Volume {
+    pub(crate) id: VolumeId,
+    pub(crate) meta: RefCell<Meta>,
+    pub(crate) tree: RefCell<Tree>,
+    /// Valid blocks of all slots.
+    pub(crate) mapped_blocks: Cell<u64>,
+    pub(crate) layer: Cell<Layer>,
+    dirty: RefCell<BTreeSet<u64>>,
+    ended: RefCell<Vec<u32>>,
+    /// Writes, discards and zeroings that have completed, and how many of them are durable.
+    done: Cell<u64>,
+    durable: Cell<u64>,
+    /// One at a time makes the volume's changes durable, so that records come in their order.
+    pub(crate) commits: Semaphore,
+    pub(crate) gate: Gate,
+    pub(crate) locks: SlotLocks,
+    pub(crate) holders: RefCell<Vec<Holder>>,
+    pub(crate) throttle: RefCell<Throttle>,
+    /// Its size or its holders have changed.
+    pub(crate) changed: Notify,
+}
+
+/// What a commit makes durable.
+#[derive(Default)]
+struct Captured {
+    records: Vec<Vec<u8>>,
+    dirty: BTreeSet<u64>,
+    ended: Vec<u32>,
+    done: u64,
+}
+
+/// Puts back what was captured, unless it became durable.
+pub(crate) struct Capture<'a> {
+    volume: &'a Volume,
+    captured: Option<Captured>,
+}
+
+/// A range of a volume that lies in one piece in the data file, or has no data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// Byte offset in the data file; `None` reads as zeros.
+    pub(crate) place: Option<u64>,
+    pub(crate) bytes: u64,
+}
+
+impl Volume {
+    pub(crate) fn new(id: VolumeId, meta: Meta, map: Frozen) -> Volume {
+        let throttle = Throttle::new(meta.limits);
+        Volume {
+            id,
+            meta: RefCell::new(meta),
+            tree: RefCell::new(map.tree),
+            mapped_blocks: Cell::new(map.mapped_blocks),
+            layer: Cell::default(),
+            dirty: RefCell::default(),
+            ended: RefCell::default(),
+            done: Cell::new(0),
+            durable: Cell::new(0),
+            commits: Semaphore::new(1, COMMITS_MAX),
+            gate: Gate::default(),
+            locks: SlotLocks::default(),
+            holders: RefCell::default(),
+            throttle: RefCell::new(throttle),
+            changed: Notify::default(),
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.meta.borrow().bytes
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.meta.borrow_mut().limits = limits;
+        self.throttle.replace(Throttle::new(limits));
+    }
+
+    /// Ends the attachments that are chosen. What they have in flight ends on its own: see the gate.
+    pub(crate) fn fence(&self, chosen: impl Fn(&Holder) -> bool) {
+        self.holders.borrow_mut().retain(|holder| {
+            let fenced = chosen(holder);
+            holder.live.set(!fenced);
+            !fenced
+        });
+        self.changed.notify_all();
+    }
+
+    /// The map as it is, for someone who keeps it.
+    pub(crate) fn frozen(&self) -> Frozen {
+        Frozen {
+            tree: self.tree.borrow().clone(),
+            mapped_blocks: self.mapped_blocks.get(),
+        }
+    }
+
+    /// Takes another map; what was not durable of the old one is forgotten. Returns the old one.
+    pub(crate) fn replace_map(&self, map: &Frozen) -> Tree {
+        self.mapped_blocks.set(map.mapped_blocks);
+        self.dirty.borrow_mut().clear();
+        self.durable.set(self.done.get());
+        self.tree.replace(map.tree.clone())
+    }
+
+    /// References that no map has any more, durably.
+    pub(crate) fn take_ended(&self) -> Vec<u32> {
+        self.ended.take()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        !self.ended.borrow().is_empty()
+    }
+
+    /// Slots that a commit would write.
+    pub(crate) fn dirty_slots(&self) -> usize {
+        self.dirty.borrow().len()
+    }
+
+    /// Where a range begins to lie, and how far it goes on without a break: at most `bytes`.
+    pub(crate) fn run_at(&self, offset: u64, bytes: u64) -> Run {
+        let tree = self.tree.borrow();
+        let first = run_in_cluster(&tree, offset);
+        let mut run = Run {
+            place: first.place,
+            bytes: first.bytes.min(bytes),
+        };
+        while run.bytes < bytes {
+            let next = run_in_cluster(&tree, offset + run.bytes);
+            if next.place != run.place.map(|place| place + run.bytes) {
+                break;
+            }
+            run.bytes += next.bytes.min(bytes - run.bytes);
+        }
+        run
+    }
+
+    /// Where the whole range lies, when it is one run that may be written in place.
+    pub(crate) fn place_to_overwrite(&self, space: &Space, offset: u64, bytes: u64) -> Option<u64> {
+        let run = self.run_at(offset, bytes);
+        let place = run.place.filter(|_| run.bytes == bytes)?;
+        let clusters = place / CLUSTER..=(place + bytes - 1) / CLUSTER;
+        let layer = self.layer.get();
+        let owned = |cluster| space.owns(layer, cluster as u32);
+        clusters.into_iter().all(owned).then_some(place)
+    }
+
+    /// The slot's first piece, when it may be written.
+    pub(crate) fn own_piece(&self, space: &Space, index: u64) -> Option<Piece> {
+        let tree = self.tree.borrow();
+        let first = tree.leaf(index)?.first(slot_of(index));
+        let owned = first.mask != 0 && space.owns(self.layer.get(), first.cluster);
+        owned.then_some(first)
+    }
+
+    /// Whether a slot has a piece in a cluster.
+    pub(crate) fn refers_to(&self, index: u64, cluster: u32) -> bool {
+        let pieces = self.tree.borrow().slot(index);
+        pieces.iter().any(|piece| piece.cluster == cluster)
+    }
+
+    /// Some cluster that lies before this one in the volume, near whose place the next may go.
+    pub(crate) fn place_before(&self, index: u64) -> Option<u32> {
+        let before = index.checked_sub(1)?;
+        let tree = self.tree.borrow();
+        let piece = tree.leaf(before)?.first(slot_of(before));
+        (piece.mask != 0).then_some(piece.cluster)
+    }
+
+    /// Blocks of a slot now lie in `cluster`, which the volume's layer owns. The caller holds the
+    /// slot's lock.
+    pub(crate) fn map_blocks(&self, space: &mut Space, index: u64, cluster: u32, blocks: u16) {
+        self.change_slot(space, index, |pieces| {
+            for piece in pieces.iter_mut() {
+                piece.mask &= !blocks;
+            }
+            match pieces.iter_mut().find(|piece| piece.cluster == cluster) {
+                Some(own) => own.mask |= blocks,
+                None => pieces.insert(
+                    0,
+                    Piece {
+                        cluster,
+                        mask: blocks,
+                    },
+                ),
+            }
+        });
+    }
+
+    /// Blocks of a slot now read as zeros. The caller holds the slot's lock.
+    pub(crate) fn unmap_blocks(&self, space: &mut Space, index: u64, blocks: u16) {
+        self.change_slot(space, index, |pieces| {
+            for piece in pieces.iter_mut() {
+                piece.mask &= !blocks;
+            }
+        });
+    }
+
+    fn change_slot(&self, space: &mut Space, index: u64, change: impl FnOnce(&mut Vec<Piece>)) {
+        let mut tree = self.tree.borrow_mut();
+        let old = tree.slot(index);
+        let mut new = old.clone();
+        change(&mut new);
+        // The references of pieces that are gone end with the next commit.
+        let gone = new.extract_if(.., |piece| piece.mask == 0);
+        self.ended
+            .borrow_mut()
+            .extend(gone.map(|piece| piece.cluster));
+        if new == old {
+            return;
+        }
+        tree.set(index, &new, |cluster| space.refer(cluster));
+        let blocks = |pieces: &[Piece]| pieces.iter().map(|p| u64::from(p.mask.count_ones())).sum();
+        let (before, after): (u64, u64) = (blocks(&old), blocks(&new));
+        self.mapped_blocks
+            .set(self.mapped_blocks.get() + after - before);
+        self.dirty.borrow_mut().insert(index);
+    }
+
+    /// A write, discard or zeroing has completed.
+    pub(crate) fn note_done(&self) {
+        self.done.set(self.done.get() + 1);
+    }
+
+    /// What a flush that begins now must reach.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.get()
+    }
+
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.get()
+    }
+
+    /// Sets aside what has changed since the last commit. The caller has the turn.
+    pub(crate) fn capture(&self) -> Capture<'_> {
+        let dirty = self.dirty.take();
+        let tree = self.tree.borrow();
+        let mut records = Vec::new();
+        let mut out = record::begin_map(self.id);
+        let mut count = 0;
+        for index in &dirty {
+            record::put_slot(&mut out, *index, &tree.slot(*index));
+            count += 1;
+            if out.bytes.len() >= MAP_BYTES {
+                let full = std::mem::replace(&mut out, record::begin_map(self.id));
+                records.push(record::end_map(full, count));
+                count = 0;
+            }
+        }
+        if count > 0 {
+            records.push(record::end_map(out, count));
+        }
+        drop(tree);
+        let captured = Captured {
+            records,
+            dirty,
+            ended: self.ended.take(),
+            done: self.done.get(),
+        };
+        Capture {
+            volume: self,
+            captured: Some(captured),
+        }
+    }
+}
+
+impl Capture<'_> {
+    pub(crate) fn records(&self) -> &[Vec<u8>] {
+        self.captured
+            .as_ref()
+            .map_or(&[], |captured| &captured.records)
+    }
+
+    /// Records that end references give space back.
+    pub(crate) fn claim(&self) -> Claim {
+        let ends = self
+            .captured
+            .as_ref()
+            .is_some_and(|captured| !captured.ended.is_empty());
+        if ends {
+            Claim::Reserved
+        } else {
+            Claim::Ordinary
+        }
+    }
+
+    /// All records are durable: the references end.
+    pub(crate) fn end(mut self, space: &mut Space) {
+        if let Some(captured) = self.captured.take() {
+            self.volume.durable.set(captured.done);
+            space.end(captured.ended);
+        }
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if let Some(captured) = self.captured.take() {
+            self.volume.dirty.borrow_mut().extend(captured.dirty);
+            self.volume.ended.borrow_mut().extend(captured.ended);
+        }
+    }
+}
+
+/// The run at an offset, up to the end of its cluster at most.
+fn run_in_cluster(tree: &Tree, offset: u64) -> Run {
+    let (index, within) = (offset / CLUSTER, offset % CLUSTER);
+    let block = (within / BLOCK) as u32;
+    let slot = slot_of(index);
+    let leaf = tree.leaf(index);
+    let piece = leaf.and_then(|leaf| leaf.piece_of(slot, block));
+    let (mask, place) = match (piece, leaf) {
+        (Some(piece), _) => (
+            piece.mask,
+            Some(u64::from(piece.cluster) * CLUSTER + within),
+        ),
+        (None, Some(leaf)) => {
+            let mapped = leaf.pieces(slot).fold(0, |all, piece| all | piece.mask);
+            (!mapped, None)
+        }
+        (None, None) => (!0, None),
+    };
+    let blocks = (mask >> block).trailing_ones().min(BLOCKS - block);
+    Run {
+        place,
+        bytes: u64::from(block + blocks) * BLOCK - within,
+    }
+}

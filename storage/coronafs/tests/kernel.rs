@@ -1,0 +1,166 @@
+//! The same volumes on the real kernel, io_uring and disk: written, flushed, shared, closed and opened
+//! again.
+
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::os::fd::AsFd;
+
+use coronafs::*;
+use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
+use shards::block::BlockDevice;
+use shards::placement::PartitionId;
+
+const LEN: usize = 3 << 20;
+
+fn list(mem: &GuestMem, offset: usize, len: usize) -> GuestList {
+    let mut list = GuestList::new();
+    let (offset, len) = (offset as u64, len as u32);
+    list.push(mem, GuestIov { offset, len }).unwrap();
+    list
+}
+
+fn pattern(seed: u32) -> Vec<u8> {
+    let words = (0..LEN as u32 / 4).map(|at| at.wrapping_mul(0x9E37_79B9) ^ seed);
+    words.flat_map(u32::to_le_bytes).collect()
+}
+
+async fn content(device: &Attachment) -> Vec<u8> {
+    let mem = GuestMem::anonymous(LEN).unwrap();
+    device.read(0, list(&mem, 0, LEN)).await.unwrap();
+    let mut bytes = vec![0; LEN];
+    mem.copy_out(0, &mut bytes).unwrap();
+    bytes
+}
+
+async fn work(root: &std::path::Path) {
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let store = Partition::open(root, PartitionId(0), &config)
+        .await
+        .unwrap();
+    let new = NewVolume {
+        owner: "me".into(),
+        name: "disk".into(),
+        bytes: LEN as u64,
+    };
+    let id = store.create(new).await.unwrap().id;
+    let device = store.attach(id, writer).await.unwrap();
+    let mut model = pattern(1);
+    let mem = GuestMem::anonymous(LEN).unwrap();
+    mem.copy_in(0, &model).unwrap();
+    // Of all sizes and alignments, in flight together.
+    let ends = [512, 5_120, 65_536, 70_144, 1 << 20, (1 << 20) + 4_096, LEN];
+    let starts = std::iter::once(0).chain(ends);
+    let writes = starts.zip(ends).map(|(start, end)| {
+        let part = list(&mem, start, end - start);
+        device.write(start as u64, part, end == LEN)
+    });
+    for wrote in futures_util::future::join_all(writes).await {
+        wrote.unwrap();
+    }
+    device.flush().await.unwrap();
+    assert!(content(&device).await == model);
+    let snapshot = store.snapshot(id, "first".into()).await.unwrap().id;
+    let first = model.clone();
+    let new = pattern(2);
+    mem.copy_in(0, &new).unwrap();
+    for (start, end) in [(1_024, 2_048), (60_000 / 512 * 512, 200_192)] {
+        let part = list(&mem, start, end - start);
+        device.write(start as u64, part, false).await.unwrap();
+        model[start..end].copy_from_slice(&new[start..end]);
+    }
+    device.discard(1 << 20, 1 << 20).await.unwrap();
+    model[1 << 20..2 << 20].fill(0);
+    device
+        .write_zeroes(2 << 20, 1_024, true, true)
+        .await
+        .unwrap();
+    model[2 << 20..(2 << 20) + 1_024].fill(0);
+    assert!(content(&device).await == model);
+    drop(device);
+    store.close().await.unwrap();
+    drop(store);
+    let store = Partition::open(root, PartitionId(0), &config)
+        .await
+        .unwrap();
+    let device = store.attach(id, writer).await.unwrap();
+    assert_eq!(device.generation(), 2);
+    assert!(content(&device).await == model);
+    let clone = NewClone {
+        snapshot,
+        owner: "me".into(),
+        name: "clone".into(),
+    };
+    let clone = store.clone_snapshot(clone).await.unwrap().id;
+    let copy = store.attach(clone, writer).await.unwrap();
+    assert!(content(&copy).await == first);
+    drop(copy);
+    store.delete(clone).await.unwrap();
+    store.close().await.unwrap();
+}
+
+/// A guest that takes its memory away fails alone, with what it asked for.
+async fn hostile(root: &std::path::Path) {
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let store = Partition::open(root, PartitionId(1), &config)
+        .await
+        .unwrap();
+    let mut devices = Vec::new();
+    for name in ["hostile", "other"] {
+        let new = NewVolume {
+            owner: "me".into(),
+            name: name.into(),
+            bytes: LEN as u64,
+        };
+        let id = store.create(new).await.unwrap().id;
+        devices.push(store.attach(id, writer).await.unwrap());
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let mem = GuestMem::map(file.as_fd(), 0, 1 << 20).unwrap();
+    let all = || list(&mem, 0, 1 << 20);
+    devices[0].write(0, all(), true).await.unwrap();
+    // Half of it, then all.
+    for len in [512 << 10, 0] {
+        file.set_len(len).unwrap();
+        // To clusters that are there, to new ones, in buffers of ours, and the other way.
+        let odd = list(&mem, (512 << 10) - 1024 + 8, 4096);
+        assert!(devices[0].write(0, all(), false).await.is_err());
+        assert!(devices[0].write(1 << 20, all(), false).await.is_err());
+        assert!(devices[0].write(2 << 20, odd, false).await.is_err());
+        assert!(devices[0].read(0, all()).await.is_err());
+        assert_eq!(store.poisoned(), None);
+    }
+    let own = GuestMem::anonymous(LEN).unwrap();
+    for (number, device) in (1..).zip(&devices) {
+        own.copy_in(0, &pattern(number)).unwrap();
+        device.write(0, list(&own, 0, LEN), false).await.unwrap();
+        device.flush().await.unwrap();
+        assert!(content(device).await == pattern(number));
+    }
+    drop(devices);
+    store.close().await.unwrap();
+}
+
+#[test]
+fn volumes_work_on_the_real_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_owned();
+    let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
+    let handle = engine.handle();
+    let answer = handle.call_blocking(ShardId(0), move |_| {
+        Box::pin(async move {
+            work(&root).await;
+            hostile(&root).await;
+        })
+    });
+    answer.unwrap();
+    engine.shutdown().unwrap();
+}

@@ -53,7 +53,6 @@ pub(crate) mod feature {
     pub(crate) const EVENT_IDX: u64 = 1 << 29;
     pub(crate) const PROTOCOL: u64 = 1 << 30;
     pub(crate) const VERSION_1: u64 = 1 << 32;
-    pub(crate) const PACKED: u64 = 1 << 34;
 }
 
 /// What a device of this geometry offers.
@@ -68,8 +67,7 @@ pub(crate) fn features(geometry: &Geometry) -> u64 {
         | feature::INDIRECT_DESC
         | feature::EVENT_IDX
         | feature::PROTOCOL
-        | feature::VERSION_1
-        | feature::PACKED;
+        | feature::VERSION_1;
     if geometry.read_only {
         bits |= feature::RO;
     } else {

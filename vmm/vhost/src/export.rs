@@ -147,7 +147,7 @@ impl Drop for Export {
 }
 
 /// The shard's side: does what messages ask for, until the message thread has ended.
-async fn serve<D: BlockDevice>(
+pub(crate) async fn serve<D: BlockDevice>(
     device: Rc<D>,
     terms: Terms,
     mut inbox: UnboundedReceiver<Event>,

@@ -25,7 +25,7 @@ use crate::stats::{Counters, add};
 struct Vring {
     size: u16,
     addr: Option<RingAddr>,
-    base: u32,
+    base: u16,
     /// A kick was set: the ring is started. It may be one without a descriptor.
     started: bool,
     enabled: bool,
@@ -117,7 +117,7 @@ impl<D: BlockDevice> Frontend<D> {
             Command::SetAddr { queue, addr } => self.set_addr(queue, addr).await?,
             Command::SetBase { queue, base } => {
                 let ring = self.drained(queue).await?;
-                (ring.base, ring.faulty) = (base, false);
+                (ring.base, ring.faulty) = (base as u16, false);
                 self.start(queue)?;
             }
             Command::TakeBase { queue } => {
@@ -261,7 +261,6 @@ impl<D: BlockDevice> Frontend<D> {
         let features = RingFeatures {
             event_idx: self.features & feature::EVENT_IDX != 0,
             indirect: self.features & feature::INDIRECT_DESC != 0,
-            packed: self.features & feature::PACKED != 0,
         };
         // Without the vhost-user features a ring is enabled from the start.
         let implied = self.features & feature::PROTOCOL == 0;
@@ -272,7 +271,7 @@ impl<D: BlockDevice> Frontend<D> {
             return Ok(());
         };
         let (size, base) = (ring.size, ring.base);
-        if size == 0 || !(features.packed || size.is_power_of_two()) {
+        if size == 0 || !size.is_power_of_two() {
             return Err(Refusal::Size {
                 size: u32::from(size),
             });
@@ -284,25 +283,15 @@ impl<D: BlockDevice> Frontend<D> {
             features,
             base,
         };
-        let inflight = self.marks(index, size, features)?;
+        let inflight = self.marks(index, size)?;
         let ring = Ring::new(spec)?;
         self.spawn(index, ring, inflight)
     }
 
-    fn marks(
-        &self,
-        queue: u16,
-        size: u16,
-        features: RingFeatures,
-    ) -> Result<Option<Inflight>, Refusal> {
+    fn marks(&self, queue: u16, size: u16) -> Result<Option<Inflight>, Refusal> {
         let Some((memory, shape)) = &self.inflight else {
             return Ok(None);
         };
-        if features.packed {
-            return Err(Refusal::Not(
-                "packed rings have no marks of requests in progress",
-            ));
-        }
         if queue >= shape.queues {
             let queues = shape.queues;
             let queue = u32::from(queue);

@@ -22,6 +22,8 @@ pub mod devices;
 mod dirty;
 mod export;
 mod frontend;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod inflight;
 mod memory;
 mod queue;

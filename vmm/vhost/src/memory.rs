@@ -62,6 +62,21 @@ impl Memory {
         Ok(memory)
     }
 
+    /// A table of one region that is mapped already.
+    #[cfg(fuzzing)]
+    pub(crate) fn over(guest: u64, user: u64, mem: GuestMem) -> Memory {
+        let bytes = mem.len() as u64;
+        Memory {
+            regions: vec![Region {
+                guest,
+                user,
+                bytes,
+                mem,
+            }],
+            last: Cell::new(0),
+        }
+    }
+
     /// This table and one more region.
     ///
     /// # Errors

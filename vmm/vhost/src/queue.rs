@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::blk::{Done, Kind, Request, Status};
 use crate::dirty::DirtyLog;
 use crate::inflight::Inflight;
-use crate::ring::{Chain, Dirty, Fault, Published, Ring, Token};
+use crate::ring::{Chain, Dirty, Fault, Published, Ring};
 use crate::slab::Slab;
 use crate::stats::{Counters, add};
 
@@ -100,13 +100,13 @@ pub(crate) struct Queue<D> {
 
 /// A ring that has stopped.
 pub(crate) struct Stopped {
-    pub(crate) base: u32,
+    pub(crate) base: u16,
     pub(crate) fault: Option<Fault>,
 }
 
 /// What is kept of a request in progress.
 struct Tag {
-    token: Token,
+    head: u16,
     status: GuestList,
     kind: Kind,
     bytes: u64,
@@ -249,7 +249,7 @@ where
                 Ok(None) => break,
                 Ok(Some(chain)) => {
                     started += 1;
-                    self.queue.mark_taken(chain.token);
+                    self.queue.mark_taken(chain.head);
                     self.start(chain);
                 }
                 Err(fault) => self.fail(fault),
@@ -269,11 +269,11 @@ where
                     tracing::warn!(device = name, queue, %error, "a guest sent no request");
                 }
                 add(&counters.errors, 1);
-                return self.queue.give(chain.token, 0);
+                return self.queue.give(chain.head, 0);
             }
         };
         let tag = Tag {
-            token: chain.token,
+            head: chain.head,
             status: request.status.clone(),
             kind: request.kind,
             bytes: request.bytes(),
@@ -286,17 +286,14 @@ where
 
     /// Does again what was in progress when a backend died.
     fn resubmit(&mut self) {
-        let (Some(inflight), Ring::Split(ring)) = (&mut self.queue.inflight, &mut self.queue.ring)
-        else {
+        let Some(inflight) = &mut self.queue.inflight else {
             return;
         };
+        let ring = &mut self.queue.ring;
         let heads = inflight.recover(ring.used());
         ring.resume(heads.len() as u16);
         for head in heads {
-            let Ring::Split(ring) = &self.queue.ring else {
-                return;
-            };
-            match ring.chain(head) {
+            match self.queue.ring.chain(head) {
                 Ok(chain) if !self.slab.is_full() => {
                     add(&self.queue.session.counters.resubmitted, 1);
                     self.start(chain);
@@ -380,19 +377,19 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     #[inline]
-    fn mark_taken(&mut self, token: Token) {
+    fn mark_taken(&mut self, head: u16) {
         if let Some(inflight) = &mut self.inflight {
-            inflight.taken(token.id);
+            inflight.taken(head);
         }
     }
 
     #[inline]
     fn mark_given(&mut self) {
-        if let (Some(inflight), Ring::Split(ring)) = (&mut self.inflight, &self.ring) {
-            inflight.given(ring.used());
+        if let Some(inflight) = &mut self.inflight {
+            inflight.given(self.ring.used());
         }
         if let Some(log) = &*self.session.log.borrow() {
-            self.ring.dirty().for_each(|dirty| log.mark(dirty));
+            self.ring.dirty().iter().for_each(|dirty| log.mark(*dirty));
         }
     }
 
@@ -412,15 +409,15 @@ impl<D: BlockDevice> Queue<D> {
         if let Some(log) = &*self.session.log.borrow() {
             tag.dirty.iter().for_each(|dirty| log.mark(*dirty));
         }
-        self.give(tag.token, done.written + 1);
+        self.give(tag.head, done.written + 1);
     }
 
     #[inline]
-    fn give(&mut self, token: Token, written: u32) {
+    fn give(&mut self, head: u16, written: u32) {
         if let Some(inflight) = &mut self.inflight {
-            inflight.giving(token.id);
+            inflight.giving(head);
         }
-        self.ring.push(token, written);
+        self.ring.push(head, written);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The rings between guest and device (virtio 1.2, sections 2.7 and 2.8).
+//! The rings between guest and device (virtio 1.2, section 2.7). Packed rings are not offered.
 //!
 //! The other side is hostile. Whatever it wrote is read once, into a value of our own, and checked
 //! before it is used: an index is below the ring's size, a chain is no longer than the ring or its
@@ -6,16 +6,16 @@
 //! not hold is a [`Fault`], and a ring with a fault is not looked at again until it is set up anew.
 
 mod chain;
-mod packed;
 mod split;
 
 use std::rc::Rc;
 
 use crate::memory::{Memory, Outside};
 
+#[cfg(fuzzing)]
+pub(crate) use chain::CHAIN_BYTES_MAX;
 pub(crate) use chain::Chain;
-pub(crate) use packed::Packed;
-pub(crate) use split::Split;
+pub(crate) use split::Ring;
 
 /// Most entries of a ring.
 pub(crate) const SIZE_MAX: u16 = 1024;
@@ -44,11 +44,11 @@ pub(crate) enum Fault {
 /// Where a ring lies in the front end's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RingAddr {
-    /// Split: the table of descriptors. Packed: the ring.
+    /// The table of descriptors.
     pub(crate) descriptors: u64,
-    /// Split: what the driver offers. Packed: when the driver wants to be called.
+    /// What the driver offers.
     pub(crate) driver: u64,
-    /// Split: what the device has used. Packed: when the device wants to be kicked.
+    /// What the device has used.
     pub(crate) device: u64,
     /// Where the used ring is in the guest, when writes to it are to be logged.
     pub(crate) log: Option<u64>,
@@ -59,11 +59,7 @@ pub(crate) struct RingAddr {
 pub(crate) struct RingFeatures {
     pub(crate) event_idx: bool,
     pub(crate) indirect: bool,
-    pub(crate) packed: bool,
 }
-
-/// How far a ring was worked on, as SET_VRING_BASE and GET_VRING_BASE say it.
-pub(crate) type Base = u32;
 
 /// How a ring is made.
 #[derive(Clone)]
@@ -72,16 +68,8 @@ pub(crate) struct RingSpec {
     pub(crate) size: u16,
     pub(crate) addr: RingAddr,
     pub(crate) features: RingFeatures,
-    pub(crate) base: Base,
-}
-
-/// What identifies a request to its ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Token {
-    /// Split: the first descriptor. Packed: the buffer's id.
-    pub(crate) id: u16,
-    /// Places of the ring that it takes.
-    pub(crate) places: u16,
+    /// The first head to take.
+    pub(crate) base: u16,
 }
 
 /// What publishing did.
@@ -110,86 +98,4 @@ impl Published {
 pub(crate) struct Dirty {
     pub(crate) addr: u64,
     pub(crate) len: u64,
-}
-
-/// Either form of a ring. One side of it: the device's.
-pub(crate) enum Ring {
-    Split(Split),
-    Packed(Packed),
-}
-
-macro_rules! either {
-    ($ring:expr, $inner:ident => $do:expr) => {
-        match $ring {
-            Ring::Split($inner) => $do,
-            Ring::Packed($inner) => $do,
-        }
-    };
-}
-
-impl Ring {
-    /// # Errors
-    /// When it is not in the guest's memory.
-    pub(crate) fn new(spec: RingSpec) -> Result<Ring, Outside> {
-        if spec.features.packed {
-            Packed::new(spec).map(Ring::Packed)
-        } else {
-            Split::new(spec).map(Ring::Split)
-        }
-    }
-
-    /// The next request that the driver offers.
-    #[inline]
-    pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
-        either!(self, ring => ring.pop())
-    }
-
-    /// Whether a request waits.
-    #[inline]
-    pub(crate) fn is_pending(&self) -> Result<bool, Fault> {
-        match self {
-            Ring::Split(ring) => ring.is_pending(),
-            Ring::Packed(ring) => Ok(ring.is_pending()),
-        }
-    }
-
-    /// Gives a request back, `written` bytes of it written. The driver sees it after
-    /// [`Ring::publish`].
-    #[inline]
-    pub(crate) fn push(&mut self, token: Token, written: u32) {
-        either!(self, ring => ring.push(token, written));
-    }
-
-    /// Shows the driver what was given back.
-    #[inline]
-    pub(crate) fn publish(&mut self) -> Published {
-        either!(self, ring => ring.publish())
-    }
-
-    /// Asks the driver for no kicks.
-    #[inline]
-    pub(crate) fn silence(&mut self) {
-        either!(self, ring => ring.silence());
-    }
-
-    /// Asks the driver for kicks from now on. What came meanwhile must be looked for after that.
-    #[inline]
-    pub(crate) fn listen(&mut self) {
-        either!(self, ring => ring.listen());
-    }
-
-    /// How far it was worked on.
-    pub(crate) fn base(&self) -> Base {
-        either!(self, ring => ring.base())
-    }
-
-    /// Whether the memory that it lies in was cut short.
-    pub(crate) fn is_broken(&self) -> bool {
-        either!(self, ring => ring.is_broken())
-    }
-
-    /// The parts of the guest that the last [`Ring::publish`] wrote, when they are to be logged.
-    pub(crate) fn dirty(&self) -> impl Iterator<Item = Dirty> + use<> {
-        either!(self, ring => ring.dirty()).into_iter()
-    }
 }

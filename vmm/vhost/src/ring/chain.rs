@@ -1,11 +1,11 @@
 //! A request's chain of descriptors, walked once.
 //!
 //! ```text
-//! descriptor, 16 bytes      split ring        packed ring
+//! descriptor, 16 bytes
 //!  0  8  address in the guest
 //!  8  4  length
-//! 12  2                     flags             buffer id
-//! 14  2                     next descriptor   flags
+//! 12  2  flags
+//! 14  2  next descriptor
 //! ```
 
 use std::sync::atomic::{Ordering, fence};
@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use engine::{GuestList, GuestWindow};
 use smallvec::SmallVec;
 
-use super::{Dirty, Fault, Token};
+use super::{Dirty, Fault};
 use crate::memory::Memory;
 
 pub(super) const DESCRIPTOR: usize = 16;
@@ -32,8 +32,8 @@ const TABLE_MAX: u16 = 1024;
 pub(super) struct Descriptor {
     pub(super) addr: u64,
     pub(super) len: u32,
-    /// The two numbers behind the length, whose order is the ring's.
-    pub(super) last: [u16; 2],
+    pub(super) flags: u16,
+    pub(super) next: u16,
 }
 
 impl Descriptor {
@@ -43,14 +43,16 @@ impl Descriptor {
         Descriptor {
             addr: bytes as u64,
             len: (bytes >> 64) as u32,
-            last: [(bytes >> 96) as u16, (bytes >> 112) as u16],
+            flags: (bytes >> 96) as u16,
+            next: (bytes >> 112) as u16,
         }
     }
 }
 
 /// A request: what the device may read, then what it may write.
 pub(crate) struct Chain {
-    pub(crate) token: Token,
+    /// Its first descriptor, which identifies it.
+    pub(crate) head: u16,
     pub(crate) readable: GuestList,
     pub(crate) writable: GuestList,
     /// The writable part by its place in the guest.
@@ -58,9 +60,9 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    pub(super) fn new(id: u16) -> Chain {
+    pub(super) fn new(head: u16) -> Chain {
         Chain {
-            token: Token { id, places: 0 },
+            head,
             readable: GuestList::new(),
             writable: GuestList::new(),
             dirty: SmallVec::new(),

@@ -15,7 +15,7 @@ use engine::GuestWindow;
 use smallvec::SmallVec;
 
 use super::chain::{Chain, DESCRIPTOR, Descriptor, INDIRECT, NEXT, table};
-use super::{Base, Dirty, Fault, Published, RingSpec, Token};
+use super::{Dirty, Fault, Published, RingSpec};
 use crate::memory::{Memory, Outside};
 
 const FLAGS: usize = 0;
@@ -25,7 +25,7 @@ const NO_CALL: u16 = 1;
 const NO_KICK: u16 = 1;
 
 /// See the module's head.
-pub(crate) struct Split {
+pub(crate) struct Ring {
     memory: Rc<Memory>,
     size: u16,
     descriptors: GuestWindow,
@@ -47,15 +47,17 @@ pub(crate) struct Split {
     dirty: SmallVec<[Dirty; 3]>,
 }
 
-impl Split {
-    pub(super) fn new(spec: RingSpec) -> Result<Split, Outside> {
+impl Ring {
+    /// # Errors
+    /// When it is not in the guest's memory.
+    pub(crate) fn new(spec: RingSpec) -> Result<Ring, Outside> {
         let (memory, size) = (spec.memory, usize::from(spec.size));
         let table = memory.user_window(spec.addr.descriptors, size * DESCRIPTOR, 16)?;
         let driver = memory.user_window(spec.addr.driver, ENTRIES + 2 * size + 2, 2)?;
         let device = memory.user_window(spec.addr.device, ENTRIES + 8 * size + 2, 4)?;
         let used = u16::from_le(device.u16(INDEX).load(Ordering::Acquire));
-        let next = spec.base as u16;
-        Ok(Split {
+        let next = spec.base;
+        Ok(Ring {
             size: spec.size,
             descriptors: table,
             driver,
@@ -73,8 +75,9 @@ impl Split {
         })
     }
 
+    /// Whether a request waits.
     #[inline]
-    pub(super) fn is_pending(&self) -> Result<bool, Fault> {
+    pub(crate) fn is_pending(&self) -> Result<bool, Fault> {
         if self.offered != self.next {
             return Ok(true);
         }
@@ -103,8 +106,9 @@ impl Split {
         fault
     }
 
+    /// The next request that the driver offers.
     #[inline]
-    pub(super) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+    pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
         if self.offered == self.next {
             self.offered = self.look()?;
             if self.offered == self.next {
@@ -131,7 +135,6 @@ impl Split {
 
     fn walk(&self, head: u16) -> Result<Chain, Fault> {
         let mut chain = Chain::new(head);
-        chain.token.places = 1;
         let (mut index, mut limit) = (head, self.size);
         let mut inner: Option<GuestWindow> = None;
         let mut seen = 0_u16;
@@ -144,8 +147,12 @@ impl Split {
                 return Err(Fault::Long { limit });
             }
             let from = inner.as_ref().unwrap_or(&self.descriptors);
-            let Descriptor { addr, len, last } = Descriptor::read(from, index);
-            let [flags, next] = last;
+            let Descriptor {
+                addr,
+                len,
+                flags,
+                next,
+            } = Descriptor::read(from, index);
             if flags & INDIRECT != 0 {
                 if inner.is_some() || !self.indirect {
                     return Err(Fault::Indirect { len, flags });
@@ -163,15 +170,17 @@ impl Split {
         }
     }
 
+    /// Gives a request back, `written` bytes of it written. The driver sees it after [`Ring::publish`].
     #[inline]
-    pub(super) fn push(&mut self, token: Token, written: u32) {
+    pub(crate) fn push(&mut self, head: u16, written: u32) {
         let place = usize::from(self.used % self.size);
-        let entry = u64::from(token.id) | u64::from(written) << 32;
+        let entry = u64::from(head) | u64::from(written) << 32;
         self.device.write(ENTRIES + 8 * place, entry.to_le_bytes());
         self.used = self.used.wrapping_add(1);
     }
 
-    pub(super) fn publish(&mut self) -> Published {
+    /// Shows the driver what was given back.
+    pub(crate) fn publish(&mut self) -> Published {
         let (old, new) = (self.shown, self.used);
         if old == new {
             return Published::Nothing;
@@ -194,8 +203,9 @@ impl Split {
         Published::shown(wanted || first)
     }
 
+    /// Asks the driver for no kicks.
     #[inline]
-    pub(super) fn silence(&mut self) {
+    pub(crate) fn silence(&mut self) {
         if !self.event_idx {
             self.device
                 .u16(FLAGS)
@@ -203,7 +213,8 @@ impl Split {
         }
     }
 
-    pub(super) fn listen(&mut self) {
+    /// Asks the driver for kicks from now on. What came meanwhile must be looked for after that.
+    pub(crate) fn listen(&mut self) {
         if self.event_idx {
             let event = self.device.u16(ENTRIES + 8 * usize::from(self.size));
             event.store(self.next.to_le(), Ordering::Relaxed);
@@ -213,11 +224,13 @@ impl Split {
         fence(Ordering::SeqCst);
     }
 
-    pub(super) fn base(&self) -> Base {
-        Base::from(self.next)
+    /// The next head to take.
+    pub(crate) fn base(&self) -> u16 {
+        self.next
     }
 
-    pub(super) fn is_broken(&self) -> bool {
+    /// Whether the memory that it lies in was cut short.
+    pub(crate) fn is_broken(&self) -> bool {
         self.descriptors.is_broken() || self.driver.is_broken() || self.device.is_broken()
     }
 
@@ -252,7 +265,8 @@ impl Split {
         }
     }
 
-    pub(super) fn dirty(&self) -> SmallVec<[Dirty; 3]> {
-        self.dirty.clone()
+    /// The parts of the guest that the last [`Ring::publish`] wrote, when they are to be logged.
+    pub(crate) fn dirty(&self) -> &[Dirty] {
+        &self.dirty
     }
 }

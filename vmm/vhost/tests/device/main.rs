@@ -4,6 +4,8 @@
 
 mod data;
 mod driver;
+mod guest;
 mod hostile;
+mod killed;
 mod messages;
 mod support;

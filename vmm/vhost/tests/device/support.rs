@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use engine::fs::OpenOptions;
-use engine::{Engine, EngineConfig, ShardId, Sharded};
-use shards::block::BlockDevice;
+use engine::{Engine, EngineConfig, GuestList, ShardId, Sharded};
+use shards::block::{BlockDevice, BlockError, Geometry};
 use vhost_blk::devices::{FileDevice, NullDevice};
 use vhost_blk::{Endpoint, Export, ExportConfig, Stats};
 
@@ -19,6 +19,8 @@ pub enum Disk {
     Null(u64),
     File(PathBuf),
     ReadOnly(PathBuf),
+    /// Never ends a write.
+    Stuck(u64),
 }
 
 /// How to export it.
@@ -104,7 +106,41 @@ async fn run(setup: Setup) -> Running {
             let device = Rc::new(open(&path, true).await);
             exported(Rc::clone(&device), config, Some(device))
         }
+        Disk::Stuck(bytes) => exported(Rc::new(Stuck(NullDevice::new(bytes))), config, None),
         Disk::ReadOnly(path) => exported(Rc::new(open(&path, false).await), config, None),
+    }
+}
+
+/// A device whose writes hang.
+struct Stuck(NullDevice);
+
+impl BlockDevice for Stuck {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    async fn read(&self, offset: u64, into: GuestList) -> Result<(), BlockError> {
+        self.0.read(offset, into).await
+    }
+
+    async fn write(&self, _: u64, _: GuestList, _: bool) -> Result<(), BlockError> {
+        std::future::pending().await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        self.0.flush().await
+    }
+
+    async fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
+        self.0.discard(offset, len).await
+    }
+
+    async fn write_zeroes(&self, at: u64, len: u64, a: bool, b: bool) -> Result<(), BlockError> {
+        self.0.write_zeroes(at, len, a, b).await
+    }
+
+    async fn changed(&self) {
+        self.0.changed().await;
     }
 }
 

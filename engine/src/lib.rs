@@ -57,7 +57,7 @@ pub use buf::{BLOCK, BufSlice, DmaBuf, IoBuf, IoBufMut, MAX_BUF, NoMem, PoolUse}
 pub use config::{EngineConfig, SpinPolicy, ValidConfig};
 pub use engine::{Capabilities, Engine, EngineHandle, LocalFut};
 pub use error::{CallError, Error, ErrorKind};
-pub use event::EventFd;
+pub use event::{EventFd, EventWatch};
 pub use flows::Flow;
 pub use guest::{GuestIov, GuestList, GuestMem, GuestWindow, IOV_MAX};
 pub use limits::raise_open_files;

@@ -277,6 +277,27 @@ fn eventfds_wake_a_waiting_task() {
 }
 
 #[test]
+fn eventfds_that_do_not_block_are_watched_and_added_to() {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    on_engine(1, |_| {
+        Box::pin(async {
+            // SAFETY: eventfd takes integers; the descriptor is new.
+            let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
+            let event = Rc::new(EventFd::from_fd(fd));
+            let mut watch = event.watch();
+            for _ in 0..3 {
+                event.post().await.unwrap();
+                watch.changed().await.unwrap();
+            }
+            let silent = engine::timeout(Duration::from_millis(1), watch.changed()).await;
+            assert!(silent.is_none(), "nobody added");
+            event.post().await.unwrap();
+            watch.changed().await.unwrap();
+        })
+    });
+}
+
+#[test]
 fn guest_memory_is_read_and_written_in_place() {
     use std::os::fd::{AsFd, FromRawFd, OwnedFd};
     let (_dir, path) = scratch();

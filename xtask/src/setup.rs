@@ -6,6 +6,7 @@
 
 mod debian;
 mod python;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -49,6 +50,11 @@ impl Clients {
     /// The programs of the venv with Patroni; there after a set-up for failing over.
     pub fn patroni(&self) -> PathBuf {
         python::PATRONI.bin(&self.cache)
+    }
+
+    /// The directory of the kernel that guests boot in tests.
+    pub fn vm(&self) -> PathBuf {
+        vm::dir(&self.cache)
     }
 
     /// The s3s-fs server binary.
@@ -110,6 +116,7 @@ fn set_up(workspace: &Workspace, scope: Scope, out: &mut dyn Write) -> Result<Cl
     debian::ensure(scope, &mut report)?;
     ensure_nextest(workspace, &mut report)?;
     python::CLIENTS.ensure(&cache, &mut report)?;
+    vm::ensure(&cache, &mut report)?;
     match scope {
         Scope::Clients => {}
         Scope::Bench => ensure_s3s_fs(workspace, &cache, &mut report)?,

@@ -33,7 +33,8 @@ pub fn run(workspace: &Workspace, seeds: Option<u64>, nextest: &[String]) -> Res
         .args(["nextest", "run", "--workspace"])
         .args(nextest)
         .env("ULTRACLOUD_BIN", server)
-        .env("ULTRACLOUD_CLIENTS", clients.bin());
+        .env("ULTRACLOUD_CLIENTS", clients.bin())
+        .env("ULTRACLOUD_VM", clients.vm());
     if let Some(seeds) = seeds {
         command
             .args(["--profile", "patient"])

@@ -145,6 +145,15 @@ pub(crate) enum Op {
         event: RawHandle,
         counter: *mut u64,
     },
+    /// Multishot: a completion each time that an eventfd was added to. It may take the counter.
+    WatchEvent {
+        event: RawHandle,
+    },
+    /// Add to an eventfd; waits while its counter is full.
+    AddEvent {
+        event: RawHandle,
+        count: &'static u64,
+    },
     Close {
         handle: RawHandle,
     },

@@ -123,6 +123,19 @@ impl GuestList {
         list
     }
 
+    /// Keeps the first `len` bytes alone, when it has more.
+    pub fn truncate(&mut self, len: u64) {
+        while self.bytes > len {
+            let last = self.ranges.last_mut().expect("bytes are in ranges");
+            let cut = (self.bytes - len).min(last.len);
+            last.len -= cut;
+            self.bytes -= cut;
+            if last.len == 0 {
+                self.ranges.pop();
+            }
+        }
+    }
+
     /// Copies bytes from position `at` on out of the memory, until `into` is full.
     ///
     /// # Errors

@@ -1,3 +1,5 @@
+//! Mappings, lists and windows on real memfds, those that are cut short included.
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
@@ -166,6 +168,14 @@ fn lists_copy_across_their_ranges() {
     list.copy_out(0, &mut seen).unwrap();
     assert_eq!(&seen, b"ab\0\0efXYijkl");
     assert_eq!(list.slice(5..5).len(), 0);
+    list.truncate(20);
+    assert_eq!(list.len(), 12);
+    list.truncate(5);
+    assert_eq!((list.len(), list.ranges()), (5, 2));
+    list.truncate(3);
+    assert_eq!((list.len(), list.ranges()), (3, 1));
+    list.truncate(0);
+    assert!(list.is_empty());
 }
 
 #[test]

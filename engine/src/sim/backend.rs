@@ -170,12 +170,8 @@ impl IoBackend for SimBackend {
         let node = self.alive()?;
         let mut world = self.world.borrow_mut();
         let world = &mut *world;
-        match world.node(node).handles.get_mut(&event) {
-            // The kernel's counter stops one short of the largest number.
-            Some(Handle::Event { count: now, .. }) => {
-                *now = now.saturating_add(count).min(u64::MAX - 1);
-            }
-            _ => return Err(kernel(libc::EBADF)),
+        if !world.add_to_event(node, event, count) {
+            return Err(kernel(libc::EBADF));
         }
         let (from, call) = (world.shard(self.shard).clock, world.config.call_ns.clone());
         world.schedule_within(from, &call, Event::Signal(node, event));

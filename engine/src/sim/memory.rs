@@ -208,6 +208,8 @@ impl Flight {
             Op::AwaitRoom { .. } => "await-room",
             Op::Shutdown { .. } => "shutdown",
             Op::ReadEvent { .. } => "read-event",
+            Op::WatchEvent { .. } => "watch-event",
+            Op::AddEvent { .. } => "add-event",
             Op::Close { .. } => "close",
         }
     }

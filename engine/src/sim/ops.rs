@@ -83,7 +83,11 @@ impl World {
         let Target::File { direct, write, .. } = flight.target else {
             return match (flight.op(), flight.target) {
                 (_, Target::None) => Some(libc::EBADF),
-                (Op::Close { .. }, _) | (Op::ReadEvent { .. }, Target::Event(_)) => None,
+                (Op::Close { .. }, _)
+                | (
+                    Op::ReadEvent { .. } | Op::WatchEvent { .. } | Op::AddEvent { .. },
+                    Target::Event(_),
+                ) => None,
                 (op, Target::Socket(_)) if op.disk_bytes().is_none() => None,
                 _ => Some(libc::EINVAL),
             };
@@ -120,7 +124,16 @@ impl World {
                 self.begin_sync(key);
             }
             self.schedule_disk(key, from);
-        } else if let (Op::ReadEvent { .. }, Target::Event(event)) = (flight.op(), flight.target) {
+        } else if let (Op::AddEvent { count, .. }, Target::Event(event)) =
+            (flight.op(), flight.target)
+        {
+            let (count, node) = (**count, self.node_of(flight.shard));
+            self.add_to_event(node, event, count);
+            self.schedule_within(from, &call, Event::Signal(node, event));
+            self.schedule_within(from, &call, Event::End(key, 8));
+        } else if let (Op::ReadEvent { .. } | Op::WatchEvent { .. }, Target::Event(event)) =
+            (flight.op(), flight.target)
+        {
             let node = self.node_of(flight.shard);
             if let Some(Handle::Event { readers, .. }) = self.node(node).handles.get_mut(&event) {
                 readers.push_back(key);
@@ -444,6 +457,16 @@ impl World {
         true
     }
 
+    /// False when there is no such eventfd. The kernel's counter stops one short of the largest
+    /// number.
+    pub(super) fn add_to_event(&mut self, node: NodeId, event: RawHandle, added: u64) -> bool {
+        let Some(Handle::Event { count, .. }) = self.node(node).handles.get_mut(&event) else {
+            return false;
+        };
+        *count = count.saturating_add(added).min(u64::MAX - 1);
+        true
+    }
+
     pub(super) fn poke_event(&mut self, node: NodeId, event: RawHandle) {
         let handles = &mut self.node(node).handles;
         let Some(Handle::Event { count, readers }) = handles.get_mut(&event) else {
@@ -493,7 +516,9 @@ fn handle_of(op: &Op) -> RawHandle {
         | Op::SendTo { socket, .. }
         | Op::AwaitRoom { socket }
         | Op::Shutdown { socket, .. } => *socket,
-        Op::ReadEvent { event, .. } => *event,
+        Op::ReadEvent { event, .. } | Op::WatchEvent { event } | Op::AddEvent { event, .. } => {
+            *event
+        }
         Op::Close { handle } => *handle,
     }
 }

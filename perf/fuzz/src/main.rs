@@ -21,7 +21,7 @@ mod xml;
 
 /// Every target by name; `cargo xtask fuzz` and the directories of seeds use the same names.
 #[cfg(fuzzing)]
-const TARGETS: [(&str, fn(&[u8])); 18] = [
+const TARGETS: [(&str, fn(&[u8])); 21] = [
     ("http-head", request::head),
     ("sigv4-header", request::signed_header),
     ("sigv4-query", request::signed_query),
@@ -45,6 +45,9 @@ const TARGETS: [(&str, fn(&[u8])); 18] = [
     ("chainfire-snapshot", chainfire_store::fuzzing::snapshot),
     ("chainfire-backup", chainfire::backup),
     ("etcd-json", chainfire::json),
+    ("vhost-ring", vhost_blk::fuzzing::ring),
+    ("vhost-marks", vhost_blk::fuzzing::marks),
+    ("vhost-messages", vhost_blk::fuzzing::messages),
 ];
 
 #[cfg(fuzzing)]

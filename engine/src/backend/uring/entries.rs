@@ -73,15 +73,12 @@ impl UringBackend {
                 .offset(offset)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
                 .build(),
-            Op::ReadEvent { event, counter } => {
-                opcode::Read::new(fd(event), counter.cast(), 8).build()
-            }
             Op::Close { handle } => {
                 self.forget_file(handle);
                 opcode::Close::new(fd(handle)).build()
             }
             Op::WriteThenSync { .. } => return None,
-            _ => return self.socket_entry(op),
+            _ => return event_entry(op).or_else(|| self.socket_entry(op)),
         })
     }
 
@@ -174,6 +171,23 @@ impl UringBackend {
             _ => return None,
         })
     }
+}
+
+/// `None` for an op on no eventfd.
+fn event_entry(op: &Op) -> Option<squeue::Entry> {
+    Some(match *op {
+        Op::ReadEvent { event, counter } => opcode::Read::new(fd(event), counter.cast(), 8).build(),
+        // Edge-triggered: the counter need not be read, which a descriptor that does not block
+        // would refuse the ring to wait for.
+        Op::WatchEvent { event } => opcode::PollAdd::new(fd(event), libc::POLLIN as u32)
+            .multi(true)
+            .build(),
+        Op::AddEvent { event, count } => {
+            let count = std::ptr::from_ref(count).cast::<u8>();
+            opcode::Write::new(fd(event), count, 8).build()
+        }
+        _ => return None,
+    })
 }
 
 fn send_entry(socket: RawHandle, span: Span, how: SendHow) -> squeue::Entry {

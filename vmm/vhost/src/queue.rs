@@ -1,0 +1,526 @@
+//! One ring at work: a task of the shard takes requests, runs them on the device, gives them back in
+//! batches and calls the driver once a batch.
+//!
+//! Between requests the task first polls the ring, for a window that adapts: it is as long as may be
+//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use engine::{EventFd, EventWatch, GuestList, Nanos};
+use shards::block::{BlockDevice, BlockError};
+use smallvec::SmallVec;
+
+use crate::blk::{Done, Kind, Request, Status};
+use crate::dirty::DirtyLog;
+use crate::inflight::Inflight;
+use crate::ring::{Chain, Dirty, Fault, Published, Ring};
+use crate::slab::Slab;
+use crate::stats::{Counters, add};
+
+/// Most requests of one ring in progress; what comes above waits in the ring.
+const DEPTH_MAX: usize = 256;
+
+/// Most requests that one turn of the task starts, for the shard's other tasks.
+const TURN_MAX: usize = 64;
+
+/// How long a ring is polled before its task sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Polling {
+    /// The longest window; zero switches polling off.
+    pub window_max: Duration,
+    /// Most of the shard's time that one ring polls in vain, in percent, over a hundredth of a second.
+    pub share_max_percent: u32,
+}
+
+impl Default for Polling {
+    fn default() -> Polling {
+        Polling {
+            window_max: Duration::from_micros(50),
+            share_max_percent: 50,
+        }
+    }
+}
+
+/// What may change while a ring is at work.
+pub(crate) struct Shared {
+    pub(crate) call: RefCell<Option<Rc<EventFd>>>,
+    pub(crate) stopping: Cell<bool>,
+    task: RefCell<Option<Waker>>,
+}
+
+impl Shared {
+    pub(crate) fn new(call: Option<Rc<EventFd>>) -> Shared {
+        Shared {
+            call: RefCell::new(call),
+            stopping: Cell::new(false),
+            task: RefCell::new(None),
+        }
+    }
+
+    /// Takes no more requests; the task ends when those in progress have.
+    pub(crate) fn stop(&self) {
+        self.stopping.set(true);
+        if let Some(task) = self.task.borrow().as_ref() {
+            task.wake_by_ref();
+        }
+    }
+}
+
+/// What all rings of a front end share.
+pub(crate) struct Session {
+    pub(crate) counters: Rc<Counters>,
+    /// Whether the driver knows of flushes at all.
+    pub(crate) flushes: Cell<bool>,
+    /// Whether the driver lets the device have a write cache; what its configuration says.
+    pub(crate) writeback: Cell<bool>,
+    pub(crate) log: RefCell<Option<Rc<DirtyLog>>>,
+    pub(crate) polling: Polling,
+    /// Names the device in log lines.
+    pub(crate) name: Rc<str>,
+}
+
+/// A ring that is ready to work.
+pub(crate) struct Queue<D> {
+    pub(crate) index: u16,
+    pub(crate) ring: Ring,
+    pub(crate) inflight: Option<Inflight>,
+    pub(crate) kick: Option<Rc<EventFd>>,
+    /// Told when the ring has a fault.
+    pub(crate) error: Option<Rc<EventFd>>,
+    pub(crate) shared: Rc<Shared>,
+    pub(crate) session: Rc<Session>,
+    pub(crate) device: Rc<D>,
+}
+
+/// A ring that has stopped.
+pub(crate) struct Stopped {
+    pub(crate) base: u16,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// What is kept of a request in progress.
+struct Tag {
+    head: u16,
+    status: GuestList,
+    kind: Kind,
+    bytes: u64,
+    dirty: SmallVec<[Dirty; 4]>,
+}
+
+impl<D: BlockDevice> Queue<D> {
+    /// Works until the ring is stopped or has a fault, and nothing is in progress.
+    pub(crate) async fn run(self) -> Stopped {
+        let failed = Rc::new(Cell::new(0_u64));
+        let (device, session) = (Rc::clone(&self.device), Rc::clone(&self.session));
+        let index = self.index;
+        let run = move |request: Request| {
+            let durable = !(session.flushes.get() && session.writeback.get());
+            let (session, failed) = (Rc::clone(&session), Rc::clone(&failed));
+            let report = move |kind, sector, error: &BlockError| {
+                report_failure(&session, index, &failed, (kind, sector), error);
+            };
+            request.run(Rc::clone(&device), durable, report)
+        };
+        let mut work = Work {
+            slab: Slab::new(DEPTH_MAX),
+            kicks: self.kick.as_ref().map(EventFd::watch),
+            call: Call::default(),
+            pace: Pace::new(self.session.polling),
+            fault: None,
+            run,
+            queue: self,
+        };
+        work.resubmit();
+        poll_fn(|cx| work.poll(cx)).await;
+        Stopped {
+            base: work.queue.ring.base(),
+            fault: work.fault,
+        }
+    }
+}
+
+/// A guest that asks for what fails again and again gets a line for the 1st, 2nd, 4th, 8th.
+fn report_failure(
+    session: &Session,
+    queue: u16,
+    failed: &Cell<u64>,
+    (kind, sector): (Kind, u64),
+    error: &BlockError,
+) {
+    failed.set(failed.get() + 1);
+    if failed.get().is_power_of_two() {
+        let (name, failures) = (&*session.name, failed.get());
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(
+            device = name,
+            queue,
+            ?kind,
+            sector,
+            failures,
+            error,
+            "a guest's request failed"
+        );
+    }
+}
+
+/// The state of a queue's task.
+struct Work<D, R, F: Future> {
+    queue: Queue<D>,
+    slab: Slab<F, Tag>,
+    kicks: Option<EventWatch>,
+    call: Call,
+    pace: Pace,
+    fault: Option<Fault>,
+    run: R,
+}
+
+impl<D, R, F> Work<D, R, F>
+where
+    D: BlockDevice,
+    F: Future<Output = Done>,
+    R: Fn(Request) -> F,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.slab.belongs_to(cx.waker());
+        let unknown = self.queue.shared.task.borrow().is_none();
+        if unknown {
+            *self.queue.shared.task.borrow_mut() = Some(cx.waker().clone());
+        }
+        self.take_kicks(cx);
+        let ended = self.give_back();
+        let started = self.start_requests();
+        self.show();
+        self.call.poll(cx);
+        if self.is_over() {
+            if self.slab.len() > 0 {
+                return Poll::Pending;
+            }
+            self.call.finish();
+            return Poll::Ready(());
+        }
+        let worked = ended + started > 0;
+        if started == TURN_MAX || self.keeps_looking(worked) {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn is_over(&self) -> bool {
+        self.fault.is_some() || self.queue.shared.stopping.get()
+    }
+
+    fn take_kicks(&mut self, cx: &mut Context<'_>) {
+        while let Some(kicks) = &mut self.kicks {
+            let kicked = pin!(kicks.changed()).poll(cx);
+            match kicked {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) => add(&self.queue.session.counters.kicks, 1),
+                Poll::Ready(Err(error)) => {
+                    self.kicks = None;
+                    let (name, queue) = (&*self.queue.session.name, self.queue.index);
+                    tracing::warn!(device = name, queue, %error, "a ring has lost its kicks");
+                }
+            }
+        }
+    }
+
+    /// Gives back what has ended. How many that were.
+    fn give_back(&mut self) -> usize {
+        let (slab, queue) = (&mut self.slab, &mut self.queue);
+        let mut ended = 0;
+        slab.poll_woken(|tag, done| {
+            ended += 1;
+            queue.finish(&tag, done);
+        });
+        ended
+    }
+
+    /// Starts what the driver offers. How many that were.
+    fn start_requests(&mut self) -> usize {
+        let mut started = 0;
+        while started < TURN_MAX && !self.is_over() && !self.slab.is_full() {
+            match self.queue.ring.pop() {
+                Ok(None) => break,
+                Ok(Some(chain)) => {
+                    started += 1;
+                    self.queue.mark_taken(chain.head);
+                    self.start(chain);
+                }
+                Err(fault) => self.fail(fault),
+            }
+        }
+        started
+    }
+
+    fn start(&mut self, mut chain: Chain) {
+        add(&self.queue.session.counters.requests, 1);
+        let request = match Request::parse(&mut chain) {
+            Ok(request) => request,
+            Err(error) => {
+                let counters = &self.queue.session.counters;
+                if counters.errors.get().is_power_of_two() || counters.errors.get() == 0 {
+                    let (name, queue) = (&*self.queue.session.name, self.queue.index);
+                    tracing::warn!(device = name, queue, %error, "a guest sent no request");
+                }
+                add(&counters.errors, 1);
+                return self.queue.give(chain.head, 0);
+            }
+        };
+        let tag = Tag {
+            head: chain.head,
+            status: request.status.clone(),
+            kind: request.kind,
+            bytes: request.bytes(),
+            dirty: chain.dirty,
+        };
+        if let Some((tag, done)) = self.slab.start((self.run)(request), tag) {
+            self.queue.finish(&tag, done);
+        }
+    }
+
+    /// Does again what was in progress when a backend died.
+    fn resubmit(&mut self) {
+        let Some(inflight) = &mut self.queue.inflight else {
+            return;
+        };
+        let ring = &mut self.queue.ring;
+        let heads = inflight.recover(ring.used());
+        ring.resume(heads.len() as u16);
+        for head in heads {
+            match self.queue.ring.chain(head) {
+                Ok(chain) if !self.slab.is_full() => {
+                    add(&self.queue.session.counters.resubmitted, 1);
+                    self.start(chain);
+                }
+                // More than this backend ever has in progress: not ours.
+                Ok(_) => {
+                    return self.fail(Fault::Ahead {
+                        ahead: head,
+                        size: DEPTH_MAX as u16,
+                    });
+                }
+                Err(fault) => return self.fail(fault),
+            }
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, fault: Fault) {
+        add(&self.queue.session.counters.faults, 1);
+        let (name, queue) = (&*self.queue.session.name, self.queue.index);
+        tracing::warn!(device = name, queue, %fault, "a guest broke its ring; it is left alone");
+        self.fault = Some(fault);
+        if let Some(error) = &self.queue.error {
+            drop(error.post());
+        }
+    }
+
+    /// Shows the driver what was given back, and calls it when it wants that.
+    fn show(&mut self) {
+        if self.queue.is_broken() {
+            if self.fault.is_none() {
+                self.fail(Fault::CutShort);
+            }
+            return;
+        }
+        let published = self.queue.ring.publish();
+        if published != Published::Nothing {
+            self.queue.mark_given();
+        }
+        if published != Published::Call {
+            return;
+        }
+        if let Some(call) = &*self.queue.shared.call.borrow() {
+            add(&self.queue.session.counters.calls, 1);
+            self.call.post(call);
+        }
+    }
+
+    /// Whether the task goes on looking at its ring instead of sleeping until somebody wakes it.
+    fn keeps_looking(&mut self, worked: bool) -> bool {
+        let now = engine::now();
+        if self.slab.is_full() {
+            return false;
+        }
+        let polled = self.pace.looked(now, worked);
+        add(&self.queue.session.counters.polled_ns, polled);
+        if self.pace.polls(now) {
+            self.queue.ring.silence();
+            return true;
+        }
+        self.queue.ring.listen();
+        match self.queue.ring.is_pending() {
+            Ok(true) => {
+                self.queue.ring.silence();
+                true
+            }
+            Ok(false) => false,
+            Err(fault) => {
+                self.fail(fault);
+                true
+            }
+        }
+    }
+}
+
+impl<D: BlockDevice> Queue<D> {
+    /// Whether memory that the ring stands on was cut short.
+    fn is_broken(&self) -> bool {
+        let marks = self.inflight.as_ref();
+        self.ring.is_broken() || marks.is_some_and(Inflight::is_broken)
+    }
+
+    #[inline]
+    fn mark_taken(&mut self, head: u16) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.taken(head);
+        }
+    }
+
+    #[inline]
+    fn mark_given(&mut self) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.given(self.ring.used());
+        }
+        if let Some(log) = &*self.session.log.borrow() {
+            self.ring.dirty().iter().for_each(|dirty| log.mark(*dirty));
+        }
+    }
+
+    /// Writes a request's status and gives it back.
+    fn finish(&mut self, tag: &Tag, done: Done) {
+        let mut done = done;
+        if tag.status.copy_in(0, &[done.status as u8]).is_err() {
+            done = Status::IoError.into();
+        }
+        let counters = &self.session.counters;
+        match (done.status, tag.kind) {
+            (Status::Ok, Kind::Read) => add(&counters.read_bytes, tag.bytes),
+            (Status::Ok, Kind::Write) => add(&counters.written_bytes, tag.bytes),
+            (Status::Ok, _) => {}
+            (Status::IoError | Status::Unsupported, _) => add(&counters.errors, 1),
+        }
+        if let Some(log) = &*self.session.log.borrow() {
+            tag.dirty.iter().for_each(|dirty| log.mark(*dirty));
+        }
+        self.give(tag.head, done.written + 1);
+    }
+
+    #[inline]
+    fn give(&mut self, head: u16, written: u32) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.giving(head);
+        }
+        self.ring.push(head, written);
+    }
+}
+
+/// The calls of a driver, one on its way at a time.
+#[derive(Default)]
+struct Call {
+    posted: Option<Pin<Box<dyn Future<Output = io::Result<()>>>>>,
+    /// The driver wants another: the one on its way may have come before what it is to tell.
+    again: Option<Rc<EventFd>>,
+}
+
+impl Call {
+    fn post(&mut self, event: &Rc<EventFd>) {
+        if self.posted.is_some() {
+            self.again = Some(Rc::clone(event));
+        } else {
+            self.posted = Some(Box::pin(event.post()));
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        while let Some(posted) = &mut self.posted {
+            let Poll::Ready(done) = posted.as_mut().poll(cx) else {
+                return;
+            };
+            if let Err(error) = done {
+                tracing::debug!(%error, "a driver was not called");
+            }
+            self.posted = self.again.take().map(|event| Box::pin(event.post()) as _);
+        }
+    }
+
+    /// Leaves what is on its way to the kernel. A call that cannot be made now, because the counter
+    /// is full, needs not to be made.
+    fn finish(&mut self) {
+        self.posted = None;
+        if let Some(event) = self.again.take() {
+            drop(event.post());
+        }
+    }
+}
+
+/// Over what time the share of polling is counted.
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// The smallest window that is worth it.
+const WINDOW_MIN: Duration = Duration::from_micros(4);
+
+/// How long to poll. See the module's head.
+struct Pace {
+    polling: Polling,
+    window: Duration,
+    /// When work was seen last.
+    worked: Nanos,
+    /// When the ring was looked at last while polling.
+    looked: Option<Nanos>,
+    period: Nanos,
+    polled: Duration,
+}
+
+impl Pace {
+    fn new(polling: Polling) -> Pace {
+        let now = engine::now();
+        Pace {
+            polling,
+            window: Duration::ZERO,
+            worked: now,
+            looked: None,
+            period: now,
+            polled: Duration::ZERO,
+        }
+    }
+
+    /// Nanoseconds polled in vain since the last look.
+    fn looked(&mut self, now: Nanos, worked: bool) -> u64 {
+        if now - self.period > PERIOD {
+            self.period = now;
+            self.polled = Duration::ZERO;
+        }
+        let vain = self.looked.take().map_or(Duration::ZERO, |last| now - last);
+        self.polled += vain;
+        if worked {
+            let idle = now - self.worked;
+            self.worked = now;
+            self.window = if idle <= self.polling.window_max {
+                (idle * 2)
+                    .clamp(WINDOW_MIN, self.polling.window_max.max(WINDOW_MIN))
+                    .max(self.window)
+            } else {
+                self.window / 2
+            };
+        }
+        vain.as_nanos() as u64
+    }
+
+    fn polls(&mut self, now: Nanos) -> bool {
+        let share = PERIOD * self.polling.share_max_percent / 100;
+        let polls = !self.polling.window_max.is_zero()
+            && now - self.worked < self.window
+            && self.polled < share;
+        if polls {
+            self.looked = Some(now);
+        }
+        polls
+    }
+}

@@ -1,0 +1,272 @@
+//! The split ring (virtio 1.2, section 2.7).
+//!
+//! ```text
+//! driver's part                    device's part
+//!  0         2  flags               0         2  flags
+//!  2         2  index               2         2  index
+//!  4    2 size  heads               4    8 size  used: head (4), bytes written (4)
+//!  end       2  call me past this   end       2  kick me past this
+//! ```
+
+use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
+
+use engine::GuestWindow;
+use smallvec::SmallVec;
+
+use super::chain::{Chain, DESCRIPTOR, Descriptor, INDIRECT, NEXT, table};
+use super::{Dirty, Fault, Published, RingSpec};
+use crate::memory::{Memory, Outside};
+
+const FLAGS: usize = 0;
+const INDEX: usize = 2;
+const ENTRIES: usize = 4;
+const NO_CALL: u16 = 1;
+const NO_KICK: u16 = 1;
+
+/// See the module's head.
+pub(crate) struct Ring {
+    memory: Rc<Memory>,
+    size: u16,
+    descriptors: GuestWindow,
+    driver: GuestWindow,
+    device: GuestWindow,
+    event_idx: bool,
+    indirect: bool,
+    /// The next head to take.
+    next: u16,
+    /// The driver's index when it was looked at last: what lies before it can be taken.
+    offered: u16,
+    /// The next place to give back at.
+    used: u16,
+    /// What the driver has been shown, and was called for or did not want to be.
+    shown: u16,
+    /// Whether the driver was called since the ring was set up.
+    called: bool,
+    log: Option<u64>,
+    dirty: SmallVec<[Dirty; 3]>,
+}
+
+impl Ring {
+    /// # Errors
+    /// When it is not in the guest's memory.
+    pub(crate) fn new(spec: RingSpec) -> Result<Ring, Outside> {
+        let (memory, size) = (spec.memory, usize::from(spec.size));
+        let table = memory.user_window(spec.addr.descriptors, size * DESCRIPTOR, 16)?;
+        let driver = memory.user_window(spec.addr.driver, ENTRIES + 2 * size + 2, 2)?;
+        let device = memory.user_window(spec.addr.device, ENTRIES + 8 * size + 2, 4)?;
+        let used = u16::from_le(device.u16(INDEX).load(Ordering::Acquire));
+        let next = spec.base;
+        Ok(Ring {
+            size: spec.size,
+            descriptors: table,
+            driver,
+            device,
+            event_idx: spec.features.event_idx,
+            indirect: spec.features.indirect,
+            next,
+            offered: next,
+            used,
+            shown: used,
+            called: false,
+            log: spec.addr.log,
+            dirty: SmallVec::new(),
+            memory,
+        })
+    }
+
+    /// Whether a request waits.
+    #[inline]
+    pub(crate) fn is_pending(&self) -> Result<bool, Fault> {
+        if self.offered != self.next {
+            return Ok(true);
+        }
+        self.look().map(|offered| offered != self.next)
+    }
+
+    /// The driver's index.
+    #[inline]
+    fn look(&self) -> Result<u16, Fault> {
+        let offered = u16::from_le(self.driver.u16(INDEX).load(Ordering::Acquire));
+        let ahead = offered.wrapping_sub(self.next);
+        if ahead > self.size {
+            return Err(self.fault(Fault::Ahead {
+                ahead,
+                size: self.size,
+            }));
+        }
+        Ok(offered)
+    }
+
+    #[cold]
+    fn fault(&self, fault: Fault) -> Fault {
+        if self.is_broken() {
+            return Fault::CutShort;
+        }
+        fault
+    }
+
+    /// The next request that the driver offers.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+        if self.offered == self.next {
+            self.offered = self.look()?;
+            if self.offered == self.next {
+                return Ok(None);
+            }
+        }
+        let place = usize::from(self.next % self.size);
+        let head = self.driver.u16(ENTRIES + 2 * place);
+        let head = u16::from_le(head.load(Ordering::Relaxed));
+        let chain = self.chain(head)?;
+        self.next = self.next.wrapping_add(1);
+        Ok(Some(chain))
+    }
+
+    /// Walks the chain that begins at `head`.
+    pub(crate) fn chain(&self, head: u16) -> Result<Chain, Fault> {
+        let chain = self.walk(head);
+        match chain {
+            Ok(chain) if !self.is_broken() => Ok(chain),
+            Ok(_) => Err(Fault::CutShort),
+            Err(fault) => Err(self.fault(fault)),
+        }
+    }
+
+    fn walk(&self, head: u16) -> Result<Chain, Fault> {
+        let mut chain = Chain::new(head);
+        let (mut index, mut limit) = (head, self.size);
+        let mut inner: Option<GuestWindow> = None;
+        let mut seen = 0_u16;
+        loop {
+            if index >= limit {
+                return Err(Fault::Index { index, size: limit });
+            }
+            seen += 1;
+            if seen > limit {
+                return Err(Fault::Long { limit });
+            }
+            let from = inner.as_ref().unwrap_or(&self.descriptors);
+            let Descriptor {
+                addr,
+                len,
+                flags,
+                next,
+            } = Descriptor::read(from, index);
+            if flags & INDIRECT != 0 {
+                if inner.is_some() || !self.indirect {
+                    return Err(Fault::Indirect { len, flags });
+                }
+                let (found, entries) = table(&self.memory, addr, len, flags)?;
+                inner = Some(found);
+                (index, limit, seen) = (0, entries, 0);
+                continue;
+            }
+            chain.add(&self.memory, addr, len, flags)?;
+            if flags & NEXT == 0 {
+                return Ok(chain);
+            }
+            index = next;
+        }
+    }
+
+    /// Gives a request back, `written` bytes of it written. The driver sees it after [`Ring::publish`].
+    #[inline]
+    pub(crate) fn push(&mut self, head: u16, written: u32) {
+        let place = usize::from(self.used % self.size);
+        let entry = u64::from(head) | u64::from(written) << 32;
+        self.device.write(ENTRIES + 8 * place, entry.to_le_bytes());
+        self.used = self.used.wrapping_add(1);
+    }
+
+    /// Shows the driver what was given back.
+    pub(crate) fn publish(&mut self) -> Published {
+        let (old, new) = (self.shown, self.used);
+        if old == new {
+            return Published::Nothing;
+        }
+        self.device.u16(INDEX).store(new.to_le(), Ordering::Release);
+        self.note_dirty(old, new);
+        self.shown = new;
+        // The driver writes when it wants to be called, then looks at the index; this is the mirror.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let event = self.driver.u16(ENTRIES + 2 * usize::from(self.size));
+            let event = u16::from_le(event.load(Ordering::Relaxed));
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u16::from_le(self.driver.u16(FLAGS).load(Ordering::Relaxed)) & NO_CALL == 0
+        };
+        // Who was here before may have died between showing and calling.
+        let first = !self.called;
+        self.called = true;
+        Published::shown(wanted || first)
+    }
+
+    /// Asks the driver for no kicks.
+    #[inline]
+    pub(crate) fn silence(&mut self) {
+        if !self.event_idx {
+            self.device
+                .u16(FLAGS)
+                .store(NO_KICK.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the driver for kicks from now on. What came meanwhile must be looked for after that.
+    pub(crate) fn listen(&mut self) {
+        if self.event_idx {
+            let event = self.device.u16(ENTRIES + 8 * usize::from(self.size));
+            event.store(self.next.to_le(), Ordering::Relaxed);
+        } else {
+            self.device.u16(FLAGS).store(0, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// The next head to take.
+    pub(crate) fn base(&self) -> u16 {
+        self.next
+    }
+
+    /// Whether the memory that it lies in was cut short.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.descriptors.is_broken() || self.driver.is_broken() || self.device.is_broken()
+    }
+
+    /// The index that the driver is shown.
+    pub(crate) fn used(&self) -> u16 {
+        self.used
+    }
+
+    /// Goes on as if so many requests had been taken that were not given back yet.
+    pub(crate) fn resume(&mut self, taken: u16) {
+        self.next = self.used.wrapping_add(taken);
+        self.offered = self.next;
+    }
+
+    fn note_dirty(&mut self, old: u16, new: u16) {
+        let Some(log) = self.log else { return };
+        self.dirty.clear();
+        let mut add = |at: usize, len: usize| {
+            let (addr, len) = (log.wrapping_add(at as u64), len as u64);
+            self.dirty.push(Dirty { addr, len });
+        };
+        add(FLAGS, ENTRIES);
+        let (first, count) = (
+            usize::from(old % self.size),
+            usize::from(new.wrapping_sub(old)),
+        );
+        let size = usize::from(self.size);
+        let before_end = count.min(size - first);
+        add(ENTRIES + 8 * first, 8 * before_end);
+        if count > before_end {
+            add(ENTRIES, 8 * (count - before_end).min(size));
+        }
+    }
+
+    /// The parts of the guest that the last [`Ring::publish`] wrote, when they are to be logged.
+    pub(crate) fn dirty(&self) -> &[Dirty] {
+        &self.dirty
+    }
+}

@@ -21,7 +21,7 @@ mod xml;
 
 /// Every target by name; `cargo xtask fuzz` and the directories of seeds use the same names.
 #[cfg(fuzzing)]
-const TARGETS: [(&str, fn(&[u8])); 21] = [
+const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("http-head", request::head),
     ("sigv4-header", request::signed_header),
     ("sigv4-query", request::signed_query),
@@ -54,9 +54,9 @@ const TARGETS: [(&str, fn(&[u8])); 21] = [
 fn chosen() -> fn(&[u8]) {
     let name = std::env::var("UC_FUZZ_TARGET").unwrap_or_default();
     let found = TARGETS.iter().find(|(known, _)| *known == name);
-    let known = TARGETS.map(|(known, _)| known).join(", ");
+    let known = || TARGETS.iter().map(|(known, _)| *known).collect::<Vec<_>>();
     found
-        .unwrap_or_else(|| panic!("UC_FUZZ_TARGET is none of {known}"))
+        .unwrap_or_else(|| panic!("UC_FUZZ_TARGET is none of {:?}", known()))
         .1
 }
 

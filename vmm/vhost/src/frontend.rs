@@ -251,7 +251,7 @@ impl<D: BlockDevice> Frontend<D> {
         let ring = self.ring(queue)?;
         ring.call = event.map(adopt);
         if let Some(running) = &ring.running {
-            running.shared.call.borrow_mut().clone_from(&ring.call);
+            running.shared.set_call(ring.call.clone());
         }
         Ok(())
     }

@@ -49,8 +49,11 @@ impl Default for Polling {
 
 /// What may change while a ring is at work.
 pub(crate) struct Shared {
-    pub(crate) call: RefCell<Option<Rc<EventFd>>>,
-    pub(crate) stopping: Cell<bool>,
+    call: RefCell<Option<Rc<EventFd>>>,
+    /// A call is due whatever the ring says: there was none to make it by, or nobody knows whether the
+    /// one before was heard.
+    owed: Cell<bool>,
+    stopping: Cell<bool>,
     task: RefCell<Option<Waker>>,
 }
 
@@ -58,14 +61,27 @@ impl Shared {
     pub(crate) fn new(call: Option<Rc<EventFd>>) -> Shared {
         Shared {
             call: RefCell::new(call),
+            // Who was here before may have died between showing and calling.
+            owed: Cell::new(true),
             stopping: Cell::new(false),
             task: RefCell::new(None),
         }
     }
 
+    /// Calls by another event from now on. What was called by the one before may not have been heard.
+    pub(crate) fn set_call(&self, call: Option<Rc<EventFd>>) {
+        *self.call.borrow_mut() = call;
+        self.owed.set(true);
+        self.wake();
+    }
+
     /// Takes no more requests; the task ends when those in progress have.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(task) = self.task.borrow().as_ref() {
             task.wake_by_ref();
         }
@@ -321,7 +337,7 @@ where
         }
     }
 
-    /// Shows the driver what was given back, and calls it when it wants that.
+    /// Shows the driver what was given back, and calls it when it wants that or a call is owed.
     fn show(&mut self) {
         if self.queue.is_broken() {
             if self.fault.is_none() {
@@ -333,10 +349,15 @@ where
         if published != Published::Nothing {
             self.queue.mark_given();
         }
-        if published != Published::Call {
+        let shared = &self.queue.shared;
+        if published == Published::Call {
+            shared.owed.set(true);
+        }
+        if !shared.owed.get() {
             return;
         }
-        if let Some(call) = &*self.queue.shared.call.borrow() {
+        if let Some(call) = &*shared.call.borrow() {
+            shared.owed.set(false);
             add(&self.queue.session.counters.calls, 1);
             self.call.post(call);
         }

@@ -11,9 +11,10 @@ use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use vhost_blk::Endpoint;
 
 use crate::driver::{
-    CONFIG_WCE, Connection, EVENT_IDX, FLUSH, GUEST, Guest, LOG_ALL, RAM, WRITE, memfd, started,
+    CONFIG_WCE, Connection, EVENT_IDX, FLUSH, GUEST, Guest, LOG_ALL, RAM, WRITE, event, memfd,
+    started,
 };
-use crate::support::{Backend, Disk, PATIENCE, Setup, image, until};
+use crate::support::{Backend, Disk, PATIENCE, Setup, image};
 
 const MIB: u64 = 1 << 20;
 
@@ -51,15 +52,51 @@ fn the_identity_is_the_devices_and_flushes_flush() {
     let socket = dir.path().join("s");
     let backend = Backend::listen(Disk::File(path), &socket);
     let (mut guest, _connection) = started(&socket, FLUSH | EVENT_IDX);
+    guest.hears_a_call("due at the start");
     guest.request(0, 8, 0, (20, WRITE));
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 21)]);
     assert_eq!(guest.get(Guest::data(0), 20), b"a-serial-number\0\0\0\0\0");
+    guest.hears_a_call("for what was given back");
     guest.request(0, 4, 0, (0, 0));
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 1)]);
     assert_eq!(guest.status(0), 0);
-    until("the driver is called", || guest.call.read().is_ok());
+    backend.shutdown();
+}
+
+#[test]
+fn a_call_that_comes_late_tells_of_what_was_given_back_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let (mut guest, connection) = started(&socket, EVENT_IDX);
+    guest.hears_a_call("due at the start");
+    guest.request(0, 0, 0, (512, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 513)]);
+    guest.hears_a_call("for what was given back");
+    // Nobody listened at the one before.
+    guest.call = event();
+    connection.frontend.set_vring_call(0, &guest.call).unwrap();
+    guest.hears_a_call("by the new event");
+    backend.shutdown();
+}
+
+#[test]
+fn a_ring_in_which_everything_is_used_calls_when_it_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let (mut guest, mut connection) = started(&socket, EVENT_IDX);
+    guest.request(0, 0, 0, (512, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 513)]);
+    assert_eq!(connection.frontend.get_vring_base(0).unwrap(), 1);
+    // Who gave it back died before it called.
+    guest.call = event();
+    connection.start(&guest, 1);
+    guest.hears_a_call("by who comes after");
     backend.shutdown();
 }
 

@@ -365,11 +365,11 @@ impl<D: BlockDevice> Frontend<D> {
         }
         let mapped = map(memory)?;
         self.stop().await;
-        // What the driver has chosen outlives a backend: it does not choose again.
-        if Choice::read(&mapped, shape)? == Choice::WriteThrough {
-            self.session.writeback.set(false);
-        }
+        // What the driver has chosen outlives a backend and a reset: it does not choose again. Of
+        // what stands here and there the weaker holds, as either may be the newer.
+        let kept = Choice::read(&mapped, shape)?;
         self.inflight = Some((mapped, shape));
+        self.set_writeback(self.session.writeback.get() && kept == Choice::WriteBack);
         self.start_all();
         Ok(())
     }
@@ -398,8 +398,9 @@ impl<D: BlockDevice> Frontend<D> {
         Ok(())
     }
 
-    /// As after connecting, except for what is the front end's and not the driver's: the memory, the
-    /// marks and the log.
+    /// As after connecting, except for what is the front end's and not the driver's (the memory, the
+    /// marks and the log), and for write-through. QEMU resets at every pause of its guest, of which the
+    /// driver knows nothing: it would go on to send no flush.
     async fn reset(&mut self) {
         self.stop().await;
         for ring in &mut self.rings {
@@ -407,7 +408,6 @@ impl<D: BlockDevice> Frontend<D> {
         }
         (self.features, self.status) = (0, 0);
         self.session.flushes.set(false);
-        self.set_writeback(true);
         self.follow_log();
     }
 }

@@ -1,6 +1,7 @@
 //! The messages, as the `vhost` crate's front end sends them.
 
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
@@ -153,11 +154,37 @@ fn status_and_reset_take_the_device_back_to_its_start() {
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 1)]);
     connection.frontend.reset_device().unwrap();
-    assert_eq!(config(&mut connection, 32, 1), [1]);
+    // The driver has chosen write-through, and a reset may be a pause that it knows nothing of.
+    assert_eq!(config(&mut connection, 32, 1), [0]);
     guest.request(0, 1, 0, (4096, 0));
     guest.kick();
     connection.frontend.set_features(FLUSH).unwrap();
     assert_eq!(guest.used(), [], "a ring that was reset takes nothing");
+    let again = FLUSH | CONFIG_WCE | 1 << 30 | 1 << 32;
+    connection.frontend.set_features(again).unwrap();
+    connection.frontend.set_config(32, flags, &[1]).unwrap();
+    assert_eq!(config(&mut connection, 32, 1), [1]);
+    backend.shutdown();
+}
+
+#[test]
+fn write_through_that_was_chosen_before_the_marks_came_is_kept_in_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let mut connection = Connection::open(&socket, FLUSH | CONFIG_WCE);
+    let flags = VhostUserConfigFlags::WRITABLE;
+    connection.frontend.set_config(32, flags, &[0]).unwrap();
+    let (shape, marks) = connection.marks();
+    assert_eq!(config(&mut connection, 32, 1), [0]);
+    drop(connection);
+    let mut connection = Connection::open(&socket, FLUSH | CONFIG_WCE);
+    assert_eq!(config(&mut connection, 32, 1), [1]);
+    let set = connection
+        .frontend
+        .set_inflight_fd(&shape, marks.as_raw_fd());
+    set.unwrap();
+    assert_eq!(config(&mut connection, 32, 1), [0]);
     backend.shutdown();
 }
 
@@ -169,11 +196,10 @@ fn what_is_written_while_migrating_is_logged() {
     let (mut guest, connection) = started(&socket, FLUSH);
     let pages = (GUEST + RAM) / 4096;
     let log = memfd(pages.div_ceil(8));
-    let handle = std::os::fd::AsRawFd::as_raw_fd(&log);
     let region = VhostUserDirtyLogRegion {
         mmap_size: pages.div_ceil(8),
         mmap_offset: 0,
-        mmap_handle: handle,
+        mmap_handle: log.as_raw_fd(),
     };
     connection.frontend.set_log_base(0, Some(region)).unwrap();
     let marked = |at: u64| {

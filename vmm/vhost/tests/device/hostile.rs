@@ -42,7 +42,7 @@ const WHOLE: Desc = Desc {
 
 #[test]
 fn rings_that_lie_are_left_alone_and_the_device_serves_on() {
-    let harms: [(&str, Harm); 12] = [
+    let harms: [(&str, Harm); 13] = [
         ("a chain that is a circle", |guest| {
             let next = |next| Desc {
                 flags: NEXT,
@@ -117,6 +117,16 @@ fn rings_that_lie_are_left_alone_and_the_device_serves_on() {
                     ..WHOLE
                 },
             );
+            guest.offer(0);
+        }),
+        ("a table with a next", |guest| {
+            let desc = Desc {
+                len: 16,
+                flags: TABLE | NEXT,
+                next: 1,
+                ..WHOLE
+            };
+            guest.describe(0, 0, desc);
             guest.offer(0);
         }),
         ("a table in a table", |guest| {

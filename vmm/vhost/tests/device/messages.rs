@@ -12,8 +12,8 @@ use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use vhost_blk::Endpoint;
 
 use crate::driver::{
-    CONFIG_WCE, Connection, EVENT_IDX, FLUSH, GUEST, Guest, LOG_ALL, RAM, WRITE, event, memfd,
-    started,
+    CONFIG_WCE, Connection, Desc, EVENT_IDX, FLUSH, GUEST, Guest, INDIRECT, LOG_ALL, NEXT, RAM,
+    TABLE, WRITE, event, memfd, started,
 };
 use crate::support::{Backend, Disk, PATIENCE, Setup, image};
 
@@ -63,6 +63,43 @@ fn the_identity_is_the_devices_and_flushes_flush() {
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 1)]);
     assert_eq!(guest.status(0), 0);
+    backend.shutdown();
+}
+
+#[test]
+fn a_table_may_be_said_to_be_writable() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let (mut guest, _connection) = started(&socket, INDIRECT);
+    for (number, flags) in [TABLE, TABLE | WRITE].into_iter().enumerate() {
+        let table = Guest::data(9);
+        let parts = [
+            (Guest::data(0), 16, NEXT),
+            (Guest::data(1), 512, WRITE | NEXT),
+            (Guest::data(2), 1, WRITE),
+        ];
+        for (index, (at, len, flags)) in (0_u16..).zip(parts) {
+            let (addr, next) = (GUEST + at, index + 1);
+            let desc = Desc {
+                addr,
+                len,
+                flags,
+                next,
+            };
+            guest.describe(table, index, desc);
+        }
+        let desc = Desc {
+            addr: GUEST + table,
+            len: 48,
+            flags,
+            next: 0,
+        };
+        guest.describe(0, number as u16, desc);
+        guest.offer(number as u16);
+        guest.kick();
+        assert_eq!(guest.wait(1), [(number as u32, 513)]);
+    }
     backend.shutdown();
 }
 

@@ -160,7 +160,9 @@ pub(crate) struct Request {
     sector: u64,
     /// What the device reads from, or writes to.
     data: GuestList,
-    /// The one byte for the status.
+    /// Bytes that may be written before the status, whether the kind of request has use for them or not.
+    pub(crate) room: u64,
+    /// The one byte for the status, the last that may be written.
     pub(crate) status: GuestList,
 }
 
@@ -199,6 +201,7 @@ impl Request {
             kind,
             sector: (head >> 64) as u64,
             data,
+            room,
             status,
         })
     }

@@ -126,6 +126,7 @@ struct Tag {
     status: GuestList,
     kind: Kind,
     bytes: u64,
+    room: u64,
     dirty: SmallVec<[Dirty; 4]>,
 }
 
@@ -293,6 +294,7 @@ where
             status: request.status.clone(),
             kind: request.kind,
             bytes: request.bytes(),
+            room: request.room,
             dirty: chain.dirty,
         };
         if let Some((tag, done)) = self.slab.start((self.run)(request), tag) {
@@ -417,7 +419,8 @@ impl<D: BlockDevice> Queue<D> {
     /// Writes a request's status and gives it back.
     fn finish(&mut self, tag: &Tag, done: Done) {
         let mut done = done;
-        if tag.status.copy_in(0, &[done.status as u8]).is_err() {
+        let told = tag.status.copy_in(0, &[done.status as u8]).is_ok();
+        if !told {
             done = Status::IoError.into();
         }
         let counters = &self.session.counters;
@@ -430,7 +433,9 @@ impl<D: BlockDevice> Queue<D> {
         if let Some(log) = &*self.session.log.borrow() {
             tag.dirty.iter().for_each(|dirty| log.mark(*dirty));
         }
-        self.give(tag.head, done.written + 1);
+        // What is told is written from the start on without a gap, and the status is at the end.
+        let whole = told && u64::from(done.written) == tag.room;
+        self.give(tag.head, done.written + u32::from(whole));
     }
 
     #[inline]

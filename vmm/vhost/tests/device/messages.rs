@@ -59,6 +59,15 @@ fn the_identity_is_the_devices_and_flushes_flush() {
     assert_eq!(guest.wait(1), [(0, 21)]);
     assert_eq!(guest.get(Guest::data(0), 20), b"a-serial-number\0\0\0\0\0");
     guest.hears_a_call("for what was given back");
+    // What was not written is not told as written: the status is at the end, behind a gap.
+    guest.request(0, 8, 0, (64, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 20)]);
+    assert_eq!(guest.status(0), 0);
+    guest.request(0, 0, MIB / 512, (4096, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 0)]);
+    assert_eq!(guest.status(0), 1);
     guest.request(0, 4, 0, (0, 0));
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 1)]);

@@ -3,8 +3,8 @@
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo};
 
 use crate::driver::{
     Connection, DATA_AT, Desc, EVENT_IDX, GUEST, Guest, INDIRECT, NEXT, RAM, SIZE, TABLE, WRITE,
@@ -303,7 +303,7 @@ fn messages_that_ask_for_what_cannot_be_are_refused() {
     let (_dir, socket, backend) = null();
     let regular = tempfile::tempfile().unwrap();
     regular.set_len(RAM).unwrap();
-    let refused: [(&str, Question<'_>); 12] = [
+    let refused: [(&str, Question<'_>); 14] = [
         ("a queue that is not there", &|c, _| {
             c.frontend.set_vring_num(5, SIZE).is_err()
         }),
@@ -332,6 +332,26 @@ fn messages_that_ask_for_what_cannot_be_are_refused() {
         }),
         ("memory that was not there", &|c, guest| {
             c.frontend.remove_mem_region(&region(guest)).is_err()
+        }),
+        ("more memory than a guest may have", &|c, guest| {
+            c.share(guest);
+            let huge = memfd(4 << 40);
+            let more = VhostUserMemoryRegionInfo {
+                guest_phys_addr: GUEST + RAM,
+                memory_size: 4 << 40,
+                mmap_handle: huge.as_raw_fd(),
+                ..region(guest)
+            };
+            c.frontend.add_mem_region(&more).is_err()
+        }),
+        ("a log of more than a gigabyte", &|c, _| {
+            let log = memfd(2 << 30);
+            let region = VhostUserDirtyLogRegion {
+                mmap_size: 2 << 30,
+                mmap_offset: 0,
+                mmap_handle: log.as_raw_fd(),
+            };
+            c.frontend.set_log_base(0, Some(region)).is_err()
         }),
         ("a ring outside of the memory", &|c, guest| {
             c.share(guest);
@@ -367,6 +387,22 @@ fn messages_that_ask_for_what_cannot_be_are_refused() {
         let mut connection = Connection::open(&socket, 0);
         assert!(ask(&mut connection, &Guest::new()), "{what}");
     }
+    serves(&socket);
+    backend.shutdown();
+}
+
+#[test]
+fn marks_in_a_file_of_a_petabyte_take_the_room_of_marks() {
+    let (_dir, socket, backend) = null();
+    let mut connection = Connection::open(&socket, 0);
+    let (mut marks, _) = connection.marks();
+    marks.mmap_size = 1 << 50;
+    let file = memfd(marks.mmap_size);
+    let set = connection
+        .frontend
+        .set_inflight_fd(&marks, file.as_raw_fd());
+    set.unwrap();
+    drop(connection);
     serves(&socket);
     backend.shutdown();
 }

@@ -26,6 +26,10 @@ use crate::stats::{Counters, add};
 /// Most requests of one ring in progress; what comes above waits in the ring.
 const DEPTH_MAX: usize = 256;
 
+/// With so many bytes in progress a ring starts no more: whoever stops it waits for them, on a device
+/// that may be slow on purpose. One request may go above.
+const BYTES_MAX: u64 = 8 << 20;
+
 /// Most requests that one turn of the task starts, for the shard's other tasks.
 const TURN_MAX: usize = 64;
 
@@ -146,6 +150,7 @@ impl<D: BlockDevice> Queue<D> {
         };
         let mut work = Work {
             slab: Slab::new(DEPTH_MAX),
+            bytes: 0,
             kicks: self.kick.as_ref().map(EventFd::watch),
             call: Call::default(),
             pace: Pace::new(self.session.polling),
@@ -190,6 +195,8 @@ fn report_failure(
 struct Work<D, R, F: Future> {
     queue: Queue<D>,
     slab: Slab<F, Tag>,
+    /// Bytes of data of what is in the slab.
+    bytes: u64,
     kicks: Option<EventWatch>,
     call: Call,
     pace: Pace,
@@ -232,6 +239,11 @@ where
         self.fault.is_some() || self.queue.shared.stopping.get()
     }
 
+    /// Whether what is in progress must end before more is started.
+    fn is_full(&self) -> bool {
+        self.slab.is_full() || self.bytes >= BYTES_MAX
+    }
+
     fn take_kicks(&mut self, cx: &mut Context<'_>) {
         while let Some(kicks) = &mut self.kicks {
             let kicked = pin!(kicks.changed()).poll(cx);
@@ -249,10 +261,11 @@ where
 
     /// Gives back what has ended. How many that were.
     fn give_back(&mut self) -> usize {
-        let (slab, queue) = (&mut self.slab, &mut self.queue);
+        let (slab, queue, bytes) = (&mut self.slab, &mut self.queue, &mut self.bytes);
         let mut ended = 0;
         slab.poll_woken(|tag, done| {
             ended += 1;
+            *bytes -= tag.bytes;
             queue.finish(&tag, done);
         });
         ended
@@ -261,7 +274,7 @@ where
     /// Starts what the driver offers. How many that were.
     fn start_requests(&mut self) -> usize {
         let mut started = 0;
-        while started < TURN_MAX && !self.is_over() && !self.slab.is_full() {
+        while started < TURN_MAX && !self.is_over() && !self.is_full() {
             match self.queue.ring.pop() {
                 Ok(None) => break,
                 Ok(Some(chain)) => {
@@ -297,7 +310,9 @@ where
             room: request.room,
             dirty: chain.dirty,
         };
+        self.bytes += tag.bytes;
         if let Some((tag, done)) = self.slab.start((self.run)(request), tag) {
+            self.bytes -= tag.bytes;
             self.queue.finish(&tag, done);
         }
     }
@@ -368,7 +383,7 @@ where
     /// Whether the task goes on looking at its ring instead of sleeping until somebody wakes it.
     fn keeps_looking(&mut self, worked: bool) -> bool {
         let now = engine::now();
-        if self.slab.is_full() {
+        if self.is_full() {
             return false;
         }
         let polled = self.pace.looked(now, worked);

@@ -295,6 +295,38 @@ fn memory_may_go_and_come_while_requests_are_in_progress() {
     backend.shutdown();
 }
 
+#[test]
+fn a_ring_has_no_more_bytes_in_progress_than_are_worth_waiting_for() {
+    const HEADS: [u16; 5] = [0, 3, 6, 9, 12];
+    const LEN: u32 = 3 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Gated(u64::from(LEN)), &socket);
+    let (mut guest, connection) = started(&socket, 0);
+    // The data of all of them is in one place.
+    let head = 0x4000;
+    guest.put(head, &1_u128.to_le_bytes());
+    for first in HEADS {
+        let status = head + 64 + u64::from(first);
+        guest.chain(
+            first,
+            &[(head, 16, 0), (DATA_AT, LEN, 0), (status, 1, WRITE)],
+        );
+        guest.offer(first);
+    }
+    guest.kick();
+    backend.wait_for("more than eight megabytes", |stats| stats.requests == 3);
+    let kicks = backend.stats().kicks;
+    guest.kick();
+    backend.wait_for("another look at the ring", |stats| stats.kicks > kicks);
+    assert_eq!(backend.stats().requests, 3);
+    backend.open_gate();
+    assert_eq!(guest.wait(HEADS.len()).len(), HEADS.len());
+    assert_eq!(connection.frontend.get_vring_base(0).unwrap(), 5);
+    assert_eq!(backend.stats().errors, 0);
+    backend.shutdown();
+}
+
 /// Asks for something; whether it was refused.
 type Question<'a> = &'a dyn Fn(&mut Connection, &Guest) -> bool;
 

@@ -323,6 +323,7 @@ fn a_ring_has_no_more_bytes_in_progress_than_are_worth_waiting_for() {
     backend.open_gate();
     assert_eq!(guest.wait(HEADS.len()).len(), HEADS.len());
     assert_eq!(connection.frontend.get_vring_base(0).unwrap(), 5);
+    // That the device was busy at first is not the guest's to see.
     assert_eq!(backend.stats().errors, 0);
     backend.shutdown();
 }

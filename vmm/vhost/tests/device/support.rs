@@ -21,7 +21,7 @@ pub enum Disk {
     Null(u64),
     File(PathBuf),
     ReadOnly(PathBuf),
-    /// Ends no write before [`Backend::open_gate`].
+    /// Ends no write before [`Backend::open_gate`], and refuses the first after that: it is busy.
     Gated(u64),
 }
 
@@ -131,6 +131,7 @@ async fn run(setup: Setup) -> Running {
 #[derive(Default)]
 struct Gate {
     is_open: Cell<bool>,
+    refused: Cell<u32>,
     opened: Notify,
 }
 
@@ -140,10 +141,16 @@ impl Gate {
         self.opened.notify_all();
     }
 
-    async fn pass(&self) {
+    async fn pass(&self) -> Result<(), BlockError> {
+        const REFUSED: u32 = 4;
         while !self.is_open.get() {
             self.opened.notified().await;
         }
+        if self.refused.get() < REFUSED {
+            self.refused.set(self.refused.get() + 1);
+            return Err(BlockError::Busy);
+        }
+        Ok(())
     }
 }
 
@@ -160,7 +167,7 @@ impl BlockDevice for Gated {
     }
 
     async fn write(&self, offset: u64, from: GuestList, durable: bool) -> Result<(), BlockError> {
-        self.1.pass().await;
+        self.1.pass().await?;
         self.0.write(offset, from, durable).await
     }
 

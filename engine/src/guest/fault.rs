@@ -5,35 +5,65 @@
 //! in place of the whole mapping, marks it broken and goes back to the access, which then succeeds.
 //! Any other SIGBUS is given to who handled it before.
 //!
-//! The table of mappings is read by the handler, so it is a static array of atomics: an entry's end
-//! is written last when it is claimed and first when it is freed, and a thread that faults in a
-//! mapping holds it, so its entry cannot change meanwhile.
+//! The table of mappings is read by the handler, so it is a static array of atomics. A thread that
+//! faults in a mapping holds it, so its entry cannot change meanwhile. The other entries can, and must
+//! not be taken for it: see [`Entry::range`].
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 /// Most mappings of a process. A guest has a few to some hundred, on each shard that serves it.
 const MAPPINGS_MAX: usize = 8192;
 
 struct Entry {
     taken: AtomicBool,
+    /// How many mappings the entry has had.
+    generation: AtomicU64,
     start: AtomicUsize,
     /// 0: not in use.
     end: AtomicUsize,
     broken: AtomicBool,
 }
 
-static TABLE: [Entry; MAPPINGS_MAX] = [const {
-    Entry {
-        taken: AtomicBool::new(false),
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        broken: AtomicBool::new(false),
+static TABLE: [Entry; MAPPINGS_MAX] = [const { Entry::new() }; MAPPINGS_MAX];
+
+impl Entry {
+    const fn new() -> Entry {
+        Entry {
+            taken: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            broken: AtomicBool::new(false),
+        }
     }
-}; MAPPINGS_MAX];
+
+    /// Shows a mapping. The end comes last: as long as it is 0, the start is not looked at.
+    fn open(&self, range: &Range<usize>) {
+        self.start.store(range.start, Ordering::SeqCst);
+        self.end.store(range.end, Ordering::SeqCst);
+    }
+
+    /// Takes it back. The generation comes after the end, so that no generation has two ranges.
+    fn close(&self) {
+        self.end.store(0, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The mapping, at one moment. `None` also when it changes while it is read: then nobody who
+    /// asks can be in it.
+    fn range(&self) -> Option<Range<usize>> {
+        let generation = self.generation.load(Ordering::SeqCst);
+        let end = self.end.load(Ordering::SeqCst);
+        let start = self.start.load(Ordering::SeqCst);
+        let same = self.generation.load(Ordering::SeqCst) == generation;
+        (end != 0 && same).then_some(start..end)
+    }
+}
 
 /// A shared mapping that is unmapped when dropped, and whose faults are survived.
 pub(super) struct Guarded {
@@ -45,7 +75,7 @@ pub(super) struct Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         // Before the addresses become somebody else's.
-        self.entry.0.end.store(0, Ordering::SeqCst);
+        self.entry.0.close();
         // SAFETY: mapped by us with this length; who uses it holds the value that is dropped here.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
@@ -104,8 +134,7 @@ impl Guarded {
         }
         let base = NonNull::new(base.cast()).ok_or_else(io::Error::last_os_error)?;
         let start = base.addr().get();
-        entry.0.start.store(start, Ordering::SeqCst);
-        entry.0.end.store(start + len, Ordering::SeqCst);
+        entry.0.open(&(start..start + len));
         Ok(Guarded { base, len, entry })
     }
 
@@ -164,13 +193,13 @@ extern "C" fn on_bus_error(
 
 /// Puts zero pages where the address was guarded. True when it was.
 fn cover(address: usize) -> bool {
-    let hit = TABLE.iter().find(|entry| {
-        let end = entry.end.load(Ordering::SeqCst);
-        address < end && address >= entry.start.load(Ordering::SeqCst)
+    let hit = TABLE.iter().find_map(|entry| {
+        let range = entry.range()?;
+        range.contains(&address).then_some((entry, range))
     });
-    let Some(entry) = hit else { return false };
-    let start = entry.start.load(Ordering::SeqCst);
-    let len = entry.end.load(Ordering::SeqCst).saturating_sub(start);
+    let Some((entry, range)) = hit else {
+        return false;
+    };
     entry.broken.store(true, Ordering::SeqCst);
     // SAFETY: __errno_location gives this thread's errno, which the interrupted code may look at.
     let errno = unsafe { *libc::__errno_location() };
@@ -178,8 +207,8 @@ fn cover(address: usize) -> bool {
     // there. Others that use it see zeros from now on, and that it is broken.
     let done = unsafe {
         libc::mmap(
-            std::ptr::without_provenance_mut(start),
-            len,
+            std::ptr::without_provenance_mut(range.start),
+            range.len(),
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
             -1,
@@ -213,5 +242,34 @@ fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
     unsafe {
         let action: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_that_changes_shows_no_range_that_was_not() {
+        const ROUNDS: usize = 100_000;
+        let (entry, ranges) = (Entry::new(), [1000..2000, 5000..5500, 10..5500]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..ROUNDS {
+                    entry.open(&ranges[round % ranges.len()]);
+                    entry.close();
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            while !done.load(Ordering::SeqCst) {
+                if let Some(range) = entry.range() {
+                    assert!(ranges.contains(&range), "{range:?}");
+                }
+            }
+        });
+        assert_eq!(entry.range(), None);
+        entry.open(&ranges[1]);
+        assert_eq!(entry.range(), Some(5000..5500));
     }
 }

@@ -1,6 +1,7 @@
 //! virtio-blk (virtio 1.2, section 5.2): its requests, its configuration space, its features.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::GuestList;
 use shards::block::{BlockDevice, BlockError, Geometry};
@@ -27,6 +28,13 @@ const SEGMENT_SECTORS_MAX: u32 = 4 << 20;
 const SEG_MAX: u32 = 126;
 
 const UNMAP: u32 = 1;
+
+/// How long a request that the device has no room for is tried again, before the guest sees an error.
+const BUSY_MAX: Duration = Duration::from_secs(10);
+
+/// Between two tries, at first and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// How a request ended, in its last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +168,9 @@ pub(crate) struct Request {
     sector: u64,
     /// What the device reads from, or writes to.
     data: GuestList,
-    /// The one byte for the status.
+    /// Bytes that may be written before the status, whether the kind of request has use for them or not.
+    pub(crate) room: u64,
+    /// The one byte for the status, the last that may be written.
     pub(crate) status: GuestList,
 }
 
@@ -199,6 +209,7 @@ impl Request {
             kind,
             sector: (head >> 64) as u64,
             data,
+            room,
             status,
         })
     }
@@ -240,8 +251,8 @@ fn status_of(error: &BlockError) -> Status {
 
 /// Does what a request asks for. `durable` says that the driver counts on every write being durable
 /// when it is answered, because it knows of no cache or has switched it off.
-pub(crate) async fn execute<D: BlockDevice>(
-    device: Rc<D>,
+async fn execute<D: BlockDevice>(
+    device: &D,
     kind: Kind,
     sector: u64,
     data: GuestList,
@@ -282,7 +293,7 @@ pub(crate) async fn execute<D: BlockDevice>(
             });
         }
         Kind::Discard | Kind::WriteZeroes => {
-            return segments(&*device, kind, &data, durable).await;
+            return segments(device, kind, &data, durable).await;
         }
         Kind::Unknown(_) => return Ok(Status::Unsupported.into()),
     }
@@ -333,6 +344,28 @@ async fn segments<D: BlockDevice>(
     Ok(Done::OK)
 }
 
+/// Tries what is [`BlockError::Busy`] again: nothing was done then, and a guest takes any error for
+/// one of its disk's.
+async fn patiently<T>(
+    patience: Duration,
+    attempt: impl AsyncFn() -> Result<T, BlockError>,
+) -> Result<T, BlockError> {
+    let mut pause = PAUSE_MIN;
+    let mut end = None;
+    loop {
+        let done = attempt().await;
+        if !matches!(done, Err(BlockError::Busy)) {
+            return done;
+        }
+        let now = engine::now();
+        if now >= *end.get_or_insert(now + patience) {
+            return done;
+        }
+        engine::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
 impl Request {
     /// Starts it on a device. What fails is told to `failed`, once.
     pub(crate) async fn run<D: BlockDevice>(
@@ -344,12 +377,57 @@ impl Request {
         let Request {
             kind, sector, data, ..
         } = self;
-        match execute(device, kind, sector, data, durable).await {
+        let attempt = async || execute(&*device, kind, sector, data.clone(), durable).await;
+        match patiently(BUSY_MAX, attempt).await {
             Ok(done) => done,
             Err(error) => {
                 failed(kind, sector, &error);
                 status_of(&error).into()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use engine::{Engine, EngineConfig, ShardId};
+
+    use super::*;
+
+    /// Busy so often, then done: the tries that were made, and what came of them.
+    fn tries(patience: Duration, busy: u32) -> (u32, Result<(), BlockError>) {
+        let engine = Engine::start(EngineConfig::unpinned(1)).expect("an engine");
+        let tried = engine.handle().call_blocking(ShardId(0), move |_| {
+            Box::pin(async move {
+                let count = Cell::new(0);
+                let attempt = async || {
+                    count.set(count.get() + 1);
+                    if count.get() <= busy {
+                        return Err(BlockError::Busy);
+                    }
+                    Ok(())
+                };
+                let done = patiently(patience, attempt).await;
+                (count.get(), done)
+            })
+        });
+        engine.shutdown().expect("it ends");
+        tried.expect("it ran")
+    }
+
+    #[test]
+    fn a_busy_device_is_tried_again_until_it_has_room() {
+        assert!(matches!(tries(Duration::from_mins(1), 0), (1, Ok(()))));
+        assert!(matches!(tries(Duration::from_mins(1), 4), (5, Ok(()))));
+    }
+
+    #[test]
+    fn a_device_that_stays_busy_is_an_error_in_the_end() {
+        let (count, done) = tries(Duration::from_millis(5), u32::MAX);
+        assert!(count > 1 && matches!(done, Err(BlockError::Busy)));
+        let none = tries(Duration::ZERO, u32::MAX);
+        assert!(matches!(none, (1, Err(BlockError::Busy))));
     }
 }

@@ -56,10 +56,14 @@ pub struct ExportConfig {
     pub group: SchedGroup,
     /// How rings are polled.
     pub polling: Polling,
+    /// Most bytes of a guest's memory; a front end that shares more is refused. All of it is mapped, and
+    /// the addresses are the process's, of which there are 128 TiB.
+    pub guest_bytes_max: u64,
 }
 
 impl ExportConfig {
-    /// One ring at a socket of our own, polled as by default, in the foreground.
+    /// One ring at a socket of our own, polled as by default, in the foreground; for guests of up to
+    /// 4 TiB.
     pub fn listen(path: impl Into<PathBuf>, name: impl Into<String>) -> ExportConfig {
         ExportConfig {
             endpoint: Endpoint::Listen(path.into()),
@@ -67,6 +71,7 @@ impl ExportConfig {
             queues: 1,
             group: SchedGroup::FOREGROUND,
             polling: Polling::default(),
+            guest_bytes_max: 4 << 40,
         }
     }
 }
@@ -100,6 +105,7 @@ impl Export {
             queues: config.queues,
             group: config.group,
             polling: config.polling,
+            guest_bytes_max: config.guest_bytes_max,
             counters: Rc::clone(&counters),
         };
         let notice = Notice::default();

@@ -20,6 +20,9 @@ use crate::queue::{Polling, Queue, Session, Shared, Stopped};
 use crate::ring::{Ring, RingAddr, RingFeatures, RingSpec, SIZE_MAX};
 use crate::stats::{Counters, add};
 
+/// Most bytes of a log: one bit for each page of 32 TiB.
+const LOG_BYTES_MAX: u64 = 1 << 30;
+
 /// A ring as it was set up.
 #[derive(Default)]
 struct Vring {
@@ -47,6 +50,7 @@ pub(crate) struct Frontend<D> {
     device: Rc<D>,
     session: Rc<Session>,
     group: SchedGroup,
+    guest_bytes_max: u64,
     features: u64,
     status: u8,
     memory: Rc<Memory>,
@@ -62,6 +66,7 @@ pub(crate) struct Terms {
     pub(crate) queues: u16,
     pub(crate) group: SchedGroup,
     pub(crate) polling: Polling,
+    pub(crate) guest_bytes_max: u64,
     pub(crate) counters: Rc<Counters>,
 }
 
@@ -79,6 +84,7 @@ impl<D: BlockDevice> Frontend<D> {
                 name: Rc::clone(&terms.name),
             }),
             group: terms.group,
+            guest_bytes_max: terms.guest_bytes_max,
             features: 0,
             status: 0,
             memory: Rc::default(),
@@ -107,7 +113,10 @@ impl<D: BlockDevice> Frontend<D> {
         match command {
             Command::Features => return Ok(Answer::Number(self.offered())),
             Command::SetFeatures(features) => self.set_features(features).await?,
-            Command::SetMemory(regions) => self.remap(Memory::map(regions)?).await,
+            Command::SetMemory(regions) => {
+                let memory = Memory::map(regions, self.guest_bytes_max)?;
+                self.remap(memory).await;
+            }
             Command::AddRegion(region) => self.add_region(&region).await?,
             Command::RemoveRegion { guest, user, bytes } => {
                 let memory = self.memory.without(guest, user, bytes)?;
@@ -144,10 +153,7 @@ impl<D: BlockDevice> Frontend<D> {
             }
             Command::SetConfig { offset, bytes } => self.set_config(offset, &bytes)?,
             Command::SetInflight(memory, shape) => self.set_inflight(&memory, shape).await?,
-            Command::SetLog(memory) => {
-                self.log = Some(Rc::new(DirtyLog::new(&map(&memory)?)?));
-                self.follow_log();
-            }
+            Command::SetLog(memory) => self.set_log(&memory)?,
             Command::Status => return Ok(Answer::Number(u64::from(self.status))),
             Command::SetStatus(status) => self.set_status(status).await?,
             Command::Reset => self.reset().await,
@@ -182,6 +188,16 @@ impl<D: BlockDevice> Frontend<D> {
         Ok(())
     }
 
+    fn set_log(&mut self, memory: &SharedMemory) -> Result<(), Refusal> {
+        if memory.bytes > LOG_BYTES_MAX {
+            return Err(Refusal::Not("a log of at most a gigabyte"));
+        }
+        let mapped = map(memory, memory.bytes)?;
+        self.log = Some(Rc::new(DirtyLog::new(&mapped)?));
+        self.follow_log();
+        Ok(())
+    }
+
     /// Rings log what they write while the front end wants it.
     fn follow_log(&self) {
         let wanted = self.features & feature::LOG_ALL != 0;
@@ -190,7 +206,7 @@ impl<D: BlockDevice> Frontend<D> {
     }
 
     async fn add_region(&mut self, region: &RegionSpec) -> Result<(), Refusal> {
-        let memory = self.memory.with(region)?;
+        let memory = self.memory.with(region, self.guest_bytes_max)?;
         self.remap(memory).await;
         Ok(())
     }
@@ -251,7 +267,7 @@ impl<D: BlockDevice> Frontend<D> {
         let ring = self.ring(queue)?;
         ring.call = event.map(adopt);
         if let Some(running) = &ring.running {
-            running.shared.call.borrow_mut().clone_from(&ring.call);
+            running.shared.set_call(ring.call.clone());
         }
         Ok(())
     }
@@ -358,18 +374,19 @@ impl<D: BlockDevice> Frontend<D> {
         shape: InflightShape,
     ) -> Result<(), Refusal> {
         let known = shape.size > 0 && shape.size <= SIZE_MAX;
-        if !known || memory.bytes < marks_bytes(shape.queues, shape.size) {
+        let bytes = marks_bytes(shape.queues, shape.size);
+        if !known || memory.bytes < bytes {
             return Err(Refusal::Size {
                 size: u32::from(shape.size),
             });
         }
-        let mapped = map(memory)?;
+        let mapped = map(memory, bytes)?;
         self.stop().await;
-        // What the driver has chosen outlives a backend: it does not choose again.
-        if Choice::read(&mapped, shape)? == Choice::WriteThrough {
-            self.session.writeback.set(false);
-        }
+        // What the driver has chosen outlives a backend and a reset: it does not choose again. Of
+        // what stands here and there the weaker holds, as either may be the newer.
+        let kept = Choice::read(&mapped, shape)?;
         self.inflight = Some((mapped, shape));
+        self.set_writeback(self.session.writeback.get() && kept == Choice::WriteBack);
         self.start_all();
         Ok(())
     }
@@ -398,8 +415,9 @@ impl<D: BlockDevice> Frontend<D> {
         Ok(())
     }
 
-    /// As after connecting, except for what is the front end's and not the driver's: the memory, the
-    /// marks and the log.
+    /// As after connecting, except for what is the front end's and not the driver's (the memory, the
+    /// marks and the log), and for write-through. QEMU resets at every pause of its guest, of which the
+    /// driver knows nothing: it would go on to send no flush.
     async fn reset(&mut self) {
         self.stop().await;
         for ring in &mut self.rings {
@@ -407,7 +425,6 @@ impl<D: BlockDevice> Frontend<D> {
         }
         (self.features, self.status) = (0, 0);
         self.session.flushes.set(false);
-        self.set_writeback(true);
         self.follow_log();
     }
 }
@@ -416,7 +433,8 @@ fn adopt(event: OwnedFd) -> Rc<EventFd> {
     Rc::new(EventFd::from_fd(event))
 }
 
-fn map(memory: &SharedMemory) -> std::io::Result<GuestMem> {
-    let len = usize::try_from(memory.bytes).unwrap_or(usize::MAX);
+/// Maps the first `bytes`.
+fn map(memory: &SharedMemory, bytes: u64) -> std::io::Result<GuestMem> {
+    let len = usize::try_from(bytes).unwrap_or(usize::MAX);
     GuestMem::map(memory.file.as_fd(), memory.offset, len)
 }

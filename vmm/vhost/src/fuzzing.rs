@@ -112,6 +112,7 @@ static SHARD: LazyLock<Mutex<Shard>> = LazyLock::new(|| {
                 queues: 2,
                 group: SchedGroup::FOREGROUND,
                 polling: Polling::default(),
+                guest_bytes_max: 1 << 30,
                 counters: Rc::default(),
             };
             let device = Rc::new(NullDevice::new(1 << 20));

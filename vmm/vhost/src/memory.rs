@@ -50,14 +50,14 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Maps a whole table.
+    /// Maps a whole table of at most `bytes_max`.
     ///
     /// # Errors
-    /// When there are too many regions, two overlap, or one cannot be mapped.
-    pub(crate) fn map(specs: Vec<RegionSpec>) -> io::Result<Memory> {
+    /// When there are too many regions or bytes, two overlap, or one cannot be mapped.
+    pub(crate) fn map(specs: Vec<RegionSpec>, bytes_max: u64) -> io::Result<Memory> {
         let mut memory = Memory::default();
         for spec in specs {
-            memory = memory.with(&spec)?;
+            memory = memory.with(&spec, bytes_max)?;
         }
         Ok(memory)
     }
@@ -81,9 +81,14 @@ impl Memory {
     ///
     /// # Errors
     /// As [`Memory::map`].
-    pub(crate) fn with(&self, spec: &RegionSpec) -> io::Result<Memory> {
+    pub(crate) fn with(&self, spec: &RegionSpec, bytes_max: u64) -> io::Result<Memory> {
         if self.regions.len() == REGIONS_MAX {
             return Err(invalid(format!("more than {REGIONS_MAX} regions")));
+        }
+        let mapped: u64 = self.regions.iter().map(|region| region.bytes).sum();
+        if spec.bytes > bytes_max.saturating_sub(mapped) {
+            let what = format!("{spec:?} beside {mapped} bytes; {bytes_max} are allowed in all");
+            return Err(invalid(what));
         }
         let ends = [spec.guest, spec.user].map(|start| start.checked_add(spec.bytes));
         let [Some(end), Some(_)] = ends else {

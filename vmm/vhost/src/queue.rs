@@ -26,6 +26,10 @@ use crate::stats::{Counters, add};
 /// Most requests of one ring in progress; what comes above waits in the ring.
 const DEPTH_MAX: usize = 256;
 
+/// With so many bytes in progress a ring starts no more: whoever stops it waits for them, on a device
+/// that may be slow on purpose. One request may go above.
+const BYTES_MAX: u64 = 8 << 20;
+
 /// Most requests that one turn of the task starts, for the shard's other tasks.
 const TURN_MAX: usize = 64;
 
@@ -49,8 +53,11 @@ impl Default for Polling {
 
 /// What may change while a ring is at work.
 pub(crate) struct Shared {
-    pub(crate) call: RefCell<Option<Rc<EventFd>>>,
-    pub(crate) stopping: Cell<bool>,
+    call: RefCell<Option<Rc<EventFd>>>,
+    /// A call is due whatever the ring says: there was none to make it by, or nobody knows whether the
+    /// one before was heard.
+    owed: Cell<bool>,
+    stopping: Cell<bool>,
     task: RefCell<Option<Waker>>,
 }
 
@@ -58,14 +65,27 @@ impl Shared {
     pub(crate) fn new(call: Option<Rc<EventFd>>) -> Shared {
         Shared {
             call: RefCell::new(call),
+            // Who was here before may have died between showing and calling.
+            owed: Cell::new(true),
             stopping: Cell::new(false),
             task: RefCell::new(None),
         }
     }
 
+    /// Calls by another event from now on. What was called by the one before may not have been heard.
+    pub(crate) fn set_call(&self, call: Option<Rc<EventFd>>) {
+        *self.call.borrow_mut() = call;
+        self.owed.set(true);
+        self.wake();
+    }
+
     /// Takes no more requests; the task ends when those in progress have.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(task) = self.task.borrow().as_ref() {
             task.wake_by_ref();
         }
@@ -110,6 +130,7 @@ struct Tag {
     status: GuestList,
     kind: Kind,
     bytes: u64,
+    room: u64,
     dirty: SmallVec<[Dirty; 4]>,
 }
 
@@ -129,6 +150,7 @@ impl<D: BlockDevice> Queue<D> {
         };
         let mut work = Work {
             slab: Slab::new(DEPTH_MAX),
+            bytes: 0,
             kicks: self.kick.as_ref().map(EventFd::watch),
             call: Call::default(),
             pace: Pace::new(self.session.polling),
@@ -173,6 +195,8 @@ fn report_failure(
 struct Work<D, R, F: Future> {
     queue: Queue<D>,
     slab: Slab<F, Tag>,
+    /// Bytes of data of what is in the slab.
+    bytes: u64,
     kicks: Option<EventWatch>,
     call: Call,
     pace: Pace,
@@ -215,6 +239,11 @@ where
         self.fault.is_some() || self.queue.shared.stopping.get()
     }
 
+    /// Whether what is in progress must end before more is started.
+    fn is_full(&self) -> bool {
+        self.slab.is_full() || self.bytes >= BYTES_MAX
+    }
+
     fn take_kicks(&mut self, cx: &mut Context<'_>) {
         while let Some(kicks) = &mut self.kicks {
             let kicked = pin!(kicks.changed()).poll(cx);
@@ -232,10 +261,11 @@ where
 
     /// Gives back what has ended. How many that were.
     fn give_back(&mut self) -> usize {
-        let (slab, queue) = (&mut self.slab, &mut self.queue);
+        let (slab, queue, bytes) = (&mut self.slab, &mut self.queue, &mut self.bytes);
         let mut ended = 0;
         slab.poll_woken(|tag, done| {
             ended += 1;
+            *bytes -= tag.bytes;
             queue.finish(&tag, done);
         });
         ended
@@ -244,7 +274,7 @@ where
     /// Starts what the driver offers. How many that were.
     fn start_requests(&mut self) -> usize {
         let mut started = 0;
-        while started < TURN_MAX && !self.is_over() && !self.slab.is_full() {
+        while started < TURN_MAX && !self.is_over() && !self.is_full() {
             match self.queue.ring.pop() {
                 Ok(None) => break,
                 Ok(Some(chain)) => {
@@ -277,9 +307,12 @@ where
             status: request.status.clone(),
             kind: request.kind,
             bytes: request.bytes(),
+            room: request.room,
             dirty: chain.dirty,
         };
+        self.bytes += tag.bytes;
         if let Some((tag, done)) = self.slab.start((self.run)(request), tag) {
+            self.bytes -= tag.bytes;
             self.queue.finish(&tag, done);
         }
     }
@@ -321,7 +354,7 @@ where
         }
     }
 
-    /// Shows the driver what was given back, and calls it when it wants that.
+    /// Shows the driver what was given back, and calls it when it wants that or a call is owed.
     fn show(&mut self) {
         if self.queue.is_broken() {
             if self.fault.is_none() {
@@ -333,10 +366,15 @@ where
         if published != Published::Nothing {
             self.queue.mark_given();
         }
-        if published != Published::Call {
+        let shared = &self.queue.shared;
+        if published == Published::Call {
+            shared.owed.set(true);
+        }
+        if !shared.owed.get() {
             return;
         }
-        if let Some(call) = &*self.queue.shared.call.borrow() {
+        if let Some(call) = &*shared.call.borrow() {
+            shared.owed.set(false);
             add(&self.queue.session.counters.calls, 1);
             self.call.post(call);
         }
@@ -345,7 +383,7 @@ where
     /// Whether the task goes on looking at its ring instead of sleeping until somebody wakes it.
     fn keeps_looking(&mut self, worked: bool) -> bool {
         let now = engine::now();
-        if self.slab.is_full() {
+        if self.is_full() {
             return false;
         }
         let polled = self.pace.looked(now, worked);
@@ -396,7 +434,8 @@ impl<D: BlockDevice> Queue<D> {
     /// Writes a request's status and gives it back.
     fn finish(&mut self, tag: &Tag, done: Done) {
         let mut done = done;
-        if tag.status.copy_in(0, &[done.status as u8]).is_err() {
+        let told = tag.status.copy_in(0, &[done.status as u8]).is_ok();
+        if !told {
             done = Status::IoError.into();
         }
         let counters = &self.session.counters;
@@ -409,7 +448,9 @@ impl<D: BlockDevice> Queue<D> {
         if let Some(log) = &*self.session.log.borrow() {
             tag.dirty.iter().for_each(|dirty| log.mark(*dirty));
         }
-        self.give(tag.head, done.written + 1);
+        // What is told is written from the start on without a gap, and the status is at the end.
+        let whole = told && u64::from(done.written) == tag.room;
+        self.give(tag.head, done.written + u32::from(whole));
     }
 
     #[inline]

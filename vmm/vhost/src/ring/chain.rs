@@ -96,7 +96,8 @@ impl Chain {
     }
 }
 
-/// The table that an indirect descriptor names, and its number of descriptors.
+/// The table that an indirect descriptor names, and its number of descriptors. Whether that is said to
+/// be writable has no meaning (2.7.5.3.2).
 pub(super) fn table(
     memory: &Memory,
     addr: u64,
@@ -105,7 +106,7 @@ pub(super) fn table(
 ) -> Result<(GuestWindow, u16), Fault> {
     let entries = len / DESCRIPTOR as u32;
     let whole = len.is_multiple_of(DESCRIPTOR as u32) && entries > 0;
-    if !whole || entries > u32::from(TABLE_MAX) || flags & (NEXT | WRITE) != 0 {
+    if !whole || entries > u32::from(TABLE_MAX) || flags & NEXT != 0 {
         return Err(Fault::Indirect { len, flags });
     }
     let window = memory.window(addr, len as usize)?;

@@ -41,8 +41,6 @@ pub(crate) struct Ring {
     used: u16,
     /// What the driver has been shown, and was called for or did not want to be.
     shown: u16,
-    /// Whether the driver was called since the ring was set up.
-    called: bool,
     log: Option<u64>,
     dirty: SmallVec<[Dirty; 3]>,
 }
@@ -68,7 +66,6 @@ impl Ring {
             offered: next,
             used,
             shown: used,
-            called: false,
             log: spec.addr.log,
             dirty: SmallVec::new(),
             memory,
@@ -197,10 +194,7 @@ impl Ring {
         } else {
             u16::from_le(self.driver.u16(FLAGS).load(Ordering::Relaxed)) & NO_CALL == 0
         };
-        // Who was here before may have died between showing and calling.
-        let first = !self.called;
-        self.called = true;
-        Published::shown(wanted || first)
+        Published::shown(wanted)
     }
 
     /// Asks the driver for no kicks.

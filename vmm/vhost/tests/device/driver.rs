@@ -14,7 +14,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, until};
 
 pub const FLUSH: u64 = 1 << 9;
 pub const CONFIG_WCE: u64 = 1 << 11;
@@ -71,13 +71,17 @@ pub fn memfd(bytes: u64) -> File {
     file
 }
 
+pub fn event() -> EventFd {
+    EventFd::new(libc::EFD_NONBLOCK).unwrap()
+}
+
 impl Guest {
     pub fn new() -> Guest {
         Guest {
             ram: memfd(RAM),
-            kick: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-            call: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
-            error: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            kick: event(),
+            call: event(),
+            error: event(),
             avail: 0,
             seen: 0,
         }
@@ -130,6 +134,11 @@ impl Guest {
 
     pub fn kick(&self) {
         self.kick.write(1).unwrap();
+    }
+
+    /// Waits for a call, and forgets it.
+    pub fn hears_a_call(&self, what: &str) {
+        until(what, || self.call.read().is_ok());
     }
 
     /// Says that more is offered than is.

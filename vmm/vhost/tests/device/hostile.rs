@@ -3,8 +3,8 @@
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo};
 
 use crate::driver::{
     Connection, DATA_AT, Desc, EVENT_IDX, GUEST, Guest, INDIRECT, NEXT, RAM, SIZE, TABLE, WRITE,
@@ -42,7 +42,7 @@ const WHOLE: Desc = Desc {
 
 #[test]
 fn rings_that_lie_are_left_alone_and_the_device_serves_on() {
-    let harms: [(&str, Harm); 12] = [
+    let harms: [(&str, Harm); 13] = [
         ("a chain that is a circle", |guest| {
             let next = |next| Desc {
                 flags: NEXT,
@@ -117,6 +117,16 @@ fn rings_that_lie_are_left_alone_and_the_device_serves_on() {
                     ..WHOLE
                 },
             );
+            guest.offer(0);
+        }),
+        ("a table with a next", |guest| {
+            let desc = Desc {
+                len: 16,
+                flags: TABLE | NEXT,
+                next: 1,
+                ..WHOLE
+            };
+            guest.describe(0, 0, desc);
             guest.offer(0);
         }),
         ("a table in a table", |guest| {
@@ -285,6 +295,39 @@ fn memory_may_go_and_come_while_requests_are_in_progress() {
     backend.shutdown();
 }
 
+#[test]
+fn a_ring_has_no_more_bytes_in_progress_than_are_worth_waiting_for() {
+    const HEADS: [u16; 5] = [0, 3, 6, 9, 12];
+    const LEN: u32 = 3 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Gated(u64::from(LEN)), &socket);
+    let (mut guest, connection) = started(&socket, 0);
+    // The data of all of them is in one place.
+    let head = 0x4000;
+    guest.put(head, &1_u128.to_le_bytes());
+    for first in HEADS {
+        let status = head + 64 + u64::from(first);
+        guest.chain(
+            first,
+            &[(head, 16, 0), (DATA_AT, LEN, 0), (status, 1, WRITE)],
+        );
+        guest.offer(first);
+    }
+    guest.kick();
+    backend.wait_for("more than eight megabytes", |stats| stats.requests == 3);
+    let kicks = backend.stats().kicks;
+    guest.kick();
+    backend.wait_for("another look at the ring", |stats| stats.kicks > kicks);
+    assert_eq!(backend.stats().requests, 3);
+    backend.open_gate();
+    assert_eq!(guest.wait(HEADS.len()).len(), HEADS.len());
+    assert_eq!(connection.frontend.get_vring_base(0).unwrap(), 5);
+    // That the device was busy at first is not the guest's to see.
+    assert_eq!(backend.stats().errors, 0);
+    backend.shutdown();
+}
+
 /// Asks for something; whether it was refused.
 type Question<'a> = &'a dyn Fn(&mut Connection, &Guest) -> bool;
 
@@ -293,7 +336,7 @@ fn messages_that_ask_for_what_cannot_be_are_refused() {
     let (_dir, socket, backend) = null();
     let regular = tempfile::tempfile().unwrap();
     regular.set_len(RAM).unwrap();
-    let refused: [(&str, Question<'_>); 12] = [
+    let refused: [(&str, Question<'_>); 14] = [
         ("a queue that is not there", &|c, _| {
             c.frontend.set_vring_num(5, SIZE).is_err()
         }),
@@ -322,6 +365,26 @@ fn messages_that_ask_for_what_cannot_be_are_refused() {
         }),
         ("memory that was not there", &|c, guest| {
             c.frontend.remove_mem_region(&region(guest)).is_err()
+        }),
+        ("more memory than a guest may have", &|c, guest| {
+            c.share(guest);
+            let huge = memfd(4 << 40);
+            let more = VhostUserMemoryRegionInfo {
+                guest_phys_addr: GUEST + RAM,
+                memory_size: 4 << 40,
+                mmap_handle: huge.as_raw_fd(),
+                ..region(guest)
+            };
+            c.frontend.add_mem_region(&more).is_err()
+        }),
+        ("a log of more than a gigabyte", &|c, _| {
+            let log = memfd(2 << 30);
+            let region = VhostUserDirtyLogRegion {
+                mmap_size: 2 << 30,
+                mmap_offset: 0,
+                mmap_handle: log.as_raw_fd(),
+            };
+            c.frontend.set_log_base(0, Some(region)).is_err()
         }),
         ("a ring outside of the memory", &|c, guest| {
             c.share(guest);
@@ -357,6 +420,22 @@ fn messages_that_ask_for_what_cannot_be_are_refused() {
         let mut connection = Connection::open(&socket, 0);
         assert!(ask(&mut connection, &Guest::new()), "{what}");
     }
+    serves(&socket);
+    backend.shutdown();
+}
+
+#[test]
+fn marks_in_a_file_of_a_petabyte_take_the_room_of_marks() {
+    let (_dir, socket, backend) = null();
+    let mut connection = Connection::open(&socket, 0);
+    let (mut marks, _) = connection.marks();
+    marks.mmap_size = 1 << 50;
+    let file = memfd(marks.mmap_size);
+    let set = connection
+        .frontend
+        .set_inflight_fd(&marks, file.as_raw_fd());
+    set.unwrap();
+    drop(connection);
     serves(&socket);
     backend.shutdown();
 }

@@ -59,7 +59,7 @@ fn a_backend_in_a_process_serves_until_it_is_killed() {
         }
         return;
     };
-    let disk = std::env::var_os(IMAGE).map_or(Disk::Stuck(MIB), |image| Disk::File(image.into()));
+    let disk = std::env::var_os(IMAGE).map_or(Disk::Gated(MIB), |image| Disk::File(image.into()));
     let _backend = Backend::listen(disk, &socket);
     loop {
         std::thread::park();

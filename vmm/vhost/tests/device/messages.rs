@@ -1,6 +1,7 @@
 //! The messages, as the `vhost` crate's front end sends them.
 
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
@@ -11,9 +12,10 @@ use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use vhost_blk::Endpoint;
 
 use crate::driver::{
-    CONFIG_WCE, Connection, EVENT_IDX, FLUSH, GUEST, Guest, LOG_ALL, RAM, WRITE, memfd, started,
+    CONFIG_WCE, Connection, Desc, EVENT_IDX, FLUSH, GUEST, Guest, INDIRECT, LOG_ALL, NEXT, RAM,
+    TABLE, WRITE, event, memfd, started,
 };
-use crate::support::{Backend, Disk, PATIENCE, Setup, image, until};
+use crate::support::{Backend, Disk, PATIENCE, Setup, image};
 
 const MIB: u64 = 1 << 20;
 
@@ -51,15 +53,97 @@ fn the_identity_is_the_devices_and_flushes_flush() {
     let socket = dir.path().join("s");
     let backend = Backend::listen(Disk::File(path), &socket);
     let (mut guest, _connection) = started(&socket, FLUSH | EVENT_IDX);
+    guest.hears_a_call("due at the start");
     guest.request(0, 8, 0, (20, WRITE));
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 21)]);
     assert_eq!(guest.get(Guest::data(0), 20), b"a-serial-number\0\0\0\0\0");
+    guest.hears_a_call("for what was given back");
+    // What was not written is not told as written: the status is at the end, behind a gap.
+    guest.request(0, 8, 0, (64, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 20)]);
+    assert_eq!(guest.status(0), 0);
+    guest.request(0, 0, MIB / 512, (4096, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 0)]);
+    assert_eq!(guest.status(0), 1);
     guest.request(0, 4, 0, (0, 0));
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 1)]);
     assert_eq!(guest.status(0), 0);
-    until("the driver is called", || guest.call.read().is_ok());
+    backend.shutdown();
+}
+
+#[test]
+fn a_table_may_be_said_to_be_writable() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let (mut guest, _connection) = started(&socket, INDIRECT);
+    for (number, flags) in [TABLE, TABLE | WRITE].into_iter().enumerate() {
+        let table = Guest::data(9);
+        let parts = [
+            (Guest::data(0), 16, NEXT),
+            (Guest::data(1), 512, WRITE | NEXT),
+            (Guest::data(2), 1, WRITE),
+        ];
+        for (index, (at, len, flags)) in (0_u16..).zip(parts) {
+            let (addr, next) = (GUEST + at, index + 1);
+            let desc = Desc {
+                addr,
+                len,
+                flags,
+                next,
+            };
+            guest.describe(table, index, desc);
+        }
+        let desc = Desc {
+            addr: GUEST + table,
+            len: 48,
+            flags,
+            next: 0,
+        };
+        guest.describe(0, number as u16, desc);
+        guest.offer(number as u16);
+        guest.kick();
+        assert_eq!(guest.wait(1), [(number as u32, 513)]);
+    }
+    backend.shutdown();
+}
+
+#[test]
+fn a_call_that_comes_late_tells_of_what_was_given_back_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let (mut guest, connection) = started(&socket, EVENT_IDX);
+    guest.hears_a_call("due at the start");
+    guest.request(0, 0, 0, (512, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 513)]);
+    guest.hears_a_call("for what was given back");
+    // Nobody listened at the one before.
+    guest.call = event();
+    connection.frontend.set_vring_call(0, &guest.call).unwrap();
+    guest.hears_a_call("by the new event");
+    backend.shutdown();
+}
+
+#[test]
+fn a_ring_in_which_everything_is_used_calls_when_it_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let (mut guest, mut connection) = started(&socket, EVENT_IDX);
+    guest.request(0, 0, 0, (512, WRITE));
+    guest.kick();
+    assert_eq!(guest.wait(1), [(0, 513)]);
+    assert_eq!(connection.frontend.get_vring_base(0).unwrap(), 1);
+    // Who gave it back died before it called.
+    guest.call = event();
+    connection.start(&guest, 1);
+    guest.hears_a_call("by who comes after");
     backend.shutdown();
 }
 
@@ -116,11 +200,37 @@ fn status_and_reset_take_the_device_back_to_its_start() {
     guest.kick();
     assert_eq!(guest.wait(1), [(0, 1)]);
     connection.frontend.reset_device().unwrap();
-    assert_eq!(config(&mut connection, 32, 1), [1]);
+    // The driver has chosen write-through, and a reset may be a pause that it knows nothing of.
+    assert_eq!(config(&mut connection, 32, 1), [0]);
     guest.request(0, 1, 0, (4096, 0));
     guest.kick();
     connection.frontend.set_features(FLUSH).unwrap();
     assert_eq!(guest.used(), [], "a ring that was reset takes nothing");
+    let again = FLUSH | CONFIG_WCE | 1 << 30 | 1 << 32;
+    connection.frontend.set_features(again).unwrap();
+    connection.frontend.set_config(32, flags, &[1]).unwrap();
+    assert_eq!(config(&mut connection, 32, 1), [1]);
+    backend.shutdown();
+}
+
+#[test]
+fn write_through_that_was_chosen_before_the_marks_came_is_kept_in_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::Null(MIB), &socket);
+    let mut connection = Connection::open(&socket, FLUSH | CONFIG_WCE);
+    let flags = VhostUserConfigFlags::WRITABLE;
+    connection.frontend.set_config(32, flags, &[0]).unwrap();
+    let (shape, marks) = connection.marks();
+    assert_eq!(config(&mut connection, 32, 1), [0]);
+    drop(connection);
+    let mut connection = Connection::open(&socket, FLUSH | CONFIG_WCE);
+    assert_eq!(config(&mut connection, 32, 1), [1]);
+    let set = connection
+        .frontend
+        .set_inflight_fd(&shape, marks.as_raw_fd());
+    set.unwrap();
+    assert_eq!(config(&mut connection, 32, 1), [0]);
     backend.shutdown();
 }
 
@@ -132,11 +242,10 @@ fn what_is_written_while_migrating_is_logged() {
     let (mut guest, connection) = started(&socket, FLUSH);
     let pages = (GUEST + RAM) / 4096;
     let log = memfd(pages.div_ceil(8));
-    let handle = std::os::fd::AsRawFd::as_raw_fd(&log);
     let region = VhostUserDirtyLogRegion {
         mmap_size: pages.div_ceil(8),
         mmap_offset: 0,
-        mmap_handle: handle,
+        mmap_handle: log.as_raw_fd(),
     };
     connection.frontend.set_log_base(0, Some(region)).unwrap();
     let marked = |at: u64| {

@@ -1,10 +1,12 @@
 //! An engine with a device on a socket.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use engine::fs::OpenOptions;
+use engine::sync::Notify;
 use engine::{Engine, EngineConfig, GuestList, ShardId, Sharded};
 use shards::block::{BlockDevice, BlockError, Geometry};
 use vhost_blk::devices::{FileDevice, NullDevice};
@@ -19,8 +21,8 @@ pub enum Disk {
     Null(u64),
     File(PathBuf),
     ReadOnly(PathBuf),
-    /// Never ends a write.
-    Stuck(u64),
+    /// Ends no write before [`Backend::open_gate`], and refuses the first after that: it is busy.
+    Gated(u64),
 }
 
 /// How to export it.
@@ -39,6 +41,7 @@ pub struct Backend {
 struct Running {
     export: Export,
     grow: Option<Rc<FileDevice>>,
+    gate: Option<Rc<Gate>>,
 }
 
 impl Backend {
@@ -84,6 +87,10 @@ impl Backend {
         });
     }
 
+    pub fn open_gate(&self) {
+        self.on_shard(async |running| running.gate.as_ref().unwrap().open());
+    }
+
     /// Waits until the counts say so.
     pub fn wait_for(&self, what: &str, said: impl Fn(&Stats) -> bool) {
         until(what, || said(&self.stats()));
@@ -101,20 +108,56 @@ async fn run(setup: Setup) -> Running {
         ..ExportConfig::listen("", "test")
     };
     match setup.disk {
-        Disk::Null(bytes) => exported(Rc::new(NullDevice::new(bytes)), config, None),
+        Disk::Null(bytes) => exported(Rc::new(NullDevice::new(bytes)), config),
         Disk::File(path) => {
             let device = Rc::new(open(&path, true).await);
-            exported(Rc::clone(&device), config, Some(device))
+            Running {
+                grow: Some(Rc::clone(&device)),
+                ..exported(device, config)
+            }
         }
-        Disk::Stuck(bytes) => exported(Rc::new(Stuck(NullDevice::new(bytes))), config, None),
-        Disk::ReadOnly(path) => exported(Rc::new(open(&path, false).await), config, None),
+        Disk::Gated(bytes) => {
+            let gate = Rc::new(Gate::default());
+            let device = Gated(NullDevice::new(bytes), Rc::clone(&gate));
+            Running {
+                gate: Some(gate),
+                ..exported(Rc::new(device), config)
+            }
+        }
+        Disk::ReadOnly(path) => exported(Rc::new(open(&path, false).await), config),
     }
 }
 
-/// A device whose writes hang.
-struct Stuck(NullDevice);
+#[derive(Default)]
+struct Gate {
+    is_open: Cell<bool>,
+    refused: Cell<u32>,
+    opened: Notify,
+}
 
-impl BlockDevice for Stuck {
+impl Gate {
+    fn open(&self) {
+        self.is_open.set(true);
+        self.opened.notify_all();
+    }
+
+    async fn pass(&self) -> Result<(), BlockError> {
+        const REFUSED: u32 = 4;
+        while !self.is_open.get() {
+            self.opened.notified().await;
+        }
+        if self.refused.get() < REFUSED {
+            self.refused.set(self.refused.get() + 1);
+            return Err(BlockError::Busy);
+        }
+        Ok(())
+    }
+}
+
+/// A device whose writes wait at a gate.
+struct Gated(NullDevice, Rc<Gate>);
+
+impl BlockDevice for Gated {
     fn geometry(&self) -> Geometry {
         self.0.geometry()
     }
@@ -123,8 +166,9 @@ impl BlockDevice for Stuck {
         self.0.read(offset, into).await
     }
 
-    async fn write(&self, _: u64, _: GuestList, _: bool) -> Result<(), BlockError> {
-        std::future::pending().await
+    async fn write(&self, offset: u64, from: GuestList, durable: bool) -> Result<(), BlockError> {
+        self.1.pass().await?;
+        self.0.write(offset, from, durable).await
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
@@ -144,13 +188,12 @@ impl BlockDevice for Stuck {
     }
 }
 
-fn exported<D: BlockDevice>(
-    device: Rc<D>,
-    config: ExportConfig,
-    grow: Option<Rc<FileDevice>>,
-) -> Running {
-    let export = Export::start(device, config).unwrap();
-    Running { export, grow }
+fn exported<D: BlockDevice>(device: Rc<D>, config: ExportConfig) -> Running {
+    Running {
+        export: Export::start(device, config).unwrap(),
+        grow: None,
+        gate: None,
+    }
 }
 
 async fn open(path: &Path, write: bool) -> FileDevice {

@@ -1,6 +1,7 @@
 //! What a volume does while nothing goes wrong.
 
 use super::*;
+use crate::record::Change;
 
 /// Runs a test on an open partition.
 fn with<F: Future + 'static>(seed: u64, test: impl FnOnce(Partition) -> F + 'static) -> F::Output {
@@ -275,6 +276,78 @@ fn a_volume_grows_while_it_is_attached_and_shrinks_only_to_its_data() {
         device.flush().await.unwrap();
         audit(&store).await;
     });
+}
+
+/// A commit that began before the volume was gone, and gets its turn behind that.
+#[test]
+fn a_late_commit_of_a_volume_that_is_deleted_leaves_a_partition_that_opens() {
+    let (sim, node) = world(11);
+    let kept = sim.run(node, 0, async {
+        let store = open().await;
+        let kept = store.create(new_volume("kept", MIB)).await.unwrap().id;
+        let gone = store.create(new_volume("gone", MIB)).await.unwrap().id;
+        let device = attach(&store, gone).await;
+        write(&device, 0, &sectors(1, 256)).await.unwrap();
+        drop(device);
+        let volume = store.inner.volume(gone).unwrap();
+        let late = async {
+            while volume.commits.free() > 0 {
+                engine::yield_now().await;
+            }
+            assert!(volume.durable() < volume.done() && store.stat(gone).is_ok());
+            store.inner.commit(&volume).await
+        };
+        let done = futures_util::future::join(store.delete(gone), late).await;
+        assert_eq!(done, (Ok(()), Ok(())));
+        let device = attach(&store, kept).await;
+        write(&device, 0, &sectors(2, 1)).await.unwrap();
+        device.flush().await.unwrap();
+        audit(&store).await;
+        kept
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let names: Vec<_> = store
+            .list(VolumeId(0), 9)
+            .into_iter()
+            .map(|v| v.name)
+            .collect();
+        assert_eq!(names, ["kept"]);
+        let device = attach(&store, kept).await;
+        assert_eq!(stamps(&read(&device, 0, 512).await.unwrap()), [2]);
+        audit(&store).await;
+    });
+}
+
+/// Partitions were written in which a volume's records stand behind its end.
+#[test]
+fn a_map_of_a_removed_volume_is_passed_over_and_one_of_no_volume_refused() {
+    let mut state = crate::state::State::default();
+    let create = |id| Change::Create {
+        id: VolumeId(id),
+        bytes: MIB,
+        created_ms: 0,
+        owner: "me".into(),
+        name: format!("v{id}"),
+    };
+    let map = |id| Change::Map {
+        volume: VolumeId(id),
+        slots: vec![(0, Vec::new())],
+    };
+    let snapshot = Change::Snapshot {
+        id: SnapshotId(3),
+        volume: VolumeId(2),
+        created_ms: 0,
+        name: "s".into(),
+    };
+    let delete = Change::Delete { id: VolumeId(1) };
+    for change in [create(1), create(2), snapshot, map(1), delete, map(1)] {
+        state.apply(change, None).unwrap();
+    }
+    assert!(state.apply(map(3), None).is_err(), "a snapshot's");
+    assert!(state.apply(map(4), None).is_err(), "nobody's");
 }
 
 #[test]

@@ -124,8 +124,16 @@ impl Inner {
         let volume = self.volume(of)?;
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
-        if volume.bytes() > bytes && used_end(&volume.tree.borrow()) > bytes {
-            return Err(VolumeError::InUse(used_end(&volume.tree.borrow())));
+        if volume.bytes() > bytes {
+            let used = used_end(&volume.tree.borrow());
+            if used > bytes {
+                return Err(VolumeError::InUse(used));
+            }
+            // What emptied the end is durable before the end is gone: a restart must not find there
+            // what was discarded, for the day on which the volume grows again.
+            let captured = volume.capture();
+            self.write_captured(&captured).await?;
+            captured.end(&mut self.data.space.borrow_mut());
         }
         let change = Change::Resize { volume: of, bytes };
         self.change(change, None).await?;

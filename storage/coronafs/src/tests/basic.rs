@@ -278,6 +278,32 @@ fn a_volume_grows_while_it_is_attached_and_shrinks_only_to_its_data() {
     });
 }
 
+#[test]
+fn what_a_shrink_cut_off_does_not_come_back_after_a_power_cut() {
+    let (sim, node) = world(12);
+    let id = sim.run(node, 0, async {
+        let store = open().await;
+        let volume = store.create(new_volume("v", 16 * MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 15 * MIB, &sectors(1, 128)).await.unwrap();
+        device.flush().await.unwrap();
+        device.discard(15 * MIB, MIB).await.unwrap();
+        store.resize(volume, 8 * MIB).await.unwrap();
+        volume
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        assert_eq!(store.stat(id).unwrap().bytes, 8 * MIB);
+        store.resize(id, 16 * MIB).await.unwrap();
+        let device = attach(&store, id).await;
+        let seen = stamps(&read(&device, 15 * MIB, 64 << 10).await.unwrap());
+        assert_eq!(seen, [0; 128]);
+        audit(&store).await;
+    });
+}
+
 /// A commit that began before the volume was gone, and gets its turn behind that.
 #[test]
 fn a_late_commit_of_a_volume_that_is_deleted_leaves_a_partition_that_opens() {

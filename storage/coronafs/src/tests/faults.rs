@@ -55,6 +55,38 @@ fn a_failed_write_ends_writing_and_a_failed_read_does_not() {
     });
 }
 
+/// The process ends, not the machine: what it wrote is seen, and in the disk's cache.
+#[test]
+fn what_a_life_before_wrote_is_durable_when_a_flush_returns() {
+    let (sim, node) = world(5);
+    let id = sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 2048)).await.unwrap();
+        device.flush().await.unwrap();
+        write(&device, 0, &sectors(2, 2048)).await.unwrap();
+        volume
+    });
+    sim.stop(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let device = attach(&store, id).await;
+        let seen = stamps(&read(&device, 0, MIB as usize).await.unwrap());
+        assert_eq!(seen, [2; 2048]);
+        device.flush().await.unwrap();
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let device = attach(&store, id).await;
+        let seen = stamps(&read(&device, 0, MIB as usize).await.unwrap());
+        assert_eq!(seen, [2; 2048]);
+    });
+}
+
 #[test]
 fn a_full_disk_refuses_loses_nothing_and_recovers() {
     let (sim, node) = world(3);

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-use engine::fs::{self, File, OpenOptions};
+use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore};
 use engine::{DmaBuf, GuestList};
 use segment_log::durable::{FlushGate, Poison};
@@ -24,6 +24,8 @@ use crate::space::{Epoch, Layer, Space};
 const SECTOR: u32 = 512;
 /// The unit where a disk's sectors are larger.
 const LARGE_SECTOR: u32 = 4096;
+/// What the file holds by which the disk is tried.
+const PROBE: u8 = 0x5a;
 /// Bytes of a bounce buffer.
 pub(crate) const BOUNCE: u64 = 256 << 10;
 /// Clusters that are given space at once: 4 MiB.
@@ -361,7 +363,9 @@ impl DataFile {
     }
 }
 
-/// Finds out what the disk takes, by a file beside the data file.
+/// Finds out what the disk takes, by a file beside the data file. It stays, as a full disk has no space
+/// for another; what it holds says that it was written, and so lies on the disk: what a file system
+/// only promised may be read in any unit.
 async fn probe(path: &Path) -> Result<u32, VolumeError> {
     let path = path.with_file_name("probe");
     let failed = |error: &io::Error| VolumeError::internal("cannot try the disk", error);
@@ -372,18 +376,23 @@ async fn probe(path: &Path) -> Result<u32, VolumeError> {
         ..OpenOptions::default()
     };
     let file = File::open(&path, options).await.map_err(|e| failed(&e))?;
-    let mut buf = engine::take_buf(LARGE_SECTOR as usize)?;
-    buf.fill(0);
-    let (wrote, buf) = file.write_at(buf, 0).await;
-    wrote.map_err(|e| failed(&e))?;
+    let buf = engine::take_buf(LARGE_SECTOR as usize)?;
+    let (read, slice) = file.read_at(buf.slice(0..LARGE_SECTOR as usize), 0).await;
+    let read = read.map_err(|e| failed(&e))?;
+    let mut buf = slice.into_inner();
+    if read != buf.len() || buf.iter().any(|byte| *byte != PROBE) {
+        buf.fill(PROBE);
+        let (wrote, written) = file.write_at(buf, 0).await;
+        wrote.map_err(|e| failed(&e))?;
+        file.datasync().await.map_err(|e| failed(&e))?;
+        buf = written;
+    }
     let part = buf.slice(0..SECTOR as usize);
-    let sector = match file.write_at(part, u64::from(SECTOR)).await.0 {
-        Ok(()) => SECTOR,
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => LARGE_SECTOR,
-        Err(error) => return Err(failed(&error)),
-    };
-    fs::remove_file(&path).await.map_err(|e| failed(&e))?;
-    Ok(sector)
+    match file.read_at(part, u64::from(SECTOR)).await.0 {
+        Ok(_) => Ok(SECTOR),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(LARGE_SECTOR),
+        Err(error) => Err(failed(&error)),
+    }
 }
 
 fn whole(read: usize, len: u64, place: u64) -> Result<(), VolumeError> {

@@ -136,6 +136,36 @@ fn a_full_disk_refuses_loses_nothing_and_recovers() {
 }
 
 #[test]
+fn a_partition_opens_on_a_full_disk() {
+    for align in [512, 4096] {
+        let (sim, node) = world(6);
+        sim.configure(|config| config.direct_align = align);
+        let disk = sim.disk(node);
+        let id = sim.run(node, 0, async move {
+            let store = open().await;
+            let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+            let device = attach(&store, volume).await;
+            assert_eq!(u64::from(device.geometry().block_bytes), align);
+            write(&device, 0, &sectors(1, 2048)).await.unwrap();
+            device.flush().await.unwrap();
+            volume
+        });
+        sim.crash(node);
+        disk.set_capacity(disk.used_bytes());
+        sim.start(node, engine_config()).unwrap();
+        sim.run(node, 0, async move {
+            let store = open().await;
+            let device = attach(&store, id).await;
+            assert_eq!(u64::from(device.geometry().block_bytes), align);
+            let seen = stamps(&read(&device, 0, MIB as usize).await.unwrap());
+            assert_eq!(seen, [1; 2048]);
+            write(&device, 0, &sectors(2, 2048)).await.unwrap();
+            device.flush().await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn freed_space_goes_back_to_the_file_system_and_is_had_again() {
     let (sim, node) = world(4);
     let disk = sim.disk(node);

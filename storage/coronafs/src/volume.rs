@@ -144,9 +144,10 @@ impl Volume {
         !self.ended.borrow().is_empty()
     }
 
-    /// Slots that a commit would write.
-    pub(crate) fn dirty_slots(&self) -> usize {
-        self.dirty.borrow().len()
+    /// What waits for a commit: slots that it would write, or references that it would end. A slot that
+    /// is written and emptied in turns is one, and leaves a reference each time.
+    pub(crate) fn uncommitted(&self) -> usize {
+        self.dirty.borrow().len().max(self.ended.borrow().len())
     }
 
     /// Where a range begins to lie, and how far it goes on without a break: at most `bytes`.

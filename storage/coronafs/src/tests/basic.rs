@@ -279,6 +279,23 @@ fn a_volume_grows_while_it_is_attached_and_shrinks_only_to_its_data() {
 }
 
 #[test]
+fn a_cluster_that_is_written_and_discarded_in_turns_takes_little() {
+    with(13, |store| async move {
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        let most = config().dirty_slots_max;
+        for _ in 0..10 * most {
+            write(&device, 0, &sectors(1, 128)).await.unwrap();
+            device.discard(0, 64 * KIB).await.unwrap();
+            assert!(device.volume.uncommitted() <= most);
+        }
+        let clusters = store.inner.data.space.borrow().count() as usize;
+        assert!(clusters <= 3 * most, "{clusters} clusters");
+        audit(&store).await;
+    });
+}
+
+#[test]
 fn what_a_shrink_cut_off_does_not_come_back_after_a_power_cut() {
     let (sim, node) = world(12);
     let id = sim.run(node, 0, async {

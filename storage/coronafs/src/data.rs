@@ -1,8 +1,8 @@
 //! The data file of a partition: clusters of 64 KiB, read and written in place with O_DIRECT, straight
 //! from and to the memory of whoever asks.
 //!
-//! Invariants: a flush returns after one that began after it was called. A failed write or flush
-//! poisons the partition; a guest's memory that cannot be read does not. The file grows by allocated
+//! Invariants: a flush returns after one that began after it was called. A failed write or flush, and a
+//! write that is dropped in flight, poisons the partition; a guest's memory that cannot be read does not. The file grows by allocated
 //! space, so that a full disk is met before a write is. It does not know volumes.
 
 use std::cell::{Cell, RefCell};
@@ -110,6 +110,29 @@ impl Drop for Using<'_> {
     fn drop(&mut self) {
         if self.epoch.is_some() {
             self.data.abandoned.set(self.data.abandoned.get() + 1);
+            // Nobody waits for what is not going to be free.
+            self.data.freed.notify_all();
+        }
+    }
+}
+
+/// A write that the kernel has. One that is dropped on its way goes on, past the gate and the slot's
+/// lock that held others back for it: it may undo what is written there next.
+struct Going<'a> {
+    poison: &'a Poison,
+    ended: bool,
+}
+
+impl Going<'_> {
+    fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.poison.set("a write was dropped before it ended");
         }
     }
 }
@@ -327,7 +350,9 @@ impl DataFile {
             return Ok(());
         }
         intact(&from)?;
+        let going = self.going();
         let (wrote, from) = self.file.write_list_at(from, place).await;
+        going.end();
         wrote.map_err(|e| self.failed_write(&e))?;
         intact(&from)
     }
@@ -338,8 +363,17 @@ impl DataFile {
     /// As [`DataFile::write`].
     pub(crate) async fn write_buf(&self, buf: DmaBuf, place: u64) -> Result<(), VolumeError> {
         self.poison.check()?;
+        let going = self.going();
         let (wrote, _) = self.file.write_at(buf, place).await;
+        going.end();
         wrote.map_err(|e| self.failed_write(&e))
+    }
+
+    fn going(&self) -> Going<'_> {
+        Going {
+            poison: &self.poison,
+            ended: false,
+        }
     }
 
     fn failed_write(&self, error: &io::Error) -> VolumeError {

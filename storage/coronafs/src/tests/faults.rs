@@ -1,5 +1,7 @@
 //! A disk that fails or fills up.
 
+use futures_util::future::{Either, select};
+
 use super::*;
 
 #[test]
@@ -84,6 +86,29 @@ fn what_a_life_before_wrote_is_durable_when_a_flush_returns() {
         let device = attach(&store, id).await;
         let seen = stamps(&read(&device, 0, MIB as usize).await.unwrap());
         assert_eq!(seen, [2; 2048]);
+    });
+}
+
+#[test]
+fn a_write_that_is_dropped_in_flight_ends_writing() {
+    let (sim, node) = world(7);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 128)).await.unwrap();
+        // In place: the kernel has it at once.
+        let bytes = sectors(2, 128);
+        let going = Box::pin(write(&device, 0, &bytes));
+        let cut = select(going, Box::pin(engine::yield_now())).await;
+        assert!(matches!(cut, Either::Right(_)));
+        assert_eq!(store.poisoned(), None);
+        drop(cut);
+        let cause = store.poisoned().unwrap();
+        assert!(cause.contains("dropped"), "{cause}");
+        assert!(write(&device, 0, &sectors(3, 1)).await.is_err());
+        assert!(device.flush().await.is_err());
+        assert!(read(&device, 0, 512).await.is_ok());
     });
 }
 

@@ -1,4 +1,4 @@
-//! Checkpoints on disk: `checkpoint-N`, the newest two.
+//! Checkpoints on disk: `checkpoint-N`, the newest two. Only the newest is used.
 //!
 //! A checkpoint is a state at a moment when no change of volumes as such was in progress. The maps in it
 //! may be ahead of the log by writes that nobody has flushed; their data is made durable before the
@@ -73,7 +73,12 @@ impl Checkpoints {
     }
 }
 
-/// Reads the newest intact checkpoint.
+/// Reads the newest checkpoint.
+///
+/// # Errors
+/// `Corrupt` when it is damaged, which no crash does: it was durable before it got its name. The one
+/// before it is no answer. With the log it makes what is durable of each map, but this one may be ahead
+/// of that, and what it gave up was free since.
 pub(crate) async fn find(dir: &Path, partition: u16) -> Result<Found, VolumeError> {
     let entries = fs::read_dir(dir).await;
     let entries = entries.map_err(|e| VolumeError::internal("cannot list", &e))?;
@@ -94,28 +99,25 @@ pub(crate) async fn find(dir: &Path, partition: u16) -> Result<Found, VolumeErro
         state: State::default(),
         checkpoints,
     };
-    while let Some(number) = numbers.pop() {
-        let path = path_of(dir, number);
-        let Some(loaded) = load(&path, partition).await? else {
-            tracing::error!(path = %path.display(), "the checkpoint is damaged, an older is used");
-            continue;
-        };
-        let mut kept = vec![Kept {
-            number,
-            start_lsn: loaded.start_lsn,
-        }];
-        // An older one beside it stays a fallback; its own start says how far.
-        if let Some(number) = numbers.pop()
-            && let Some(older) = load(&path_of(dir, number), partition).await?
-        {
-            let start_lsn = older.start_lsn;
-            kept.insert(0, Kept { number, start_lsn });
+    let Some(number) = numbers.pop() else {
+        return Ok(found);
+    };
+    let newest = load(&path_of(dir, number), partition).await?;
+    let mut kept = vec![Kept {
+        number,
+        start_lsn: newest.start_lsn,
+    }];
+    // The log reaches back to the one before it.
+    if let Some(number) = numbers.pop() {
+        match load(&path_of(dir, number), partition).await {
+            Ok(Loaded { start_lsn, .. }) => kept.insert(0, Kept { number, start_lsn }),
+            Err(error @ VolumeError::Corrupt { .. }) => tracing::warn!(%error, "not the newest"),
+            Err(error) => return Err(error),
         }
-        found.start_lsn = loaded.start_lsn;
-        found.state = loaded.state;
-        found.checkpoints.kept.replace(kept);
-        break;
     }
+    found.start_lsn = newest.start_lsn;
+    found.state = newest.state;
+    found.checkpoints.kept.replace(kept);
     Ok(found)
 }
 
@@ -124,9 +126,14 @@ async fn remove(path: &Path) -> Result<(), VolumeError> {
     removed.map_err(|e| VolumeError::internal("cannot remove a checkpoint", &e))
 }
 
-/// `None` when the file is damaged.
-async fn load(path: &Path, partition: u16) -> Result<Option<Loaded>, VolumeError> {
+/// # Errors
+/// `Corrupt` when the file is damaged, or another partition's.
+async fn load(path: &Path, partition: u16) -> Result<Loaded, VolumeError> {
     let failed = |error: &std::io::Error| VolumeError::internal("cannot read a checkpoint", error);
+    let damaged = |why: &str, offset| VolumeError::Corrupt {
+        what: format!("the checkpoint {} is damaged: {why}", path.display()),
+        offset,
+    };
     let file = File::open(path, OpenOptions::default())
         .await
         .map_err(|e| failed(&e))?;
@@ -135,23 +142,21 @@ async fn load(path: &Path, partition: u16) -> Result<Option<Loaded>, VolumeError
     loop {
         let (read, head) = file.read_at(vec![0; FRAME_HEAD], offset).await;
         read.map_err(|e| failed(&e))?;
-        let Ok(len) = FRAMES.payload_len(&head) else {
-            return Ok(None);
-        };
+        let len = FRAMES.payload_len(&head);
+        let len = len.map_err(|malformed| damaged(&malformed.to_string(), offset))?;
         let (read, frame) = file.read_at(vec![0; FRAME_HEAD + len], offset).await;
         read.map_err(|e| failed(&e))?;
-        offset += frame.len() as u64;
-        match loader.take(&frame) {
-            Ok(true) => break,
-            Ok(false) => engine::yield_if_needed().await,
-            Err(malformed) => {
-                tracing::error!(path = %path.display(), %malformed, "a checkpoint does not read");
-                return Ok(None);
-            }
+        let last = loader.take(&frame);
+        if last.map_err(|malformed| damaged(&malformed.to_string(), offset))? {
+            break;
         }
+        offset += frame.len() as u64;
+        engine::yield_if_needed().await;
     }
     let loaded = loader.finish();
-    Ok(loaded.filter(|loaded| loaded.partition == u32::from(partition)))
+    loaded
+        .filter(|loaded| loaded.partition == u32::from(partition))
+        .ok_or_else(|| damaged("it is another partition's", 0))
 }
 
 /// Ends a run, also when its task is dropped.

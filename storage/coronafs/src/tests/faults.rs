@@ -191,6 +191,52 @@ fn a_partition_opens_on_a_full_disk() {
 }
 
 #[test]
+fn a_damaged_checkpoint_is_named_and_not_answered_by_an_older_one() {
+    let (sim, node) = world(8);
+    let disk = sim.disk(node);
+    let id = sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        for stamp in 1..3 {
+            write(&device, 0, &sectors(stamp, 128)).await.unwrap();
+            store.inner.checkpoints.ended().await;
+            store.inner.checkpoint().await.unwrap();
+        }
+        volume
+    });
+    sim.crash(node);
+    let named = |path: &Path| path.to_string_lossy().contains("checkpoint-");
+    let files = disk.files().into_iter().map(|(path, _)| path);
+    let checkpoints: Vec<_> = files.filter(|path| named(path)).collect();
+    let [older, newest] = &checkpoints[..] else {
+        panic!("{checkpoints:?}");
+    };
+    let (older, newest) = (older.clone(), newest.clone());
+    let before = disk.read_file(&newest).unwrap();
+    disk.flip_bit(&newest, before.len() as u64 / 2);
+    sim.start(node, engine_config()).unwrap();
+    let name = newest.file_name().unwrap().to_string_lossy().into_owned();
+    sim.run(node, 0, async move {
+        let refused = open_with(&config()).await.unwrap_err();
+        assert!(matches!(refused, VolumeError::Corrupt { .. }), "{refused}");
+        assert!(refused.to_string().contains(&name), "{refused}");
+        // As it was; the older one does not matter.
+        let options = engine::fs::OpenOptions {
+            write: true,
+            ..engine::fs::OpenOptions::default()
+        };
+        let file = engine::fs::File::open(&newest, options).await.unwrap();
+        file.write_at(before, 0).await.0.unwrap();
+        engine::fs::remove_file(&older).await.unwrap();
+        let store = open().await;
+        let device = attach(&store, id).await;
+        assert_eq!(stamps(&read(&device, 0, 512).await.unwrap()), [2]);
+        audit(&store).await;
+    });
+}
+
+#[test]
 fn freed_space_goes_back_to_the_file_system_and_is_had_again() {
     let (sim, node) = world(4);
     let disk = sim.disk(node);

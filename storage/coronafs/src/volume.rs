@@ -113,7 +113,9 @@ impl Volume {
     pub(crate) fn fence(&self, chosen: impl Fn(&Holder) -> bool) {
         self.holders.borrow_mut().retain(|holder| {
             let fenced = chosen(holder);
-            holder.live.set(!fenced);
+            if fenced {
+                holder.live.set(false);
+            }
             !fenced
         });
         self.changed.notify_all();

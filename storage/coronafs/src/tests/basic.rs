@@ -295,6 +295,25 @@ fn a_cluster_that_is_written_and_discarded_in_turns_takes_little() {
     });
 }
 
+/// An attaching that a closing has overtaken is not live, whoever detaches meanwhile.
+#[test]
+fn nothing_makes_an_attachment_live_again() {
+    with(14, |store| async move {
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let reader = Attach {
+            access: Access::ReadOnly,
+            take_over: false,
+        };
+        let first = store.attach(volume, reader).await.unwrap();
+        let second = store.attach(volume, reader).await.unwrap();
+        for holder in &*second.volume.holders.borrow() {
+            holder.live.set(holder.generation == first.generation());
+        }
+        drop(first);
+        assert_eq!(second.check_live(), Err(VolumeError::Fenced));
+    });
+}
+
 #[test]
 fn what_a_shrink_cut_off_does_not_come_back_after_a_power_cut() {
     let (sim, node) = world(12);

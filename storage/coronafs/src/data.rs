@@ -186,10 +186,16 @@ impl DataFile {
         loop {
             let taken = self.space.borrow_mut().take(near, layer);
             if let Some(taken) = taken {
-                if !taken.backed {
-                    self.back(taken.cluster).await?;
+                if taken.backed {
+                    return Ok(taken.cluster);
                 }
-                return Ok(taken.cluster);
+                let Err(error) = self.back(taken.cluster).await else {
+                    return Ok(taken.cluster);
+                };
+                // When the disk has none for it: one that kept its space, elsewhere in the file.
+                let full = error == VolumeError::Full;
+                let other = full.then(|| self.space.borrow_mut().take_backed(layer));
+                return other.flatten().ok_or(error);
             }
             let _turn = self.growing.acquire(1).await?;
             if self.space.borrow().free_count() == 0 {

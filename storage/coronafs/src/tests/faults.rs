@@ -271,3 +271,35 @@ fn freed_space_goes_back_to_the_file_system_and_is_had_again() {
         audit(&store).await;
     });
 }
+
+#[test]
+fn space_that_was_kept_is_used_when_that_of_holes_is_gone() {
+    let (sim, node) = world(9);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", 64 * MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        for at in 0..16 {
+            write(&device, at * MIB, &sectors(1, 2048)).await.unwrap();
+        }
+        device.flush().await.unwrap();
+        device.discard(0, 15 * MIB).await.unwrap();
+        audit(&store).await;
+        // Too little to be given back.
+        device.discard(15 * MIB, 512 * KIB).await.unwrap();
+        audit(&store).await;
+        let (free, surplus) = {
+            let space = store.inner.data.space.borrow();
+            (space.free_count(), space.surplus())
+        };
+        assert!((8..free).contains(&surplus), "{surplus} of {free} free");
+        disk.set_capacity(disk.used_bytes());
+        for at in 0..8 {
+            write(&device, at * 2 * MIB, &sectors(2, 128)).await.unwrap();
+        }
+        assert_eq!(store.poisoned(), None);
+        let seen = stamps(&read(&device, 14 * MIB, 64 << 10).await.unwrap());
+        assert_eq!(seen, [2; 128]);
+    });
+}

@@ -24,6 +24,8 @@ use crate::state::State;
 /// Bytes of items in a frame, about.
 const FRAME_ITEMS: usize = 64 << 10;
 const KEPT: usize = 2;
+/// The part of `checkpoint_log_bytes` that is logged between tries.
+const RETRY_PART: u64 = 8;
 const PREFIX: &str = "checkpoint-";
 const TEMPORARY: &str = ".tmp";
 
@@ -32,11 +34,14 @@ const TEMPORARY: &str = ".tmp";
 pub(crate) struct Checkpoints {
     /// Those kept, oldest first.
     kept: RefCell<Vec<Kept>>,
-    next: Cell<u64>,
+    /// The number of the next one that is tried.
+    pub(crate) next: Cell<u64>,
     running: Cell<bool>,
     end: Notify,
     /// Bytes of records since the newest began.
     pub(crate) log_bytes: Cell<u64>,
+    /// How many of them make the next one due, after one that failed.
+    retry_bytes: Cell<u64>,
     /// What the newest one of this life wrote.
     file_bytes: Cell<u64>,
     pub(crate) written: Cell<u64>,
@@ -170,17 +175,26 @@ impl Drop for Running<'_> {
 }
 
 impl Inner {
-    pub(crate) fn checkpoint_if_due(self: &Rc<Inner>) {
+    fn checkpoint_is_due(&self) -> bool {
         let checkpoints = &self.checkpoints;
         let due = self
             .config
             .checkpoint_log_bytes
-            .max(checkpoints.file_bytes.get());
-        if checkpoints.log_bytes.get() < due || checkpoints.running.get() || self.is_closing() {
+            .max(checkpoints.file_bytes.get())
+            .max(checkpoints.retry_bytes.get());
+        checkpoints.log_bytes.get() >= due && !checkpoints.running.get() && !self.is_closing()
+    }
+
+    pub(crate) fn checkpoint_if_due(self: &Rc<Inner>) {
+        if !self.checkpoint_is_due() {
             return;
         }
         let inner = Rc::clone(self);
         let body = async move {
+            // Another one may have begun, or failed, since.
+            if !inner.checkpoint_is_due() {
+                return;
+            }
             match inner.checkpoint().await {
                 Ok(()) | Err(VolumeError::Busy) => {}
                 Err(error) => tracing::warn!(%error, "a checkpoint was not written"),
@@ -207,7 +221,11 @@ impl Inner {
         let kept = written.inspect_err(|_| {
             let since = &self.checkpoints.log_bytes;
             since.set(since.get() + bytes);
+            // Not at every record: each try writes all that there is space for.
+            let pause = self.config.checkpoint_log_bytes / RETRY_PART;
+            self.checkpoints.retry_bytes.set(since.get() + pause);
         })?;
+        self.checkpoints.retry_bytes.set(0);
         self.checkpoints.kept.borrow_mut().push(kept);
         self.checkpoints
             .written

@@ -191,6 +191,48 @@ fn a_partition_opens_on_a_full_disk() {
 }
 
 #[test]
+fn a_checkpoint_that_has_no_space_is_not_tried_at_every_record() {
+    let (sim, node) = world(10);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let checkpoints = &store.inner.checkpoints;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let rename = async |to: String| {
+            store.rename(volume, to).await.unwrap();
+            checkpoints.ended().await;
+        };
+        let tried = || checkpoints.next.get() - 1;
+        let due = config().checkpoint_log_bytes;
+        let mut number = 0;
+        while checkpoints.log_bytes.get() < due - 256 {
+            number += 1;
+            rename(format!("v{number:099}")).await;
+        }
+        assert_eq!(tried(), 0);
+        disk.set_capacity(disk.used_bytes());
+        for number in 0..30 {
+            rename(format!("w{number:099}")).await;
+        }
+        let behind = checkpoints.log_bytes.get() - due;
+        let tried = tried();
+        assert!(
+            tried >= 2 && behind > due,
+            "{tried} tries in {behind} bytes"
+        );
+        assert!(
+            tried <= 1 + behind / (due / 8),
+            "{tried} tries in {behind} bytes"
+        );
+        disk.set_capacity(1 << 40);
+        for number in 0..10 {
+            rename(format!("x{number:099}")).await;
+        }
+        assert!(checkpoints.written.get() > 0 && checkpoints.log_bytes.get() < due);
+    });
+}
+
+#[test]
 fn a_damaged_checkpoint_is_named_and_not_answered_by_an_older_one() {
     let (sim, node) = world(8);
     let disk = sim.disk(node);
@@ -296,7 +338,9 @@ fn space_that_was_kept_is_used_when_that_of_holes_is_gone() {
         assert!((8..free).contains(&surplus), "{surplus} of {free} free");
         disk.set_capacity(disk.used_bytes());
         for at in 0..8 {
-            write(&device, at * 2 * MIB, &sectors(2, 128)).await.unwrap();
+            write(&device, at * 2 * MIB, &sectors(2, 128))
+                .await
+                .unwrap();
         }
         assert_eq!(store.poisoned(), None);
         let seen = stamps(&read(&device, 14 * MIB, 64 << 10).await.unwrap());

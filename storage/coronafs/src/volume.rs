@@ -59,6 +59,8 @@ pub(crate) struct Volume {
 #[derive(Default)]
 struct Captured {
     records: Vec<Vec<u8>>,
+    /// Whether all slots in them are empty.
+    empty: bool,
     dirty: BTreeSet<u64>,
     ended: Vec<u32>,
     done: u64,
@@ -272,9 +274,11 @@ impl Volume {
         let tree = self.tree.borrow();
         let mut records = Vec::new();
         let mut out = record::begin_map(self.id);
-        let mut count = 0;
+        let (mut count, mut empty) = (0, true);
         for index in &dirty {
-            record::put_slot(&mut out, *index, &tree.slot(*index));
+            let pieces = tree.slot(*index);
+            empty &= pieces.is_empty();
+            record::put_slot(&mut out, *index, &pieces);
             count += 1;
             if out.bytes.len() >= MAP_BYTES {
                 let full = std::mem::replace(&mut out, record::begin_map(self.id));
@@ -288,6 +292,7 @@ impl Volume {
         drop(tree);
         let captured = Captured {
             records,
+            empty,
             dirty,
             ended: self.ended.take(),
             done: self.done.get(),
@@ -306,16 +311,14 @@ impl Capture<'_> {
             .map_or(&[], |captured| &captured.records)
     }
 
-    /// Records that end references give space back.
-    pub(crate) fn claim(&self) -> Claim {
-        let ends = self
-            .captured
-            .as_ref()
-            .is_some_and(|captured| !captured.ended.is_empty());
-        if ends {
-            Claim::Reserved
-        } else {
-            Claim::Ordinary
+    /// Which of the log's space its records may take. Those that end references, and map nothing, give
+    /// space back; others that end some do when they are written `to_free`.
+    pub(crate) fn claim(&self, to_free: bool) -> Claim {
+        let captured = self.captured.as_ref();
+        let ends = captured.filter(|captured| !captured.ended.is_empty());
+        match ends {
+            Some(captured) if captured.empty || to_free => Claim::Reserved,
+            _ => Claim::Ordinary,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a volume does while nothing goes wrong.
 
 use super::*;
+use crate::partition::Claim;
 use crate::record::Change;
 
 /// Runs a test on an open partition.
@@ -311,6 +312,30 @@ fn nothing_makes_an_attachment_live_again() {
         }
         drop(first);
         assert_eq!(second.check_live(), Err(VolumeError::Fenced));
+    });
+}
+
+#[test]
+fn the_logs_reserve_is_for_records_that_give_space_back() {
+    with(15, |store| async move {
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        let claims = || {
+            let captured = device.volume.capture();
+            (captured.claim(false), captured.claim(true))
+        };
+        write(&device, 0, &sectors(1, 256)).await.unwrap();
+        assert_eq!(claims(), (Claim::Ordinary, Claim::Ordinary));
+        device.discard(0, 64 * KIB).await.unwrap();
+        assert_eq!(claims(), (Claim::Ordinary, Claim::Reserved));
+        device.flush().await.unwrap();
+        device.discard(64 * KIB, 4096).await.unwrap();
+        assert_eq!(claims(), (Claim::Ordinary, Claim::Ordinary));
+        device.flush().await.unwrap();
+        device.discard(0, MIB).await.unwrap();
+        assert_eq!(claims(), (Claim::Reserved, Claim::Reserved));
+        device.flush().await.unwrap();
+        audit(&store).await;
     });
 }
 

@@ -195,7 +195,12 @@ fn a_checkpoint_that_has_no_space_is_not_tried_at_every_record() {
     let (sim, node) = world(10);
     let disk = sim.disk(node);
     sim.run(node, 0, async move {
-        let store = open().await;
+        // Many records to an eighth of it.
+        let config = VolumeConfig {
+            checkpoint_log_bytes: 4 << 10,
+            ..config()
+        };
+        let store = open_with(&config).await.unwrap();
         let checkpoints = &store.inner.checkpoints;
         let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
         let rename = async |to: String| {
@@ -203,7 +208,7 @@ fn a_checkpoint_that_has_no_space_is_not_tried_at_every_record() {
             checkpoints.ended().await;
         };
         let tried = || checkpoints.next.get() - 1;
-        let due = config().checkpoint_log_bytes;
+        let due = config.checkpoint_log_bytes;
         let mut number = 0;
         while checkpoints.log_bytes.get() < due - 256 {
             number += 1;
@@ -216,10 +221,7 @@ fn a_checkpoint_that_has_no_space_is_not_tried_at_every_record() {
         }
         let behind = checkpoints.log_bytes.get() - due;
         let tried = tried();
-        assert!(
-            tried >= 2 && behind > due,
-            "{tried} tries in {behind} bytes"
-        );
+        assert!((2..30).contains(&tried), "{tried} tries in {behind} bytes");
         assert!(
             tried <= 1 + behind / (due / 8),
             "{tried} tries in {behind} bytes"

@@ -37,7 +37,8 @@ pub struct Attach {
 ///
 /// The futures of its [`BlockDevice`] want to be awaited to their end. One that is dropped leaves the
 /// volume whole, but the partition then keeps back whatever becomes free until it is opened again, as
-/// the kernel may still be at it.
+/// the kernel may still be at it; and when the kernel was writing, the partition takes no more writes
+/// until then, as this one might overtake them.
 pub struct Attachment {
     pub(crate) inner: Rc<Inner>,
     pub(crate) volume: Rc<Volume>,

@@ -13,9 +13,10 @@ pub struct VolumeConfig {
     /// clusters is given back to the file system, in pieces of at least 1 MiB.
     pub data_slack_bytes: u64,
     /// Bytes of log after which a checkpoint is written; a checkpoint that is longer than this waits
-    /// for as many bytes as it has.
+    /// for as many bytes as it has. One that failed is tried again after an eighth of these.
     pub checkpoint_log_bytes: u64,
-    /// Changed clusters of a volume, not durable yet, past which its writes make them durable first.
+    /// Changed clusters of a volume, or those that it gave up, not durable yet, past which its writes
+    /// make them durable first.
     pub dirty_slots_max: usize,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,

@@ -1,8 +1,8 @@
 //! The data file of a partition: clusters of 64 KiB, read and written in place with O_DIRECT, straight
 //! from and to the memory of whoever asks.
 //!
-//! Invariants: a flush returns after one that began after it was called. A failed write or flush
-//! poisons the partition; a guest's memory that cannot be read does not. The file grows by allocated
+//! Invariants: a flush returns after one that began after it was called. A failed write or flush, and a
+//! write that is dropped in flight, poisons the partition; a guest's memory that cannot be read does not. The file grows by allocated
 //! space, so that a full disk is met before a write is. It does not know volumes.
 
 use std::cell::{Cell, RefCell};
@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-use engine::fs::{self, File, OpenOptions};
+use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore};
 use engine::{DmaBuf, GuestList};
 use segment_log::durable::{FlushGate, Poison};
@@ -24,6 +24,8 @@ use crate::space::{Epoch, Layer, Space};
 const SECTOR: u32 = 512;
 /// The unit where a disk's sectors are larger.
 const LARGE_SECTOR: u32 = 4096;
+/// What the file holds by which the disk is tried.
+const PROBE: u8 = 0x5a;
 /// Bytes of a bounce buffer.
 pub(crate) const BOUNCE: u64 = 256 << 10;
 /// Clusters that are given space at once: 4 MiB.
@@ -108,6 +110,29 @@ impl Drop for Using<'_> {
     fn drop(&mut self) {
         if self.epoch.is_some() {
             self.data.abandoned.set(self.data.abandoned.get() + 1);
+            // Nobody waits for what is not going to be free.
+            self.data.freed.notify_all();
+        }
+    }
+}
+
+/// A write that the kernel has. One that is dropped on its way goes on, past the gate and the slot's
+/// lock that held others back for it: it may undo what is written there next.
+struct Going<'a> {
+    poison: &'a Poison,
+    ended: bool,
+}
+
+impl Going<'_> {
+    fn end(mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.poison.set("a write was dropped before it ended");
         }
     }
 }
@@ -161,10 +186,16 @@ impl DataFile {
         loop {
             let taken = self.space.borrow_mut().take(near, layer);
             if let Some(taken) = taken {
-                if !taken.backed {
-                    self.back(taken.cluster).await?;
+                if taken.backed {
+                    return Ok(taken.cluster);
                 }
-                return Ok(taken.cluster);
+                let Err(error) = self.back(taken.cluster).await else {
+                    return Ok(taken.cluster);
+                };
+                // When the disk has none for it: one that kept its space, elsewhere in the file.
+                let full = error == VolumeError::Full;
+                let other = full.then(|| self.space.borrow_mut().take_backed(layer));
+                return other.flatten().ok_or(error);
             }
             let _turn = self.growing.acquire(1).await?;
             if self.space.borrow().free_count() == 0 {
@@ -325,7 +356,9 @@ impl DataFile {
             return Ok(());
         }
         intact(&from)?;
+        let going = self.going();
         let (wrote, from) = self.file.write_list_at(from, place).await;
+        going.end();
         wrote.map_err(|e| self.failed_write(&e))?;
         intact(&from)
     }
@@ -336,8 +369,17 @@ impl DataFile {
     /// As [`DataFile::write`].
     pub(crate) async fn write_buf(&self, buf: DmaBuf, place: u64) -> Result<(), VolumeError> {
         self.poison.check()?;
+        let going = self.going();
         let (wrote, _) = self.file.write_at(buf, place).await;
+        going.end();
         wrote.map_err(|e| self.failed_write(&e))
+    }
+
+    fn going(&self) -> Going<'_> {
+        Going {
+            poison: &self.poison,
+            ended: false,
+        }
     }
 
     fn failed_write(&self, error: &io::Error) -> VolumeError {
@@ -361,7 +403,9 @@ impl DataFile {
     }
 }
 
-/// Finds out what the disk takes, by a file beside the data file.
+/// Finds out what the disk takes, by a file beside the data file. It stays, as a full disk has no space
+/// for another; what it holds says that it was written, and so lies on the disk: what a file system
+/// only promised may be read in any unit.
 async fn probe(path: &Path) -> Result<u32, VolumeError> {
     let path = path.with_file_name("probe");
     let failed = |error: &io::Error| VolumeError::internal("cannot try the disk", error);
@@ -372,18 +416,23 @@ async fn probe(path: &Path) -> Result<u32, VolumeError> {
         ..OpenOptions::default()
     };
     let file = File::open(&path, options).await.map_err(|e| failed(&e))?;
-    let mut buf = engine::take_buf(LARGE_SECTOR as usize)?;
-    buf.fill(0);
-    let (wrote, buf) = file.write_at(buf, 0).await;
-    wrote.map_err(|e| failed(&e))?;
+    let buf = engine::take_buf(LARGE_SECTOR as usize)?;
+    let (read, slice) = file.read_at(buf.slice(0..LARGE_SECTOR as usize), 0).await;
+    let read = read.map_err(|e| failed(&e))?;
+    let mut buf = slice.into_inner();
+    if read != buf.len() || buf.iter().any(|byte| *byte != PROBE) {
+        buf.fill(PROBE);
+        let (wrote, written) = file.write_at(buf, 0).await;
+        wrote.map_err(|e| failed(&e))?;
+        file.datasync().await.map_err(|e| failed(&e))?;
+        buf = written;
+    }
     let part = buf.slice(0..SECTOR as usize);
-    let sector = match file.write_at(part, u64::from(SECTOR)).await.0 {
-        Ok(()) => SECTOR,
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => LARGE_SECTOR,
-        Err(error) => return Err(failed(&error)),
-    };
-    fs::remove_file(&path).await.map_err(|e| failed(&e))?;
-    Ok(sector)
+    match file.read_at(part, u64::from(SECTOR)).await.0 {
+        Ok(_) => Ok(SECTOR),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(LARGE_SECTOR),
+        Err(error) => Err(failed(&error)),
+    }
 }
 
 fn whole(read: usize, len: u64, place: u64) -> Result<(), VolumeError> {

@@ -85,7 +85,8 @@ impl Inner {
             volume.layer.set(self.data.space.borrow_mut().new_layer());
             (volume.capture(), volume.frozen())
         };
-        if let Err(error) = self.write_captured(&captured).await {
+        let claim = captured.claim(false);
+        if let Err(error) = self.write_captured(&captured, claim).await {
             self.reap(Some(frozen.tree));
             return Err(error);
         }
@@ -124,8 +125,17 @@ impl Inner {
         let volume = self.volume(of)?;
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
-        if volume.bytes() > bytes && used_end(&volume.tree.borrow()) > bytes {
-            return Err(VolumeError::InUse(used_end(&volume.tree.borrow())));
+        if volume.bytes() > bytes {
+            let used = used_end(&volume.tree.borrow());
+            if used > bytes {
+                return Err(VolumeError::InUse(used));
+            }
+            // What emptied the end is durable before the end is gone: a restart must not find there
+            // what was discarded, for the day on which the volume grows again.
+            let captured = volume.capture();
+            let claim = captured.claim(false);
+            self.write_captured(&captured, claim).await?;
+            captured.end(&mut self.data.space.borrow_mut());
         }
         let change = Change::Resize { volume: of, bytes };
         self.change(change, None).await?;

@@ -287,6 +287,25 @@ impl Inner {
     /// # Errors
     /// `Full`: nothing is lost, and another try may succeed. `Poisoned`, `Busy`.
     pub(crate) async fn commit(self: &Rc<Inner>, volume: &Volume) -> Result<(), VolumeError> {
+        self.commit_with(volume, false).await
+    }
+
+    /// The same, to free what waits for it: from the log's reserve when it must be.
+    ///
+    /// # Errors
+    /// As [`Inner::commit`].
+    pub(crate) async fn commit_to_free(
+        self: &Rc<Inner>,
+        volume: &Volume,
+    ) -> Result<(), VolumeError> {
+        self.commit_with(volume, true).await
+    }
+
+    async fn commit_with(
+        self: &Rc<Inner>,
+        volume: &Volume,
+        to_free: bool,
+    ) -> Result<(), VolumeError> {
         let wanted = volume.done();
         self.poison.check()?;
         if volume.durable() >= wanted {
@@ -298,7 +317,8 @@ impl Inner {
             return Ok(());
         }
         let captured = volume.capture();
-        self.write_captured(&captured).await?;
+        let claim = captured.claim(to_free);
+        self.write_captured(&captured, claim).await?;
         captured.end(&mut self.data.space.borrow_mut());
         self.give_space_back_if_due();
         Ok(())
@@ -337,9 +357,9 @@ impl Inner {
     pub(crate) async fn write_captured(
         self: &Rc<Inner>,
         captured: &crate::volume::Capture<'_>,
+        claim: Claim,
     ) -> Result<(), VolumeError> {
         self.data.flush().await?;
-        let claim = captured.claim();
         for record in captured.records() {
             self.append(MAP, record, claim).await?;
         }
@@ -389,7 +409,7 @@ impl Inner {
             with.cloned().collect()
         };
         for volume in ended {
-            self.commit(&volume).await?;
+            self.commit_to_free(&volume).await?;
         }
         while self.reaping.get() {
             self.reaped.notified().await;

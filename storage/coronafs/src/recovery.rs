@@ -83,6 +83,9 @@ impl Partition {
             Rc::clone(&poison),
         )
         .await?;
+        // What the last life completed may be in a cache only, and a flush of this one finds nothing
+        // that it had to make durable.
+        data.flush().await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
         let mut state = replay.state;
         count(&mut state, &data).await?;

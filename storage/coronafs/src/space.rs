@@ -182,6 +182,24 @@ impl Space {
             .map(|near| near + 1)
             .filter(|next| self.free.has(*next));
         let cluster = wanted.or_else(|| self.free.next(self.cursor))?;
+        self.give_out(cluster, layer);
+        Some(Taken {
+            cluster,
+            backed: self.backed.has(cluster),
+        })
+    }
+
+    /// Takes a free cluster that has space on the disk for certain.
+    pub(crate) fn take_backed(&mut self, layer: Layer) -> Option<u32> {
+        let words = self.free.0.iter().zip(&self.backed.0);
+        let mut words = words.map(|(free, backed)| free & backed).enumerate();
+        let (at, word) = words.find(|(_, word)| *word != 0)?;
+        let cluster = at as u32 * 64 + word.trailing_zeros();
+        self.give_out(cluster, layer);
+        Some(cluster)
+    }
+
+    fn give_out(&mut self, cluster: u32, layer: Layer) {
         self.free.set(cluster, false);
         self.free_count -= 1;
         self.no_hole(cluster);
@@ -190,10 +208,6 @@ impl Space {
             owner: layer,
         };
         self.cursor = cluster + 1;
-        Some(Taken {
-            cluster,
-            backed: self.backed.has(cluster),
-        })
     }
 
     fn no_hole(&mut self, cluster: u32) {

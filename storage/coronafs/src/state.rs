@@ -86,6 +86,13 @@ impl State {
         self.volumes.get(&id).ok_or("there is no such volume")
     }
 
+    /// Whether there was a volume of this number.
+    fn is_removed(&self, id: VolumeId) -> bool {
+        let is_there =
+            self.volumes.contains_key(&id) || self.snapshots.contains_key(&SnapshotId(id.0));
+        id.0 <= self.newest && !is_there
+    }
+
     fn snapshot(&self, id: SnapshotId) -> Result<&Snapshot, Refusal> {
         self.snapshots.get(&id).ok_or("there is no such snapshot")
     }
@@ -151,7 +158,8 @@ impl State {
                 let meta = volume.meta.borrow();
                 let name = (meta.owner.clone(), meta.name.clone());
                 self.names.remove(&name);
-                return Ok(Some(volume.tree.take()));
+                // A commit that waits for its turn finds nothing to record.
+                return Ok(Some(volume.replace_map(&Frozen::default())));
             }
             Change::DeleteSnapshot { id } => {
                 let snapshot = self.snapshots.remove(&id);
@@ -173,6 +181,8 @@ impl State {
     /// Those that change a volume that is there, and leave its map.
     fn apply_setting(&mut self, change: Change) -> Result<(), Refusal> {
         match change {
+            // Numbers are never used again: what a removed volume's map was does not matter.
+            Change::Map { volume, .. } if self.is_removed(volume) => {}
             Change::Map { volume, slots } => {
                 let volume = self.volume(volume)?;
                 let bytes = volume.bytes();

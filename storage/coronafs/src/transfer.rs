@@ -153,8 +153,8 @@ impl Attachment {
 
     /// Holds a volume's changes back while too many of them are not durable.
     async fn make_room(&self) -> Result<(), VolumeError> {
-        if self.volume.dirty_slots() >= self.inner.config.dirty_slots_max {
-            self.inner.commit(&self.volume).await?;
+        if self.volume.uncommitted() >= self.inner.config.dirty_slots_max {
+            self.inner.commit_to_free(&self.volume).await?;
         }
         Ok(())
     }

@@ -59,6 +59,8 @@ pub(crate) struct Volume {
 #[derive(Default)]
 struct Captured {
     records: Vec<Vec<u8>>,
+    /// Whether all slots in them are empty.
+    empty: bool,
     dirty: BTreeSet<u64>,
     ended: Vec<u32>,
     done: u64,
@@ -113,7 +115,9 @@ impl Volume {
     pub(crate) fn fence(&self, chosen: impl Fn(&Holder) -> bool) {
         self.holders.borrow_mut().retain(|holder| {
             let fenced = chosen(holder);
-            holder.live.set(!fenced);
+            if fenced {
+                holder.live.set(false);
+            }
             !fenced
         });
         self.changed.notify_all();
@@ -144,9 +148,10 @@ impl Volume {
         !self.ended.borrow().is_empty()
     }
 
-    /// Slots that a commit would write.
-    pub(crate) fn dirty_slots(&self) -> usize {
-        self.dirty.borrow().len()
+    /// What waits for a commit: slots that it would write, or references that it would end. A slot that
+    /// is written and emptied in turns is one, and leaves a reference each time.
+    pub(crate) fn uncommitted(&self) -> usize {
+        self.dirty.borrow().len().max(self.ended.borrow().len())
     }
 
     /// Where a range begins to lie, and how far it goes on without a break: at most `bytes`.
@@ -269,9 +274,11 @@ impl Volume {
         let tree = self.tree.borrow();
         let mut records = Vec::new();
         let mut out = record::begin_map(self.id);
-        let mut count = 0;
+        let (mut count, mut empty) = (0, true);
         for index in &dirty {
-            record::put_slot(&mut out, *index, &tree.slot(*index));
+            let pieces = tree.slot(*index);
+            empty &= pieces.is_empty();
+            record::put_slot(&mut out, *index, &pieces);
             count += 1;
             if out.bytes.len() >= MAP_BYTES {
                 let full = std::mem::replace(&mut out, record::begin_map(self.id));
@@ -285,6 +292,7 @@ impl Volume {
         drop(tree);
         let captured = Captured {
             records,
+            empty,
             dirty,
             ended: self.ended.take(),
             done: self.done.get(),
@@ -303,16 +311,14 @@ impl Capture<'_> {
             .map_or(&[], |captured| &captured.records)
     }
 
-    /// Records that end references give space back.
-    pub(crate) fn claim(&self) -> Claim {
-        let ends = self
-            .captured
-            .as_ref()
-            .is_some_and(|captured| !captured.ended.is_empty());
-        if ends {
-            Claim::Reserved
-        } else {
-            Claim::Ordinary
+    /// Which of the log's space its records may take. Those that end references, and map nothing, give
+    /// space back; others that end some do when they are written `to_free`.
+    pub(crate) fn claim(&self, to_free: bool) -> Claim {
+        let captured = self.captured.as_ref();
+        let ends = captured.filter(|captured| !captured.ended.is_empty());
+        match ends {
+            Some(captured) if captured.empty || to_free => Claim::Reserved,
+            _ => Claim::Ordinary,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Checkpoints on disk: `checkpoint-N`, the newest two.
+//! Checkpoints on disk: `checkpoint-N`, the newest two. Only the newest is used.
 //!
 //! A checkpoint is a state at a moment when no change of volumes as such was in progress. The maps in it
 //! may be ahead of the log by writes that nobody has flushed; their data is made durable before the
@@ -24,6 +24,8 @@ use crate::state::State;
 /// Bytes of items in a frame, about.
 const FRAME_ITEMS: usize = 64 << 10;
 const KEPT: usize = 2;
+/// The part of `checkpoint_log_bytes` that is logged between tries.
+const RETRY_PART: u64 = 8;
 const PREFIX: &str = "checkpoint-";
 const TEMPORARY: &str = ".tmp";
 
@@ -32,11 +34,14 @@ const TEMPORARY: &str = ".tmp";
 pub(crate) struct Checkpoints {
     /// Those kept, oldest first.
     kept: RefCell<Vec<Kept>>,
-    next: Cell<u64>,
+    /// The number of the next one that is tried.
+    pub(crate) next: Cell<u64>,
     running: Cell<bool>,
     end: Notify,
     /// Bytes of records since the newest began.
     pub(crate) log_bytes: Cell<u64>,
+    /// How many of them make the next one due, after one that failed.
+    retry_bytes: Cell<u64>,
     /// What the newest one of this life wrote.
     file_bytes: Cell<u64>,
     pub(crate) written: Cell<u64>,
@@ -73,7 +78,12 @@ impl Checkpoints {
     }
 }
 
-/// Reads the newest intact checkpoint.
+/// Reads the newest checkpoint.
+///
+/// # Errors
+/// `Corrupt` when it is damaged, which no crash does: it was durable before it got its name. The one
+/// before it is no answer. With the log it makes what is durable of each map, but this one may be ahead
+/// of that, and what it gave up was free since.
 pub(crate) async fn find(dir: &Path, partition: u16) -> Result<Found, VolumeError> {
     let entries = fs::read_dir(dir).await;
     let entries = entries.map_err(|e| VolumeError::internal("cannot list", &e))?;
@@ -94,28 +104,25 @@ pub(crate) async fn find(dir: &Path, partition: u16) -> Result<Found, VolumeErro
         state: State::default(),
         checkpoints,
     };
-    while let Some(number) = numbers.pop() {
-        let path = path_of(dir, number);
-        let Some(loaded) = load(&path, partition).await? else {
-            tracing::error!(path = %path.display(), "the checkpoint is damaged, an older is used");
-            continue;
-        };
-        let mut kept = vec![Kept {
-            number,
-            start_lsn: loaded.start_lsn,
-        }];
-        // An older one beside it stays a fallback; its own start says how far.
-        if let Some(number) = numbers.pop()
-            && let Some(older) = load(&path_of(dir, number), partition).await?
-        {
-            let start_lsn = older.start_lsn;
-            kept.insert(0, Kept { number, start_lsn });
+    let Some(number) = numbers.pop() else {
+        return Ok(found);
+    };
+    let newest = load(&path_of(dir, number), partition).await?;
+    let mut kept = vec![Kept {
+        number,
+        start_lsn: newest.start_lsn,
+    }];
+    // The log reaches back to the one before it.
+    if let Some(number) = numbers.pop() {
+        match load(&path_of(dir, number), partition).await {
+            Ok(Loaded { start_lsn, .. }) => kept.insert(0, Kept { number, start_lsn }),
+            Err(error @ VolumeError::Corrupt { .. }) => tracing::warn!(%error, "not the newest"),
+            Err(error) => return Err(error),
         }
-        found.start_lsn = loaded.start_lsn;
-        found.state = loaded.state;
-        found.checkpoints.kept.replace(kept);
-        break;
     }
+    found.start_lsn = newest.start_lsn;
+    found.state = newest.state;
+    found.checkpoints.kept.replace(kept);
     Ok(found)
 }
 
@@ -124,9 +131,14 @@ async fn remove(path: &Path) -> Result<(), VolumeError> {
     removed.map_err(|e| VolumeError::internal("cannot remove a checkpoint", &e))
 }
 
-/// `None` when the file is damaged.
-async fn load(path: &Path, partition: u16) -> Result<Option<Loaded>, VolumeError> {
+/// # Errors
+/// `Corrupt` when the file is damaged, or another partition's.
+async fn load(path: &Path, partition: u16) -> Result<Loaded, VolumeError> {
     let failed = |error: &std::io::Error| VolumeError::internal("cannot read a checkpoint", error);
+    let damaged = |why: &str, offset| VolumeError::Corrupt {
+        what: format!("the checkpoint {} is damaged: {why}", path.display()),
+        offset,
+    };
     let file = File::open(path, OpenOptions::default())
         .await
         .map_err(|e| failed(&e))?;
@@ -135,23 +147,21 @@ async fn load(path: &Path, partition: u16) -> Result<Option<Loaded>, VolumeError
     loop {
         let (read, head) = file.read_at(vec![0; FRAME_HEAD], offset).await;
         read.map_err(|e| failed(&e))?;
-        let Ok(len) = FRAMES.payload_len(&head) else {
-            return Ok(None);
-        };
+        let len = FRAMES.payload_len(&head);
+        let len = len.map_err(|malformed| damaged(&malformed.to_string(), offset))?;
         let (read, frame) = file.read_at(vec![0; FRAME_HEAD + len], offset).await;
         read.map_err(|e| failed(&e))?;
-        offset += frame.len() as u64;
-        match loader.take(&frame) {
-            Ok(true) => break,
-            Ok(false) => engine::yield_if_needed().await,
-            Err(malformed) => {
-                tracing::error!(path = %path.display(), %malformed, "a checkpoint does not read");
-                return Ok(None);
-            }
+        let last = loader.take(&frame);
+        if last.map_err(|malformed| damaged(&malformed.to_string(), offset))? {
+            break;
         }
+        offset += frame.len() as u64;
+        engine::yield_if_needed().await;
     }
     let loaded = loader.finish();
-    Ok(loaded.filter(|loaded| loaded.partition == u32::from(partition)))
+    loaded
+        .filter(|loaded| loaded.partition == u32::from(partition))
+        .ok_or_else(|| damaged("it is another partition's", 0))
 }
 
 /// Ends a run, also when its task is dropped.
@@ -165,17 +175,26 @@ impl Drop for Running<'_> {
 }
 
 impl Inner {
-    pub(crate) fn checkpoint_if_due(self: &Rc<Inner>) {
+    fn checkpoint_is_due(&self) -> bool {
         let checkpoints = &self.checkpoints;
         let due = self
             .config
             .checkpoint_log_bytes
-            .max(checkpoints.file_bytes.get());
-        if checkpoints.log_bytes.get() < due || checkpoints.running.get() || self.is_closing() {
+            .max(checkpoints.file_bytes.get())
+            .max(checkpoints.retry_bytes.get());
+        checkpoints.log_bytes.get() >= due && !checkpoints.running.get() && !self.is_closing()
+    }
+
+    pub(crate) fn checkpoint_if_due(self: &Rc<Inner>) {
+        if !self.checkpoint_is_due() {
             return;
         }
         let inner = Rc::clone(self);
         let body = async move {
+            // Another one may have begun, or failed, since.
+            if !inner.checkpoint_is_due() {
+                return;
+            }
             match inner.checkpoint().await {
                 Ok(()) | Err(VolumeError::Busy) => {}
                 Err(error) => tracing::warn!(%error, "a checkpoint was not written"),
@@ -202,7 +221,11 @@ impl Inner {
         let kept = written.inspect_err(|_| {
             let since = &self.checkpoints.log_bytes;
             since.set(since.get() + bytes);
+            // Not at every record: each try writes all that there is space for.
+            let pause = self.config.checkpoint_log_bytes / RETRY_PART;
+            self.checkpoints.retry_bytes.set(since.get() + pause);
         })?;
+        self.checkpoints.retry_bytes.set(0);
         self.checkpoints.kept.borrow_mut().push(kept);
         self.checkpoints
             .written

@@ -120,3 +120,18 @@ fn a_cluster_without_space_is_told_and_a_hole_is_given_back_once() {
     assert_eq!((again.cluster, again.backed), (10, false));
     assert_eq!(space.surplus(), 1);
 }
+
+#[test]
+fn a_cluster_that_has_space_is_found_behind_those_that_have_none() {
+    let mut space = Space::new();
+    space.grow(200, false);
+    let layer = space.new_layer();
+    assert_eq!(space.take_backed(layer), None);
+    space.back(70..72);
+    assert_eq!(space.take_backed(layer), Some(70));
+    assert_eq!(space.take_backed(layer), Some(71));
+    assert_eq!((space.take_backed(layer), space.free_count()), (None, 198));
+    assert!(space.owns(layer, 71));
+    space.end([70]);
+    assert_eq!(space.take_backed(layer), Some(70));
+}

@@ -1,6 +1,8 @@
 //! What a volume does while nothing goes wrong.
 
 use super::*;
+use crate::partition::Claim;
+use crate::record::Change;
 
 /// Runs a test on an open partition.
 fn with<F: Future + 'static>(seed: u64, test: impl FnOnce(Partition) -> F + 'static) -> F::Output {
@@ -275,6 +277,164 @@ fn a_volume_grows_while_it_is_attached_and_shrinks_only_to_its_data() {
         device.flush().await.unwrap();
         audit(&store).await;
     });
+}
+
+#[test]
+fn a_cluster_that_is_written_and_discarded_in_turns_takes_little() {
+    with(13, |store| async move {
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        let most = config().dirty_slots_max;
+        for _ in 0..10 * most {
+            write(&device, 0, &sectors(1, 128)).await.unwrap();
+            device.discard(0, 64 * KIB).await.unwrap();
+            assert!(device.volume.uncommitted() <= most);
+        }
+        let clusters = store.inner.data.space.borrow().count() as usize;
+        assert!(clusters <= 3 * most, "{clusters} clusters");
+        audit(&store).await;
+    });
+}
+
+/// An attaching that a closing has overtaken is not live, whoever detaches meanwhile.
+#[test]
+fn nothing_makes_an_attachment_live_again() {
+    with(14, |store| async move {
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let reader = Attach {
+            access: Access::ReadOnly,
+            take_over: false,
+        };
+        let first = store.attach(volume, reader).await.unwrap();
+        let second = store.attach(volume, reader).await.unwrap();
+        for holder in &*second.volume.holders.borrow() {
+            holder.live.set(holder.generation == first.generation());
+        }
+        drop(first);
+        assert_eq!(second.check_live(), Err(VolumeError::Fenced));
+    });
+}
+
+#[test]
+fn the_logs_reserve_is_for_records_that_give_space_back() {
+    with(15, |store| async move {
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        let claims = || {
+            let captured = device.volume.capture();
+            (captured.claim(false), captured.claim(true))
+        };
+        write(&device, 0, &sectors(1, 256)).await.unwrap();
+        assert_eq!(claims(), (Claim::Ordinary, Claim::Ordinary));
+        device.discard(0, 64 * KIB).await.unwrap();
+        assert_eq!(claims(), (Claim::Ordinary, Claim::Reserved));
+        device.flush().await.unwrap();
+        device.discard(64 * KIB, 4096).await.unwrap();
+        assert_eq!(claims(), (Claim::Ordinary, Claim::Ordinary));
+        device.flush().await.unwrap();
+        device.discard(0, MIB).await.unwrap();
+        assert_eq!(claims(), (Claim::Reserved, Claim::Reserved));
+        device.flush().await.unwrap();
+        audit(&store).await;
+    });
+}
+
+#[test]
+fn what_a_shrink_cut_off_does_not_come_back_after_a_power_cut() {
+    let (sim, node) = world(12);
+    let id = sim.run(node, 0, async {
+        let store = open().await;
+        let volume = store.create(new_volume("v", 16 * MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 15 * MIB, &sectors(1, 128)).await.unwrap();
+        device.flush().await.unwrap();
+        device.discard(15 * MIB, MIB).await.unwrap();
+        store.resize(volume, 8 * MIB).await.unwrap();
+        volume
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        assert_eq!(store.stat(id).unwrap().bytes, 8 * MIB);
+        store.resize(id, 16 * MIB).await.unwrap();
+        let device = attach(&store, id).await;
+        let seen = stamps(&read(&device, 15 * MIB, 64 << 10).await.unwrap());
+        assert_eq!(seen, [0; 128]);
+        audit(&store).await;
+    });
+}
+
+/// A commit that began before the volume was gone, and gets its turn behind that.
+#[test]
+fn a_late_commit_of_a_volume_that_is_deleted_leaves_a_partition_that_opens() {
+    let (sim, node) = world(11);
+    let kept = sim.run(node, 0, async {
+        let store = open().await;
+        let kept = store.create(new_volume("kept", MIB)).await.unwrap().id;
+        let gone = store.create(new_volume("gone", MIB)).await.unwrap().id;
+        let device = attach(&store, gone).await;
+        write(&device, 0, &sectors(1, 256)).await.unwrap();
+        drop(device);
+        let volume = store.inner.volume(gone).unwrap();
+        let late = async {
+            while volume.commits.free() > 0 {
+                engine::yield_now().await;
+            }
+            assert!(volume.durable() < volume.done() && store.stat(gone).is_ok());
+            store.inner.commit(&volume).await
+        };
+        let done = futures_util::future::join(store.delete(gone), late).await;
+        assert_eq!(done, (Ok(()), Ok(())));
+        let device = attach(&store, kept).await;
+        write(&device, 0, &sectors(2, 1)).await.unwrap();
+        device.flush().await.unwrap();
+        audit(&store).await;
+        kept
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let names: Vec<_> = store
+            .list(VolumeId(0), 9)
+            .into_iter()
+            .map(|v| v.name)
+            .collect();
+        assert_eq!(names, ["kept"]);
+        let device = attach(&store, kept).await;
+        assert_eq!(stamps(&read(&device, 0, 512).await.unwrap()), [2]);
+        audit(&store).await;
+    });
+}
+
+/// Partitions were written in which a volume's records stand behind its end.
+#[test]
+fn a_map_of_a_removed_volume_is_passed_over_and_one_of_no_volume_refused() {
+    let mut state = crate::state::State::default();
+    let create = |id| Change::Create {
+        id: VolumeId(id),
+        bytes: MIB,
+        created_ms: 0,
+        owner: "me".into(),
+        name: format!("v{id}"),
+    };
+    let map = |id| Change::Map {
+        volume: VolumeId(id),
+        slots: vec![(0, Vec::new())],
+    };
+    let snapshot = Change::Snapshot {
+        id: SnapshotId(3),
+        volume: VolumeId(2),
+        created_ms: 0,
+        name: "s".into(),
+    };
+    let delete = Change::Delete { id: VolumeId(1) };
+    for change in [create(1), create(2), snapshot, map(1), delete, map(1)] {
+        state.apply(change, None).unwrap();
+    }
+    assert!(state.apply(map(3), None).is_err(), "a snapshot's");
+    assert!(state.apply(map(4), None).is_err(), "nobody's");
 }
 
 #[test]

@@ -14,9 +14,9 @@ use std::rc::Rc;
 use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore};
 use engine::{DmaBuf, GuestList};
-use segment_log::durable::{FlushGate, Poison};
+use segment_log::durable::{FlushGate, Poison, is_full};
 
-use crate::error::{VolumeError, is_full};
+use crate::error::VolumeError;
 use crate::map::CLUSTER;
 use crate::space::{Epoch, Layer, Space};
 

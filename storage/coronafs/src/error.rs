@@ -3,7 +3,7 @@
 use std::io;
 
 use segment_log::LogError;
-use segment_log::durable::{FlushError, Poisoned};
+use segment_log::durable::{FlushError, Poisoned, is_full};
 
 /// An operation's failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,14 +71,6 @@ impl VolumeError {
             _ => VolumeError::Internal(format!("{what}: {error}")),
         }
     }
-}
-
-/// Whether space has ended: the disk's, a quota's, or what a file may have.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
 }
 
 impl From<engine::NoMem> for VolumeError {

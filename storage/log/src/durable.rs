@@ -1,10 +1,19 @@
-//! What a store needs for the files beside its log: flushes that serve all who wait, and the poison
-//! that ends writing.
+//! What a store needs for the files beside its log: flushes that serve all who wait, the poison
+//! that ends writing, and what tells that the disk is full.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 
 use engine::fs::File;
 use engine::sync::Notify;
+
+/// Whether space has ended: the disk's, a quota's, or what a file may have.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
 
 /// A write or flush failed before: the first cause.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use engine::fs::{self, File, OpenOptions};
 
+use crate::durable::is_full;
 use crate::error::LogError;
 use crate::format::{BLOCK, DATA_START, SegmentHeader};
 
@@ -200,15 +201,14 @@ pub(crate) async fn stage(
 }
 
 async fn fill(dir: &Path, path: &Path, header: SegmentHeader, fresh: bool) -> Result<(), LogError> {
-    let refused = |what, error: io::Error| match error.kind() {
+    let refused = |what, error: io::Error| {
         // A short write of a new file has met the end of the space, too.
-        ErrorKind::StorageFull
-        | ErrorKind::QuotaExceeded
-        | ErrorKind::FileTooLarge
-        | ErrorKind::WriteZero => LogError::Full {
-            dir: dir.to_owned(),
-        },
-        _ => LogError::io(what, path, error),
+        if is_full(&error) || error.kind() == ErrorKind::WriteZero {
+            return LogError::Full {
+                dir: dir.to_owned(),
+            };
+        }
+        LogError::io(what, path, error)
     };
     let file = File::open(path, CREATED)
         .await

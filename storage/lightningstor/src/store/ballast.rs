@@ -11,8 +11,7 @@ use std::io;
 use std::path::PathBuf;
 
 use engine::fs::{File, OpenOptions};
-
-use super::error::is_full;
+use segment_log::durable::is_full;
 
 /// Whether the ballast is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,10 +15,10 @@ use std::rc::Rc;
 use engine::fs::{File, OpenOptions};
 use engine::sync::Semaphore;
 use engine::{BLOCK, DmaBuf};
-use segment_log::durable::{FlushGate, Poison};
+use segment_log::durable::{FlushGate, Poison, is_full};
 
 use super::ballast::Ballast;
-use super::error::{StoreError, is_full};
+use super::error::StoreError;
 use super::extent::{Extent, ExtentAllocator, blocks_of};
 use super::space::{Space, Taken};
 use super::types::EXTENTS_MAX;

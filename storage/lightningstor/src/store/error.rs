@@ -4,7 +4,7 @@ use std::io;
 
 use s3_wire::Etag;
 use segment_log::LogError;
-use segment_log::durable::{FlushError, Poisoned};
+use segment_log::durable::{FlushError, Poisoned, is_full};
 
 /// An operation's failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,14 +125,6 @@ impl StoreError {
         }
         StoreError::internal(what, error)
     }
-}
-
-/// Whether space has ended: the disk's, a quota's, or what a file may have.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
-    )
 }
 
 impl From<engine::NoMem> for StoreError {

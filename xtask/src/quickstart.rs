@@ -1,8 +1,8 @@
 //! `cargo xtask quickstart`: one node on this machine, shown to work by clients that are not ours.
 //!
 //! It builds the server, starts it on free loopback ports over an empty directory, drives it with
-//! awscli, rclone, s3cmd and boto3 on real files and with etcdctl on keys, kills it in the middle, and compares every byte
-//! after the restart. Progress goes to stderr, the closing table to stdout. Only processes that it
+//! awscli, rclone, s3cmd and boto3 on real files, with etcdctl on keys and with a guest on a volume, kills it in the
+//! middle, and compares every byte after the restart. Progress goes to stderr, the closing table to stdout. Only processes that it
 //! started are ended. It talks to the node over the network only, as a user would.
 
 mod clients;
@@ -11,6 +11,7 @@ mod input;
 mod node;
 mod place;
 mod show;
+mod volumes;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ use self::etcdctl::Etcdctl;
 use self::node::{Lifetime, Node, Ports};
 use self::place::Place;
 use self::show::Show;
+use self::volumes::Volumes;
 use crate::process;
 use crate::setup;
 use crate::workspace::{Profile, Workspace};
@@ -34,7 +36,7 @@ pub struct Options {
     /// Keep the node's data and log in this directory instead of a throw-away one
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Use this server binary instead of building one
+    /// Use this server binary, and the ultractl beside it, instead of building them
     #[arg(long)]
     server: Option<PathBuf>,
 }
@@ -42,15 +44,18 @@ pub struct Options {
 /// Shows a node from start to drain; the first thing that does not hold is the error.
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let tools = setup::run_as_progress(workspace, setup::Scope::Clients)?;
-    let server = if let Some(server) = &options.server {
-        std::path::absolute(server)?
+    let [server, cli] = if let Some(server) = &options.server {
+        let server = std::path::absolute(server)?;
+        let cli = server.with_file_name("ultractl");
+        [server, cli]
     } else {
         eprintln!("building the server in release; the first time takes minutes");
-        workspace.build_server(Profile::Release)?
+        workspace.build_all(Profile::Release, ["ultracloud", "ultractl"])?
     };
+    let programs = Programs { server, cli };
     let place = Place::prepare(options.dir.as_deref())?;
     let mut show = Show::default();
-    let done = whole(workspace, options, &tools, &server, &place, &mut show);
+    let done = whole(workspace, options, &tools, &programs, &place, &mut show);
     match done {
         Ok(closing) => {
             println!("{show}\n{closing}");
@@ -73,20 +78,28 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
 }
 
+/// What is shown.
+struct Programs {
+    server: PathBuf,
+    cli: PathBuf,
+}
+
 /// All steps; gives the text below the table.
 fn whole(
     workspace: &Workspace,
     options: &Options,
     tools: &setup::Clients,
-    server: &std::path::Path,
+    programs: &Programs,
     place: &Place,
     show: &mut Show,
 ) -> Result<String> {
     let ports = Ports::free()?;
+    let sockets = tempfile::tempdir()?;
     let spec = node::Spec {
-        server,
+        server: &programs.server,
         data: place.data(),
         log: place.log(),
+        sockets: sockets.path().to_owned(),
         ports,
     };
     let version = spec.version()?;
@@ -112,11 +125,14 @@ fn whole(
     clients::drive(&toolbox, &input, show)?;
     let etcdctl = Etcdctl::new(ports.chainfire())?;
     let acknowledged = etcdctl.drive(show)?;
+    let mut volumes = Volumes::new(&programs.cli, &spec, &tools.vm())?;
+    volumes.boot(show)?;
 
     show.step(
-        "kill -9 while 8 connections put objects",
+        "kill -9 while 8 connections put objects and the guest writes",
         toolbox.boto3(),
         || {
+            volumes.begin_writing()?;
             let acknowledged = clients::interrupt(&toolbox, || node.kill())?;
             Ok(((), format!("{acknowledged} acknowledged so far")))
         },
@@ -127,6 +143,7 @@ fn whole(
     })?;
     clients::read_back(&toolbox, &input, show)?;
     etcdctl.read_back(&acknowledged, show)?;
+    volumes.read_back(show)?;
     show.step("SIGTERM drains and ends the node", &version, || {
         node.drain()?;
         Ok(((), "exit status 0".to_owned()))
@@ -136,6 +153,7 @@ fn whole(
         let pid = Node::start(&spec, Lifetime::Own)
             .context("the node to keep")?
             .leave();
+        let _kept = sockets.keep();
         let data = spec.data.display();
         format!("The node runs on as process {pid} over {data}.\nStop it: kill -TERM {pid}")
     } else {

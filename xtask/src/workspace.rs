@@ -94,12 +94,32 @@ impl Workspace {
 
     /// Builds a binary, which is called as its package is, and gives its path.
     pub fn build(&self, profile: Profile, binary: &str) -> Result<PathBuf> {
+        let [path] = self.build_all(profile, [binary])?;
+        Ok(path)
+    }
+
+    /// Builds several at once, with the features that they want together, and gives their paths.
+    pub fn build_all<const N: usize>(
+        &self,
+        profile: Profile,
+        binaries: [&str; N],
+    ) -> Result<[PathBuf; N]> {
         let mut command = self.cargo();
-        command.args(["build", "--bin", binary]);
+        command.arg("build");
+        for binary in binaries {
+            command.args(["--bin", binary]);
+        }
         match profile {
-            Profile::Dev => command.arg("--workspace"),
-            Profile::Release => command.args(["--release", "--package", binary]),
-        };
+            Profile::Dev => {
+                command.arg("--workspace");
+            }
+            Profile::Release => {
+                command.arg("--release");
+                for binary in binaries {
+                    command.args(["--package", binary]);
+                }
+            }
+        }
         command.arg("--message-format=json-render-diagnostics");
         let output = command
             .stdin(Stdio::null())
@@ -113,8 +133,13 @@ impl Workspace {
                 output.status
             );
         }
-        executable(&String::from_utf8_lossy(&output.stdout), binary)
-            .with_context(|| format!("cargo built no binary named {binary}"))
+        let said = String::from_utf8_lossy(&output.stdout);
+        let mut paths = binaries.map(|_| PathBuf::new());
+        for (path, binary) in paths.iter_mut().zip(binaries) {
+            *path = executable(&said, binary)
+                .with_context(|| format!("cargo built no binary named {binary}"))?;
+        }
+        Ok(paths)
     }
 }
 

@@ -31,6 +31,7 @@ pub fn router(state: Arc<NodeState>, api: Option<Api<NodeState>>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/debug/shards", get(shards))
+        .route("/debug/volumes", get(volumes))
         .with_state(state);
     with_fallbacks(own.merge(api))
 }
@@ -43,7 +44,13 @@ async fn ready(State(state): Shared) -> Response {
 async fn health(State(state): Shared) -> Response {
     let mut why = state.phase().why_not();
     if let (None, Some(node)) = (&why, state.lightningstor()) {
-        why = failed_writes(&node.poisoned().await);
+        why = failed_writes("LightningStor", &node.poisoned().await);
+    }
+    if let (None, Some(node)) = (&why, state.coronafs()) {
+        why = failed_writes("CoronaFS", &node.poisoned().await);
+    }
+    if let (None, Some(volumes)) = (&why, state.volumes()) {
+        why = failed_attachments(&volumes.not_serving().await);
     }
     if let (None, Some(node)) = (&why, state.chainfire()) {
         why = node.failed().map(|cause| {
@@ -63,14 +70,28 @@ fn answer(why_not: Option<String>) -> Response {
 }
 
 /// What is wrong with poisoned partitions, and what to do; `None` without any.
-fn failed_writes(poisoned: &[(PartitionId, String)]) -> Option<String> {
+fn failed_writes(role: &str, poisoned: &[(PartitionId, String)]) -> Option<String> {
     let lines: Vec<String> = poisoned
         .iter()
         .map(|(partition, cause)| {
             format!(
-                "failed: partition {} takes no writes since one failed, and serves reads: {cause}; \
+                "failed: partition {} of {role} takes no writes since one failed, and serves reads: {cause}; \
                  check the disk, then restart the node",
                 partition.0
+            )
+        })
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Attachments that guests wait for in vain, and what to do; `None` without any.
+fn failed_attachments(failed: &[(String, String)]) -> Option<String> {
+    let lines: Vec<String> = failed
+        .iter()
+        .map(|(volume, why)| {
+            format!(
+                "failed: volume {volume} is not served to its guest: {why}; mend that and restart the node, \
+                 or detach the volume"
             )
         })
         .collect();
@@ -83,6 +104,9 @@ async fn metrics(State(state): Shared) -> Response {
         text = engine::metrics::prometheus(&running.handle.metrics().await);
     }
     if let Some(node) = state.lightningstor() {
+        text.push_str(&node.prometheus().await);
+    }
+    if let Some(node) = state.coronafs() {
         text.push_str(&node.prometheus().await);
     }
     if let Some(node) = state.chainfire() {
@@ -118,6 +142,13 @@ async fn shards(State(state): Shared) -> Json<Value> {
         },
         "shards": shards,
     }))
+}
+
+async fn volumes(State(state): Shared) -> Json<Value> {
+    let Some(node) = state.coronafs() else {
+        return Json(json!({ "shards": [] }));
+    };
+    Json(volumes::debug(&node.metrics().await))
 }
 
 fn of_shard(shard: &ShardMetrics) -> Value {
@@ -163,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_poisoned_partition_fails_the_health_check_with_its_cause() {
-        assert_eq!(failed_writes(&[]), None);
+        assert_eq!(failed_writes("CoronaFS", &[]), None);
         let poisoned = [
             (
                 PartitionId(3),
@@ -171,9 +202,9 @@ mod tests {
             ),
             (PartitionId(5), "sync of p005/log".to_owned()),
         ];
-        let said = failed_writes(&poisoned).unwrap();
+        let said = failed_writes("CoronaFS", &poisoned).unwrap();
         for part in [
-            "partition 3",
+            "partition 3 of CoronaFS",
             "p003/data: EIO; check",
             "partition 5",
             "restart",

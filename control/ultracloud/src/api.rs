@@ -1,5 +1,5 @@
-//! The API of what the node administers itself: LightningStor's buckets, over gRPC and REST on the admin
-//! endpoint.
+//! The API of what the node administers itself: LightningStor's buckets and CoronaFS's volumes, over gRPC and
+//! REST on the admin endpoint.
 
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use control_kit::api_error::ApiError;
 use control_kit::auth::Tokens;
 use lightningstor_api::{FILE_DESCRIPTOR_SET, v1};
 use tonic::Code;
+use volumes::VolumeService;
 
 use crate::buckets::BucketService;
 use crate::state::NodeState;
@@ -15,11 +16,21 @@ use crate::state::NodeState;
 /// The verbs, for who shows one of these tokens.
 pub fn api(state: &Arc<NodeState>, tokens: Tokens) -> Api<NodeState> {
     let front = Front::new(Arc::new(tokens), Limits::default(), state.metrics());
+    let buckets = buckets(state, &front);
+    let all = buckets.and(
+        volumes::SERVICE,
+        coronafs_api::FILE_DESCRIPTOR_SET,
+        Arc::clone(state),
+    );
+    volumes::verbs(all)
+}
+
+fn buckets(state: &Arc<NodeState>, front: &Front) -> Api<NodeState> {
     let api = Api::new(
         "ultracloud.lightningstor.v1.Buckets",
         FILE_DESCRIPTOR_SET,
         Arc::clone(state),
-        &front,
+        front,
     );
     api.verb(
         Verb::post("CreateBucket", "/v1/buckets", "Makes an empty bucket").created(),
@@ -72,13 +83,30 @@ async fn delete(
 }
 
 fn serving(state: &NodeState) -> Result<&BucketService, ApiError> {
-    state.buckets().ok_or_else(|| {
-        let why = state.phase().why_not();
-        let why = why.unwrap_or_else(|| "starting".to_owned());
-        ApiError::new(Code::Unavailable, "not-ready", why)
+    state
+        .buckets()
+        .ok_or_else(|| not_served(state, "lightningstor"))
+}
+
+impl volumes::HasVolumes for NodeState {
+    fn volumes(&self) -> Result<&VolumeService, ApiError> {
+        self.volumes().ok_or_else(|| not_served(self, "coronafs"))
+    }
+}
+
+/// Why a role's verbs do nothing now.
+fn not_served(state: &NodeState, role: &str) -> ApiError {
+    match state.phase().why_not() {
+        Some(why) => ApiError::new(Code::Unavailable, "not-ready", why)
             .object("this node")
-            .next("retry when /readyz answers 200")
-    })
+            .next("retry when /readyz answers 200"),
+        None => {
+            let what = format!("the node does not have the role {role}");
+            ApiError::new(Code::FailedPrecondition, "no-such-role", what)
+                .object("this node")
+                .next("ask another node, or start this one with that role too")
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! | key | default | allowed |
 //! | --- | --- | --- |
-//! | `roles` | `["lightningstor"]` | `lightningstor`, `chainfire`, or both |
+//! | `roles` | `["lightningstor"]` | some of `lightningstor`, `coronafs` and `chainfire` |
 //! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
 //! | `shards.pool_mib` | 48 | 8 to 65536, in MiB a shard |
 //! | `admin.listen` | 127.0.0.1:9001 | an address and port |
@@ -17,6 +17,8 @@
 //! | `lightningstor.body_cache_mib` | 256 | 0 to 65536, in MiB a shard: bodies past 64 KiB that are read again, in memory beside the pool; 0 for none |
 //! | `lightningstor.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
 //! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`, and `token` for the API; one for each access key |
+//! | `coronafs.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
+//! | `coronafs.socket_dir` | coronafs/sockets in the data directory | a directory with a path of up to 64 bytes |
 //! | `chainfire.name` | default | the member's name |
 //! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |
 //! | `chainfire.peer_listen` | 127.0.0.1:2380 | an address and port for other members |
@@ -32,6 +34,7 @@
 //! wins over the file, and the command line over both.
 
 mod chainfire_part;
+mod coronafs_part;
 mod users;
 
 use std::collections::BTreeSet;
@@ -54,6 +57,7 @@ use shard_bridge::Limits as BridgeLimits;
 use toml::Spanned;
 
 use self::chainfire_part::RawChainfire;
+use self::coronafs_part::{CoronaFsPart, RawCoronaFs};
 use self::users::{RawUser, UserToken};
 use crate::NodeArgs;
 use crate::credentials::RootCredentials;
@@ -76,6 +80,7 @@ struct RawConfig {
     shards: RawShards,
     admin: RawAdmin,
     lightningstor: RawLightningStor,
+    coronafs: RawCoronaFs,
     chainfire: RawChainfire,
 }
 
@@ -114,6 +119,9 @@ pub enum Role {
     /// Objects, over S3.
     #[value(name = "lightningstor")]
     LightningStor,
+    /// Volumes, over vhost-user.
+    #[value(name = "coronafs")]
+    CoronaFs,
     /// Coordination, over etcd's API.
     Chainfire,
 }
@@ -125,6 +133,8 @@ pub struct Config {
     pub roles: BTreeSet<Role>,
     /// ChainFire's part, for a node with that role.
     pub chainfire: ChainfireConfig,
+    /// CoronaFS's part, for a node with that role.
+    pub coronafs: CoronaFsPart,
     /// Where the node keeps everything.
     pub data_dir: PathBuf,
     /// Number of shards.
@@ -175,6 +185,11 @@ impl Config {
         users::authenticate(&self.tokens, root)
     }
 
+    /// Whether the node has shards.
+    pub fn has_shards(&self) -> bool {
+        self.roles.contains(&Role::LightningStor) || self.roles.contains(&Role::CoronaFs)
+    }
+
     /// What LightningStor is told, with the root user added.
     ///
     /// # Errors
@@ -212,6 +227,7 @@ impl RawConfig {
     fn validate(self, args: &NodeArgs, source: Source<'_>) -> Result<Config> {
         let roles = roles(self.roles, args, source)?;
         let chainfire = chainfire_part::validate(self.chainfire, args, source)?;
+        let coronafs = coronafs_part::validate(self.coronafs, &args.data_dir, source)?;
         let cpus = engine::allowed_cpus().len();
         let count = self.shards.count;
         let shards = source.number(
@@ -254,6 +270,7 @@ impl RawConfig {
         Ok(Config {
             roles,
             chainfire,
+            coronafs,
             data_dir: args.data_dir.clone(),
             shards,
             pool_bytes,
@@ -289,7 +306,7 @@ fn roles(
         None => Ok(BTreeSet::from([Role::LightningStor])),
         Some(raw) if raw.get_ref().is_empty() => source.refuse(
             &raw.span(),
-            "roles is empty; name lightningstor, chainfire, or both",
+            "roles is empty; name some of lightningstor, coronafs and chainfire",
         ),
         Some(raw) => Ok(raw.into_inner().into_iter().collect()),
     }

@@ -1,7 +1,8 @@
 //! `ultracloud`: the server binary. One process is one node: shards that carry the data path, and a
 //! small tokio runtime around them for the admin endpoint, signals and start-up.
 //!
-//! This file reads the command line. It does nothing itself: `node` runs a node, `config` decides
+//! This file reads the command line. It does nothing itself: `node` runs a node, `data_path` what is on its
+//! shards, `config` decides
 //! what it is told, `credentials` and `lock` own their files in the data directory, `admin` answers
 //! operators.
 
@@ -12,6 +13,7 @@ mod api;
 mod buckets;
 mod config;
 mod credentials;
+mod data_path;
 mod lock;
 mod node;
 mod state;

@@ -7,6 +7,7 @@ use control_kit::metrics::Registry;
 use engine::{Capabilities, EngineHandle};
 use lightningstor::node::LightningStorNode;
 use tokio::sync::watch;
+use volumes::{VolumeNode, VolumeService};
 
 use crate::buckets::BucketService;
 
@@ -15,7 +16,7 @@ use crate::buckets::BucketService;
 pub enum NodePhase {
     /// Shards start and partitions recover.
     Starting,
-    /// S3 is served.
+    /// All that the node serves is served.
     Serving,
     /// No new requests; those in flight end.
     Draining,
@@ -50,6 +51,8 @@ pub struct NodeState {
     lightningstor: OnceLock<Arc<LightningStorNode>>,
     chainfire: OnceLock<Arc<ChainfireNode>>,
     buckets: OnceLock<BucketService>,
+    coronafs: OnceLock<Arc<VolumeNode>>,
+    volumes: OnceLock<VolumeService>,
     metrics: Registry,
 }
 
@@ -62,6 +65,8 @@ impl NodeState {
             lightningstor: OnceLock::new(),
             chainfire: OnceLock::new(),
             buckets: OnceLock::new(),
+            coronafs: OnceLock::new(),
+            volumes: OnceLock::new(),
             metrics: Registry::default(),
         })
     }
@@ -109,6 +114,26 @@ impl NodeState {
     /// The administration of buckets, once LightningStor serves.
     pub fn buckets(&self) -> Option<&BucketService> {
         self.buckets.get()
+    }
+
+    /// CoronaFS has recovered. Later calls change nothing.
+    pub fn set_coronafs(&self, node: Arc<VolumeNode>) {
+        let _ = self.coronafs.set(node);
+    }
+
+    /// CoronaFS, once it has recovered.
+    pub fn coronafs(&self) -> Option<&Arc<VolumeNode>> {
+        self.coronafs.get()
+    }
+
+    /// Volumes can be administered. Later calls change nothing.
+    pub fn set_volumes(&self, volumes: VolumeService) {
+        let _ = self.volumes.set(volumes);
+    }
+
+    /// The administration of volumes, once CoronaFS serves.
+    pub fn volumes(&self) -> Option<&VolumeService> {
+        self.volumes.get()
     }
 
     /// ChainFire runs. Later calls change nothing.

@@ -18,6 +18,7 @@ mod operation;
 mod output;
 mod progress;
 mod proof;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,8 @@ enum Command {
     /// What proof lanes have left below the work root, `ULTRACLOUD_WORK_ROOT` or ./work.
     #[command(subcommand)]
     Proof(proof::Command),
+    /// CoronaFS's volumes, disks of virtual machines: create, attach, snapshot, clone and more.
+    Volume(volume::Args),
     /// Prints the script that completes this command line in a shell.
     Completion {
         /// The shell.
@@ -118,6 +121,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             runtime()?.block_on(operation::run(args, &cli.choice, format))?;
         }
         Command::Proof(command) => proof::run(command, format)?,
+        Command::Volume(args) => runtime()?.block_on(volume::run(args, &cli.choice, format))?,
         Command::Completion { shell } => completion::run(shell, Cli::command())?,
     }
     Ok(ExitCode::SUCCESS)

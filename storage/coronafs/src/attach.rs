@@ -128,6 +128,11 @@ impl Attachment {
         self.generation
     }
 
+    /// Whether another attachment has taken the volume over, or the partition was closed.
+    pub fn is_fenced(&self) -> bool {
+        !self.live.get()
+    }
+
     /// # Errors
     /// `Fenced`.
     pub(crate) fn check_live(&self) -> Result<(), VolumeError> {

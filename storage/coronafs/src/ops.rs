@@ -1,5 +1,6 @@
 //! What can be done with volumes and snapshots as such.
 
+use std::ops::Bound;
 use std::rc::Rc;
 
 use crate::error::VolumeError;
@@ -384,6 +385,28 @@ impl Partition {
         let volumes = state.volumes.range(VolumeId(after.0 + 1)..).take(count);
         volumes
             .map(|(id, volume)| volume.info(state.snapshots_of(*id).count()))
+            .collect()
+    }
+
+    /// Up to `count` volumes behind an owner and a name, in the order of these; of one owner alone when
+    /// one is given.
+    pub fn list_by_name(
+        &self,
+        owner: Option<&str>,
+        after: &(String, String),
+        count: usize,
+    ) -> Vec<VolumeInfo> {
+        let state = self.inner.state.borrow();
+        let first = owner.map(|owner| (owner.to_owned(), String::new()));
+        let from = first.filter(|first| first > after);
+        let from = from.as_ref().unwrap_or(after);
+        let behind = state.names.range((Bound::Excluded(from), Bound::Unbounded));
+        let listed = behind
+            .take_while(|((of, _), _)| owner.is_none_or(|owner| owner == of))
+            .take(count);
+        let volumes = listed.filter_map(|(_, id)| Some((*id, state.volumes.get(id)?)));
+        volumes
+            .map(|(id, volume)| volume.info(state.snapshots_of(id).count()))
             .collect()
     }
 

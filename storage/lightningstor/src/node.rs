@@ -5,8 +5,6 @@
 //! buckets, before one connection is accepted. A drain first lets every request on every shard end, and only then closes the stores:
 //! a request on one shard may be at work in the store of another.
 
-mod format;
-
 use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,6 +15,7 @@ use std::time::Duration;
 
 use engine::net::{Addr, ListenOptions, Listener};
 use engine::{CallError, EngineConfig, EngineHandle, ShardId, Sharded};
+use segment_log::data_dir::{self, FormatError};
 use shards::placement::PartitionId;
 use shards::service::{LifecycleError, Readiness};
 use shards::{Lifecycle, PlacementMap, Router, Service};
@@ -24,7 +23,6 @@ use shards::{Lifecycle, PlacementMap, Router, Service};
 use crate::buckets::Buckets;
 use crate::http::{self, HttpConfig, HttpMetrics, Server};
 use crate::store::{Groups, Images, StoreConfig, StoreError, StoreMetrics, StoreShard};
-pub use format::FormatError;
 
 /// Calls of one shard to others that may be in flight.
 const CALLS_MAX: u32 = 4096;
@@ -126,10 +124,8 @@ impl LightningStorNode {
         groups: Groups,
         config: NodeConfig,
     ) -> Result<LightningStorNode, NodeError> {
-        let (root, partitions) = (config.data_dir.clone(), config.partitions);
-        let opened = engine.call(ShardId(0), move |_| {
-            Box::pin(async move { format::open_or_create(&root, partitions).await })
-        });
+        let (root, partitions) = (&config.data_dir, config.partitions);
+        let opened = data_dir::open_on_shard(engine, root, 'p', partitions);
         let partitions = opened.await??;
         let map = PlacementMap::spread(partitions, engine.shards() as u16);
         let stores = Sharded::new(engine);

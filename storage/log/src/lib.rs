@@ -19,13 +19,14 @@
 //! one: compare [`Log::segments`] with what you need.
 //!
 //! Beside the log stands what the stores on it share: [`bytes`] and [`frames`] for their formats,
-//! [`durable`] for their data files.
+//! [`durable`] for their data files, [`data_dir`] for the directory with their partitions.
 #![forbid(unsafe_code)]
 
 mod ack;
 pub mod bytes;
 mod commit;
 mod config;
+pub mod data_dir;
 pub mod durable;
 mod error;
 mod files;

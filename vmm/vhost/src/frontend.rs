@@ -417,11 +417,15 @@ impl<D: BlockDevice> Frontend<D> {
 
     /// As after connecting, except for what is the front end's and not the driver's (the memory, the
     /// marks and the log), and for write-through. QEMU resets at every pause of its guest, of which the
-    /// driver knows nothing: it would go on to send no flush.
+    /// driver knows nothing: it would go on to send no flush. How far each ring was stays too: QEMU 7.2
+    /// asks for that after the reset, and without it the guest cannot go on elsewhere.
     async fn reset(&mut self) {
         self.stop().await;
         for ring in &mut self.rings {
-            *ring = Vring::default();
+            *ring = Vring {
+                base: ring.base,
+                ..Vring::default()
+            };
         }
         (self.features, self.status) = (0, 0);
         self.session.flushes.set(false);

@@ -28,6 +28,8 @@ pub struct About {
     pub not_shown: &'static [Part],
     /// Programs that are not ours and that it runs, as set-up names them.
     pub clients: &'static [&'static str],
+    /// What its virtual machines run on.
+    pub accelerator: Accelerator,
 }
 
 /// A scope marker: a file of plain words (contract GEN-5).
@@ -167,7 +169,7 @@ impl Artifacts {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            vm_accelerator_mode: Accelerator::None,
+            vm_accelerator_mode: self.about.accelerator,
             scope_files: self.about.scopes.iter().map(scope_file).collect(),
             not_shown: self.about.not_shown.iter().map(part).collect(),
             versions: self.versions,

@@ -13,6 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use proof::Accelerator;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -64,6 +65,7 @@ pub const ABOUT: About = About {
         NO_MACHINES,
     ],
     clients: &["etcdctl", "strace"],
+    accelerator: Accelerator::None,
 };
 
 struct Story<'a> {

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use proof::Accelerator;
 use serde_json::{Value, json};
 
 use super::answers::{keys, members, number};
@@ -34,6 +35,7 @@ pub const ABOUT: About = About {
     ],
     not_shown: &[NO_MACHINES, NO_POWER_LOSS],
     clients: &[],
+    accelerator: Accelerator::None,
 };
 
 struct Story<'a> {

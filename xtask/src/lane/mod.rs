@@ -13,6 +13,7 @@ mod patroni;
 mod postgres;
 mod schema;
 mod surface;
+mod vm_volumes;
 mod writer;
 
 use anyhow::Result;
@@ -43,6 +44,8 @@ enum Lane {
     PatroniFailover,
     /// What ships is finished, complete, and free of what was archived, as its sources say
     SupportedSurfaceGuard,
+    /// Volumes as disks of real guests: kills, resets, snapshots, hot plug, live migration
+    VmVolumes,
 }
 
 impl Lane {
@@ -52,6 +55,7 @@ impl Lane {
             Self::DurabilityProof => &durability::ABOUT,
             Self::PatroniFailover => &patroni::ABOUT,
             Self::SupportedSurfaceGuard => &surface::ABOUT,
+            Self::VmVolumes => &vm_volumes::ABOUT,
         }
     }
 
@@ -82,14 +86,14 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     } else {
         Profile::Release
     };
-    let server = workspace.build(profile, "ultracloud")?;
-    let cli = workspace.build(profile, "ultractl")?;
+    let [server, cli] = workspace.build_all(profile, ["ultracloud", "ultractl"])?;
     let mut artifacts =
         Artifacts::create(workspace, lane.about(), build_of(profile), Some(&clients))?;
     let outcome = match lane {
         Lane::ChainfireLiveMembershipProof => membership::run(&server, &cli, &mut artifacts),
         Lane::DurabilityProof => durability::run(&server, &cli, &mut artifacts),
         Lane::PatroniFailover => patroni::run(&server, &cli, &clients.patroni(), &mut artifacts),
+        Lane::VmVolumes => vm_volumes::run(&server, &cli, &clients.vm(), &mut artifacts),
         Lane::SupportedSurfaceGuard => Ok(()),
     };
     artifacts.finish(&outcome)?;

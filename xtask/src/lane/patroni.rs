@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use proof::Accelerator;
 use serde_json::{Value, json};
 
 use super::answers::{self, decoded, leader, number};
@@ -58,6 +59,7 @@ pub const ABOUT: About = About {
         NO_POWER_LOSS,
     ],
     clients: &["postgres", "patroni"],
+    accelerator: Accelerator::None,
 };
 
 struct Story<'a> {

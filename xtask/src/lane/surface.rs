@@ -10,6 +10,7 @@ mod services;
 mod wording;
 
 use anyhow::{Result, bail};
+use proof::Accelerator;
 use serde_json::{Value, json};
 
 use super::artifacts::{About, Artifacts, Part, Scope};
@@ -36,6 +37,7 @@ pub const ABOUT: About = About {
         },
     ],
     clients: &[],
+    accelerator: Accelerator::None,
 };
 
 /// Where the code of shipped programs is; tools, measuring and documents are beside it.

@@ -65,6 +65,8 @@ pub struct Spec<'a> {
     pub data: PathBuf,
     /// Where its words go, start after start.
     pub log: PathBuf,
+    /// Where guests connect; short, as the kernel bounds paths of sockets.
+    pub sockets: PathBuf,
     /// Its listeners.
     pub ports: Ports,
 }
@@ -95,6 +97,7 @@ impl Spec<'_> {
             .arg("--data-dir")
             .arg(&self.data)
             .args(["--role", "lightningstor", "--role", "chainfire"])
+            .args(["--role", "coronafs"])
             .args(["--chainfire-listen", &self.ports.chainfire.to_string()])
             .args([
                 "--chainfire-peer-listen",
@@ -102,6 +105,10 @@ impl Spec<'_> {
             ])
             .args(["--s3-listen", &self.ports.s3.to_string()])
             .args(["--admin-listen", &self.ports.admin.to_string()])
+            .env(
+                "ULTRACLOUD_CORONAFS__SOCKET_DIR",
+                format!("{:?}", self.sockets),
+            )
             .env_remove("ULTRACLOUD_ACCESS_KEY")
             .env_remove("ULTRACLOUD_SECRET_KEY")
             .stdin(Stdio::null())

@@ -1,8 +1,5 @@
 //! Buckets over the node's own API, gRPC and REST, beside what S3 shows of them.
 
-use std::io::Write as _;
-use std::path::Path;
-
 use control_kit::client::{Options, channel};
 use futures_util::future::join_all;
 use lightningstor_api::v1::buckets_client::BucketsClient;
@@ -10,67 +7,11 @@ use lightningstor_api::v1::{
     Bucket, CreateBucketRequest, DeleteBucketRequest, GetBucketRequest, ListBucketsRequest,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::support::{Answer, Client, Node, admin, command, connect, data_of, read_response};
-
-const ANN: &str = "a-token-of-anns-own";
-const BOB: &str = "a-token-of-bobs-own";
-const CONFIG: &str = r#"
-[[lightningstor.user]]
-id = "ann-id"
-name = "ann"
-access_key = "ANNKEY"
-secret_key = "ann's secret"
-token = "a-token-of-anns-own"
-[[lightningstor.user]]
-name = "bob"
-access_key = "BOBKEY"
-secret_key = "bob's secret"
-token = "a-token-of-bobs-own"
-"#;
-
-/// A node with two users, and what else its config says.
-fn start(more: &str) -> (TempDir, Node) {
-    let dir = tempfile::tempdir().unwrap();
-    let config = dir.path().join("node.toml");
-    std::fs::write(&config, format!("{more}{CONFIG}")).unwrap();
-    let node = Node::from_command(command(&data_of(&dir)).arg("--config").arg(&config));
-    (dir, node)
-}
-
-fn root_token(data: &Path) -> String {
-    let token = std::fs::read_to_string(data.join("root-token")).unwrap();
-    token.trim().to_owned()
-}
-
-/// A request of the REST API; `body` is JSON, or nothing.
-fn rest(node: &Node, token: &str, method: &str, path: &str, body: &str) -> Answer {
-    let mut stream = connect(node.admin);
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-Id: call-7\r\n\
-         Authorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    read_response(&mut stream, false).unwrap()
-}
-
-fn body(answer: &Answer) -> Value {
-    serde_json::from_slice(&answer.body).unwrap()
-}
-
-/// What an error says: its status, its code, its object.
-fn error(answer: &Answer) -> (u16, String, String) {
-    let error = &body(answer)["error"];
-    assert_eq!(error["request_id"], "call-7", "{error}");
-    assert!(error["next"].is_string() || answer.status == 401, "{error}");
-    let text = |field: &str| error[field].as_str().unwrap_or_default().to_owned();
-    (answer.status, text("code"), text("object"))
-}
+use crate::api::{ANN, BOB, body, error, rest, root_token, start};
+use crate::support::{Client, Node, admin, command, data_of};
 
 fn grpc(node: &Node) -> BucketsClient<Channel> {
     let url = format!("http://{}", node.admin);

@@ -1,4 +1,4 @@
-//! The server as its users meet it: a real process, real sockets, a real disk. Contracts LS-1, CARD-3.
+//! The server as its users meet it: a real process, real sockets, a real disk. Contracts LS-1, CARD-3, CO-1.
 //!
 //! `support` starts nodes and speaks S3 to them with a small client of its own; `clients` uses
 //! strangers' clients. Nothing here sleeps: a node is awaited by the line that it prints, its end by
@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod api;
 mod buckets;
 mod clients;
 mod crash;
@@ -15,4 +16,5 @@ mod objects;
 mod process;
 mod support;
 mod uploads;
+mod volumes;
 mod wire;

@@ -39,6 +39,20 @@ fn a_volume_is_made_listed_renamed_and_deleted() {
             .collect();
         assert_eq!(names, ["three", "two"]);
         assert_eq!(store.list(made.id, 1).len(), 1);
+        let mut theirs = new_volume("aaa", MIB);
+        theirs.owner = "you".into();
+        store.create(theirs).await.unwrap();
+        let by_name = |owner, after: (&str, &str), count| -> Vec<String> {
+            let after = (after.0.to_owned(), after.1.to_owned());
+            let listed = store.list_by_name(owner, &after, count).into_iter();
+            listed.map(|v| format!("{}/{}", v.owner, v.name)).collect()
+        };
+        let all = ["me/three", "me/two", "you/aaa"];
+        assert_eq!(by_name(None, ("", ""), 9), all);
+        assert_eq!(by_name(None, ("me", "three"), 1), all[1..2]);
+        assert_eq!(by_name(Some("me"), ("", ""), 9), all[..2]);
+        assert_eq!(by_name(Some("you"), ("you", "a"), 9), all[2..]);
+        assert_eq!(by_name(Some("you"), ("you", "aaa"), 9), all[3..]);
         let held = attach(&store, other.id).await;
         let refused = store.delete(other.id).await.unwrap_err();
         assert_eq!(refused, VolumeError::Attached(1));
@@ -47,7 +61,7 @@ fn a_volume_is_made_listed_renamed_and_deleted() {
         assert_eq!(store.stat(other.id).unwrap_err(), VolumeError::NoSuchVolume);
         assert_eq!(
             store.create(new_volume("two", 4096)).await.unwrap().id.0,
-            other.id.0 + 1
+            other.id.0 + 2
         );
     });
 }

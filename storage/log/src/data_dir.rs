@@ -5,19 +5,20 @@
 //! partitions = 4
 //! ```
 //!
-//! A partition is where an object lives, by a hash of its name: their number never changes. The file
-//! is complete or absent: it is written under another name, synced and renamed.
+//! A partition is where an object or a volume lives, by a hash of its name: their number never changes. The
+//! file is complete or absent: it is written under another name, synced and renamed.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use engine::fs::{File, OpenOptions, create_dir_all, read_dir, rename, sync_dir};
+use engine::{CallError, EngineHandle, ShardId};
 
 const NAME: &str = "format.toml";
 const TEMPORARY: &str = "format.toml.tmp";
 const VERSION: i64 = 1;
 /// Most partitions; each has a log, a data file and an index of its own.
-pub(super) const PARTITIONS_MAX: u16 = 1024;
+const PARTITIONS_MAX: u16 = 1024;
 /// Largest file that is read.
 const BYTES_MAX: u64 = 4096;
 
@@ -54,8 +55,16 @@ pub enum FormatError {
     },
 }
 
-/// The number of partitions of a data directory; `partitions` for one that is new.
-pub(super) async fn open_or_create(root: &Path, partitions: u16) -> Result<u16, FormatError> {
+/// The number of partitions of a data directory; `partitions` for one that is new. The directories of
+/// partitions are called by `prefix` and a number.
+///
+/// # Errors
+/// [`FormatError`]: the directory was not made by this program, or by a newer one, or the disk fails.
+pub async fn open_or_create(
+    root: &Path,
+    prefix: char,
+    partitions: u16,
+) -> Result<u16, FormatError> {
     create_dir_all(root)
         .await
         .map_err(|e| failed(root, "create", e))?;
@@ -65,7 +74,10 @@ pub(super) async fn open_or_create(root: &Path, partitions: u16) -> Result<u16, 
         let text = read(&path).await?;
         return parse(&text).map_err(|what| FormatError::Malformed { path, what });
     }
-    if entries.iter().any(|entry| is_partition(&entry.name)) {
+    if entries
+        .iter()
+        .any(|entry| is_partition(&entry.name, prefix))
+    {
         return Err(FormatError::Missing {
             path: root.to_owned(),
         });
@@ -102,8 +114,25 @@ async fn sync_ancestors(root: &Path) -> Result<(), FormatError> {
     Ok(())
 }
 
-fn is_partition(name: &str) -> bool {
-    let digits = name.strip_prefix('p');
+/// As [`open_or_create`], from any thread, by a shard of the engine.
+///
+/// # Errors
+/// [`FormatError`]; the shard does not answer.
+pub async fn open_on_shard(
+    engine: &EngineHandle,
+    root: &Path,
+    prefix: char,
+    partitions: u16,
+) -> Result<Result<u16, FormatError>, CallError> {
+    let root = root.to_owned();
+    let opened = engine.call(ShardId(0), move |_| {
+        Box::pin(async move { open_or_create(&root, prefix, partitions).await })
+    });
+    opened.await
+}
+
+fn is_partition(name: &str, prefix: char) -> bool {
+    let digits = name.strip_prefix(prefix);
     digits.is_some_and(|d| d.len() >= 3 && d.bytes().all(|b| b.is_ascii_digit()))
 }
 
@@ -200,7 +229,7 @@ mod tests {
             ("p", false),
             ("photos", false),
         ] {
-            assert_eq!(is_partition(name), expected, "{name}");
+            assert_eq!(is_partition(name, 'p'), expected, "{name}");
         }
     }
 }

@@ -1,0 +1,80 @@
+//! CoronaFS's part of the config.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use control_kit::config::Source;
+use coronafs::VolumeConfig;
+use serde::Deserialize;
+use toml::Spanned;
+use volumes::NodeConfig;
+
+/// The directory of everything of CoronaFS, in the data directory.
+const ROOT: &str = "coronafs";
+const SOCKETS: &str = "sockets";
+/// Longest path of a socket's directory: the kernel takes 107 bytes with the name, which has up to 42.
+const SOCKET_DIR_BYTES_MAX: usize = 64;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawCoronaFs {
+    socket_dir: Option<Spanned<PathBuf>>,
+    partitions: Option<Spanned<u16>>,
+}
+
+/// What CoronaFS is told, but for the number of shards.
+#[derive(Clone, Debug)]
+pub struct CoronaFsPart {
+    root: PathBuf,
+    sockets: PathBuf,
+    partitions: Option<u16>,
+}
+
+impl CoronaFsPart {
+    /// What a node with so many shards is told.
+    ///
+    /// # Errors
+    /// When the sockets' paths would be too long for the kernel.
+    pub fn node(&self, shards: usize) -> Result<NodeConfig> {
+        let bytes = self.sockets.as_os_str().len();
+        anyhow::ensure!(
+            bytes <= SOCKET_DIR_BYTES_MAX,
+            "the directory of sockets {} has {bytes} bytes, and {SOCKET_DIR_BYTES_MAX} are allowed; \
+             set coronafs.socket_dir to a shorter one",
+            self.sockets.display()
+        );
+        Ok(NodeConfig {
+            root: self.root.clone(),
+            sockets: self.sockets.clone(),
+            partitions: self.partitions.unwrap_or(shards as u16),
+            volumes: VolumeConfig::default(),
+        })
+    }
+}
+
+pub(super) fn validate(
+    raw: RawCoronaFs,
+    data_dir: &Path,
+    source: Source<'_>,
+) -> Result<CoronaFsPart> {
+    let partitions = match raw.partitions {
+        None => None,
+        raw => Some(source.number(raw, 1, 1..1025, "coronafs.partitions")?),
+    };
+    let root = data_dir.join(ROOT);
+    let sockets = match raw.socket_dir {
+        Some(given) if given.get_ref().as_os_str().is_empty() => {
+            return source.refuse(&given.span(), "coronafs.socket_dir is empty");
+        }
+        Some(given) => given.into_inner(),
+        None => root.join(SOCKETS),
+    };
+    // Guests are started from elsewhere.
+    let sockets = std::path::absolute(&sockets)
+        .with_context(|| format!("cannot tell where {} is", sockets.display()))?;
+    Ok(CoronaFsPart {
+        root,
+        sockets,
+        partitions,
+    })
+}

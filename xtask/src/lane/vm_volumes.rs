@@ -1,0 +1,380 @@
+//! The story of `vm-volumes`: CoronaFS's volumes as disks of real guests (contracts CO-1, BY-8, VM-1 as far as
+//! it is about attaching).
+//!
+//! One node serves all; guests run Debian's kernel under QEMU. What the guest wrote is judged by digests that
+//! it computes itself, after its caches were dropped or it was started anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use proof::Accelerator;
+use serde_json::{Value, json};
+use test_guest::{Boot, Disk, Guest};
+
+use super::artifacts::{About, Artifacts, Part, Scope};
+use crate::process::{self, Running};
+
+const MIB: u64 = 1 << 20;
+const DEADLINE: Duration = Duration::from_mins(1);
+/// Files that the guest writes while something happens to it.
+const FILES: usize = 24;
+
+/// What the lane is about.
+pub const ABOUT: About = About {
+    lane: "vm-volumes",
+    contracts: &["CO-1", "BY-8", "CARD-6", "VM-1"],
+    scopes: &[
+        Scope {
+            name: "machine",
+            words: "One node of one machine serves the volumes; the guests run on the same machine under \
+                    QEMU's own emulation (vm_accelerator_mode=tcg). No contract that asks for KVM is claimed.",
+        },
+        Scope {
+            name: "migration",
+            words: "The two sides of the live migration are two QEMU processes, each on a vhost-user backend of \
+                    its own, over one volume of one node.",
+        },
+    ],
+    not_shown: &[
+        Part {
+            what: "KVM: guests at the hardware's speed",
+            reason: "the machine's /dev/kvm boots no stock kernel",
+        },
+        Part {
+            what: "migration between the volumes of two machines",
+            reason: "a partition of volumes is one node's",
+        },
+        Part {
+            what: "power loss under a guest",
+            reason: "a killed process leaves the kernel's cache; the volumes' simulation cuts the power",
+        },
+    ],
+    clients: &["qemu"],
+    accelerator: Accelerator::Tcg,
+};
+
+/// Writes files that tell what they hold, one after the other, durably.
+fn writing(name: &str) -> String {
+    format!(
+        "i=0; while [ $i -lt {FILES} ]; do dd if=/dev/urandom of=/mnt/{name}$i bs=64k count=4 conv=fsync 2>/dev/null \
+         || exit 1; (cd /mnt; sha256sum {name}$i >>{name}.sums); sync; i=$((i+1)); done"
+    )
+}
+
+/// Reads them back from the disk.
+fn checking(name: &str) -> String {
+    format!(
+        "sync; echo 3 >/proc/sys/vm/drop_caches; [ $(wc -l </mnt/{name}.sums) = {FILES} ] \
+         && cd /mnt && sha256sum -c -s {name}.sums"
+    )
+}
+
+const MOUNT: &str = "mount -t ext4 -o discard /dev/vda1 /mnt";
+
+struct Story<'a> {
+    server: &'a Path,
+    cli: &'a Path,
+    dir: PathBuf,
+    node: Option<(Running, String)>,
+    starts: u32,
+    boot: Boot,
+    guest: Option<Guest>,
+}
+
+/// Runs the story.
+pub fn run(server: &Path, cli: &Path, kernel: &Path, artifacts: &mut Artifacts) -> Result<()> {
+    // Paths of sockets are bounded, and the work root's may be long.
+    let sockets = tempfile::tempdir()?;
+    let mut story = Story {
+        server,
+        cli,
+        dir: artifacts.dir().to_owned(),
+        node: None,
+        starts: 0,
+        boot: Boot {
+            kernel: kernel.to_owned(),
+            work: sockets.path().to_owned(),
+            name: "guest".to_owned(),
+            disks: Vec::new(),
+            incoming: None,
+        },
+        guest: None,
+    };
+    artifacts.step("clean-local-state", |_| story.start())?;
+    artifacts.step("volume-attached", |out| story.attach(out))?;
+    artifacts.step("guest-makes-a-file-system", |out| story.prepare(out))?;
+    artifacts.step("discard-frees-space", |out| story.discard(out))?;
+    artifacts.step("backend-killed-under-writes", |_| story.kill_backend())?;
+    artifacts.step("backend-drained-under-writes", |_| story.drain_backend())?;
+    artifacts.step("clone-hot-plugged-and-unplugged", |out| story.plug(out))?;
+    artifacts.step("live-resize", |out| story.resize(out))?;
+    artifacts.step("guest-reset", |_| story.reset())?;
+    artifacts.step("qemu-killed", |_| story.kill_qemu())?;
+    artifacts.step("live-migration-under-writes", |out| story.migrate(out))?;
+    artifacts.step("rollback", |_| story.roll_back())?;
+    artifacts.step("taken-over", |out| story.take_over(out))
+}
+
+impl Story<'_> {
+    fn start(&mut self) -> Result<()> {
+        self.starts += 1;
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(self.server)
+            .args([
+                "node",
+                "--role",
+                "coronafs",
+                "--admin-listen",
+                "127.0.0.1:0",
+            ])
+            .arg("--data-dir")
+            .arg(self.dir.join("data"))
+            .env(
+                "ULTRACLOUD_CORONAFS__SOCKET_DIR",
+                format!("{:?}", self.boot.work),
+            );
+        let log = self.dir.join(format!("node-{}.log", self.starts));
+        let mut process = Running::start(&mut command, &log)?;
+        let listens = process::until(DEADLINE, || {
+            let said = fs::read_to_string(&log)?;
+            let line = said
+                .lines()
+                .find_map(|line| line.strip_prefix("listening "));
+            Ok((line.is_some() || !process.is_running()?).then(|| line.map(str::to_owned)))
+        })?;
+        let line = listens.flatten();
+        let admin = line.as_deref().and_then(|line| line.strip_prefix("admin="));
+        let Some(admin) = admin else {
+            let said = fs::read_to_string(&log)?;
+            bail!("the node does not listen:\n{}", process::tail(&said, 10));
+        };
+        self.node = Some((process, format!("http://{admin}")));
+        Ok(())
+    }
+
+    /// What `ultractl volume ... -o json` answers.
+    fn ctl(&self, args: &[&str]) -> Result<Value> {
+        let (_, url) = self.node.as_ref().context("the node does not run")?;
+        let mut command = Command::new(self.cli);
+        command
+            .args(["volume", "--endpoint", url, "-o", "json", "--token-file"])
+            .arg(self.dir.join("data/root-token"))
+            .args(args);
+        let said = process::capture(&mut command)?;
+        serde_json::from_str(&said).with_context(|| format!("ultractl said no JSON: {said}"))
+    }
+
+    fn guest(&mut self) -> Result<&mut Guest> {
+        self.guest.as_mut().context("no guest runs")
+    }
+
+    fn attach_one(&self, name: &str, more: &[&str]) -> Result<(Value, Disk)> {
+        let mut args = vec!["attach", name];
+        args.extend_from_slice(more);
+        let made = self.ctl(&args)?;
+        let socket = made["attachment"]["socket"].as_str();
+        let disk = Disk::at(socket.context("no socket")?);
+        Ok((made, disk))
+    }
+
+    /// The disk is attached twice, for a migration is to come.
+    fn attach(&mut self, out: &mut Artifacts) -> Result<()> {
+        self.ctl(&["create", "disk", "--size", "96MiB"])?;
+        let (made, disk) = self.attach_one("disk", &["--access", "shared"])?;
+        out.keep("attach", &made)?;
+        self.boot.disks = vec![disk];
+        Ok(())
+    }
+
+    fn prepare(&mut self, out: &mut Artifacts) -> Result<()> {
+        let mut guest = Guest::boot(&self.boot)?;
+        guest.run(r"printf 'o\nn\np\n1\n2048\n131071\nw\n' | fdisk -u /dev/vda >/dev/null")?;
+        guest.run("mke2fs /dev/vda1 >/dev/null")?;
+        guest.run(MOUNT)?;
+        guest.run(&writing("first"))?;
+        guest.run(&checking("first"))?;
+        out.fact("guest_kernel", guest.run("uname -r")?);
+        self.guest = Some(guest);
+        Ok(())
+    }
+
+    fn used(&self) -> Result<u64> {
+        let shown = self.ctl(&["stat", "disk"])?;
+        shown["mapped_bytes"].as_u64().context("no mapped_bytes")
+    }
+
+    fn discard(&mut self, out: &mut Artifacts) -> Result<()> {
+        let guest = self.guest()?;
+        guest.run("dd if=/dev/urandom of=/mnt/big bs=1M count=16 conv=fsync 2>/dev/null")?;
+        let full = self.used()?;
+        self.guest()?.run("rm /mnt/big; sync; fstrim /mnt; sync")?;
+        let freed = self.used()?;
+        out.fact("used_bytes_before_and_after_discard", json!([full, freed]));
+        ensure!(
+            freed + 15 * MIB <= full,
+            "{full} bytes before, {freed} after"
+        );
+        Ok(())
+    }
+
+    /// Runs what the guest writes while something happens, and reads it back.
+    fn under_writes(
+        &mut self,
+        name: &str,
+        happen: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let command = writing(name);
+        self.guest()?.begin(&command)?;
+        happen(self)?;
+        self.guest()?.end(&command)?;
+        self.guest()?.run(&checking(name))?;
+        self.guest()?.run(&checking("first")).map(|_| ())
+    }
+
+    fn kill_backend(&mut self) -> Result<()> {
+        self.under_writes("killed", |story| {
+            story.node = None;
+            story.start()
+        })
+    }
+
+    fn drain_backend(&mut self) -> Result<()> {
+        self.under_writes("drained", |story| {
+            let (process, _) = story.node.take().context("the node does not run")?;
+            let pid = process.id().to_string();
+            process::run(Command::new("kill").args(["-TERM", &pid]))?;
+            process.finish(DEADLINE)?;
+            story.start()
+        })
+    }
+
+    fn plug(&mut self, out: &mut Artifacts) -> Result<()> {
+        self.guest()?.run("sync")?;
+        self.ctl(&["snapshot", "create", "disk", "before"])?;
+        self.ctl(&["clone", "disk", "before", "copy"])?;
+        let (_, disk) = self.attach_one("copy", &[])?;
+        let guest = self.guest()?;
+        guest.plug(&disk, 0)?;
+        guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done")?;
+        guest.run("mkdir -p /tmp/c; mount -t ext4 /dev/vdb1 /tmp/c")?;
+        guest.run("cd /tmp/c && sha256sum -c -s first.sums && sha256sum -c -s killed.sums")?;
+        guest.run(
+            "rm /tmp/c/first*; dd if=/dev/zero of=/tmp/c/own bs=1M count=2 conv=fsync 2>/dev/null",
+        )?;
+        guest.run("umount /tmp/c")?;
+        guest.unplug(0)?;
+        guest.run("until [ ! -b /dev/vdb ]; do usleep 10000; done")?;
+        guest.run(&checking("first"))?;
+        self.ctl(&["detach", "copy"])?;
+        self.ctl(&["snapshot", "create", "copy", "after"])?;
+        let changes = self.ctl(&["diff", "copy", "after"])?;
+        ensure!(
+            changes.as_array().is_some_and(|all| !all.is_empty()),
+            "no changes"
+        );
+        out.keep("clone", &self.ctl(&["stat", "copy"])?)
+    }
+
+    fn resize(&mut self, out: &mut Artifacts) -> Result<()> {
+        self.ctl(&["resize", "disk", "128MiB"])?;
+        let sectors = 128 * MIB / 512;
+        let seen =
+            format!("until [ $(cat /sys/block/vda/size) = {sectors} ]; do usleep 10000; done");
+        self.guest()?.run(&seen)?;
+        let shrunk = self.ctl(&["resize", "disk", "4MiB"]);
+        ensure!(shrunk.is_err(), "data was cut off: {shrunk:?}");
+        out.keep("resized", &self.ctl(&["stat", "disk"])?)
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        let guest = self.guest()?;
+        guest.reset()?;
+        guest.run(MOUNT)?;
+        guest.run(&checking("drained")).map(|_| ())
+    }
+
+    fn kill_qemu(&mut self) -> Result<()> {
+        self.guest()?.run("sync")?;
+        self.guest.take().context("no guest runs")?.kill();
+        let mut guest = Guest::boot(&self.boot)?;
+        guest.run(MOUNT)?;
+        for name in ["first", "killed", "drained"] {
+            guest.run(&checking(name))?;
+        }
+        self.guest = Some(guest);
+        Ok(())
+    }
+
+    fn migrate(&mut self, out: &mut Artifacts) -> Result<()> {
+        let (_, disk) = self.attach_one("disk", &["--access", "shared"])?;
+        let incoming = self.boot.work.join("m");
+        let there = Guest::boot(&Boot {
+            name: "there".to_owned(),
+            disks: vec![disk],
+            incoming: Some(incoming.clone()),
+            ..self.boot.clone()
+        })?;
+        let command = writing("migrated");
+        let mut here = self.guest.take().context("no guest runs")?;
+        here.begin(&command)?;
+        here.migrate(&incoming)?;
+        let status = here.qmp()?.run("query-migrate", &json!({}))?;
+        for (fact, field) in [
+            ("migration_total_ms", "total-time"),
+            ("migration_downtime_ms", "downtime"),
+        ] {
+            out.fact(fact, status[field].clone());
+        }
+        here.kill();
+        let mut there = there;
+        there.end(&command)?;
+        for name in ["migrated", "first", "killed"] {
+            there.run(&checking(name))?;
+        }
+        self.guest = Some(there);
+        Ok(())
+    }
+
+    /// To before the resize and the migration; the volume keeps its size then.
+    fn roll_back(&mut self) -> Result<()> {
+        let guest = self.guest.take().context("no guest runs")?;
+        ensure!(guest.power_off()?.success(), "QEMU did not end well");
+        let shown = self.ctl(&["stat", "disk"])?;
+        for attachment in shown["attachments"].as_array().into_iter().flatten() {
+            self.ctl(&["detach", "disk", "--id", &attachment["id"].to_string()])?;
+        }
+        self.ctl(&["rollback", "disk", "before"])?;
+        let (_, disk) = self.attach_one("disk", &[])?;
+        self.boot.disks = vec![disk];
+        let mut guest = Guest::boot(&self.boot)?;
+        guest.run(MOUNT)?;
+        for name in ["first", "killed", "drained"] {
+            guest.run(&checking(name))?;
+        }
+        guest.run("[ ! -e /mnt/migrated0 ]")?;
+        self.guest = Some(guest);
+        Ok(())
+    }
+
+    /// Who takes the volume over fences the guest that has it: its writes fail and change nothing.
+    fn take_over(&mut self, out: &mut Artifacts) -> Result<()> {
+        let (made, _) = self.attach_one("disk", &["--take-over"])?;
+        out.keep("taken-over", &made)?;
+        self.guest.take().context("no guest runs")?.kill();
+        let shown = self.ctl(&["stat", "disk"])?;
+        let attachments = shown["attachments"].as_array().map_or(0, Vec::len);
+        ensure!(
+            attachments == 1,
+            "{attachments} attachments are left: {shown}"
+        );
+        let (process, _) = self.node.take().context("the node does not run")?;
+        let pid = process.id().to_string();
+        process::run(Command::new("kill").args(["-TERM", &pid]))?;
+        process.finish(DEADLINE).map(|_| ())
+    }
+}

@@ -1,0 +1,138 @@
+//! CoronaFS's part of the quickstart: a real guest on a volume, and a clone beside it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+use test_guest::{Boot, Disk, Guest};
+
+use super::node::Spec;
+use super::show::Show;
+use crate::process;
+
+/// What the guest runs on: no KVM is asked for.
+const CLIENT: &str = "QEMU (TCG)";
+/// What the guest does to an empty disk.
+const PREPARE: [&str; 3] = [
+    r"printf 'o\nn\np\n1\n2048\n131071\nw\n' | fdisk -u /dev/vda >/dev/null",
+    "mke2fs /dev/vda1 >/dev/null",
+    "mount -t ext4 /dev/vda1 /mnt",
+];
+/// Eight MiB that it goes on from; the kernel's own noise.
+const FIRST: &str = "dd if=/dev/urandom of=/mnt/first bs=64k count=128 conv=fsync 2>/dev/null";
+const SECOND: &str = "cp /mnt/first /mnt/second && sync";
+
+/// A guest and its volume.
+pub struct Volumes {
+    cli: PathBuf,
+    url: String,
+    token: PathBuf,
+    kernel: PathBuf,
+    work: TempDir,
+    guest: Option<(Guest, String)>,
+}
+
+impl Volumes {
+    /// Volumes of a node; `kernel` is the guest's.
+    pub fn new(cli: &Path, node: &Spec<'_>, kernel: &Path) -> Result<Self> {
+        Ok(Self {
+            cli: cli.to_owned(),
+            url: format!("http://{}", node.ports.admin()),
+            token: node.data.join("root-token"),
+            kernel: kernel.to_owned(),
+            work: tempfile::tempdir()?,
+            guest: None,
+        })
+    }
+
+    fn ctl(&self, args: &[&str]) -> Result<Value> {
+        let mut command = Command::new(&self.cli);
+        command
+            .args([
+                "volume",
+                "--endpoint",
+                &self.url,
+                "-o",
+                "json",
+                "--token-file",
+            ])
+            .arg(&self.token)
+            .args(args);
+        let said = process::capture(&mut command)?;
+        serde_json::from_str(&said).with_context(|| format!("ultractl said no JSON: {said}"))
+    }
+
+    fn attach(&self, name: &str) -> Result<Disk> {
+        let made = self.ctl(&["attach", name])?;
+        let socket = made["attachment"]["socket"].as_str();
+        Ok(Disk::at(socket.context("no socket")?))
+    }
+
+    /// Makes and attaches a volume, and boots a guest that puts a file system on it.
+    pub fn boot(&mut self, show: &mut Show) -> Result<()> {
+        show.step(
+            "a volume is made, attached, and a guest boots",
+            CLIENT,
+            || {
+                self.ctl(&["create", "disk", "--size", "1GiB"])?;
+                let mut guest = Guest::boot(&Boot {
+                    kernel: self.kernel.clone(),
+                    work: self.work.path().to_owned(),
+                    name: "guest".to_owned(),
+                    disks: vec![self.attach("disk")?],
+                    incoming: None,
+                })?;
+                for command in PREPARE {
+                    guest.run(command)?;
+                }
+                guest.run(FIRST)?;
+                let digest = guest.run("sha256sum </mnt/first")?;
+                let kernel = guest.run("uname -r")?;
+                self.guest = Some((guest, digest));
+                Ok(((), format!("Linux {kernel}, ext4, 8 MiB written")))
+            },
+        )
+    }
+
+    fn guest(&mut self) -> Result<&mut Guest> {
+        let (guest, _) = self.guest.as_mut().context("no guest runs")?;
+        Ok(guest)
+    }
+
+    /// The guest goes on writing while the node dies.
+    pub fn begin_writing(&mut self) -> Result<()> {
+        self.guest()?.begin(SECOND)
+    }
+
+    /// What it wrote is there, also in a clone of a snapshot; then it ends.
+    pub fn read_back(&mut self, show: &mut Show) -> Result<()> {
+        let what = "the guest goes on, and reads all that it wrote";
+        show.step(what, CLIENT, || {
+            self.guest()?.end(SECOND)?;
+            let (guest, digest) = self.guest.as_mut().context("no guest runs")?;
+            guest.run("umount /mnt; echo 3 >/proc/sys/vm/drop_caches")?;
+            guest.run("mount -t ext4 /dev/vda1 /mnt")?;
+            for file in ["first", "second"] {
+                let read = guest.run(&format!("sha256sum </mnt/{file}"))?;
+                ensure!(read == *digest, "{file} is {read}, not {digest}");
+            }
+            Ok(((), "2 digests equal".to_owned()))
+        })?;
+        show.step("snapshot, clone, hot plug of the clone", CLIENT, || {
+            self.guest()?.run("sync")?;
+            self.ctl(&["snapshot", "create", "disk", "now"])?;
+            self.ctl(&["clone", "disk", "now", "copy"])?;
+            let disk = self.attach("copy")?;
+            let (mut guest, digest) = self.guest.take().context("no guest runs")?;
+            guest.plug(&disk, 0)?;
+            guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done; mkdir /tmp/c")?;
+            guest.run("mount -t ext4 /dev/vdb1 /tmp/c")?;
+            let read = guest.run("sha256sum </tmp/c/second")?;
+            ensure!(read == digest, "the clone has {read}, not {digest}");
+            ensure!(guest.power_off()?.success(), "QEMU did not end well");
+            Ok(((), "digest equal".to_owned()))
+        })
+    }
+}

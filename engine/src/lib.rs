@@ -41,6 +41,7 @@ mod sharded;
 
 pub mod sim;
 mod slots;
+mod surviving;
 pub mod sync;
 mod task;
 mod time;
@@ -66,6 +67,7 @@ pub use rng::Rng;
 pub use sched::{GroupSpec, Latency, SchedGroup};
 pub use shard::{Shard, ShardId};
 pub use sharded::{ServiceGroup, Sharded};
+pub use surviving::SurvivingMem;
 pub use task::Task;
 pub use time::Nanos;
 

@@ -15,6 +15,7 @@ use crate::backend::{
     Addr, BindOptions, Completion, FsOp, FsReply, IoBackend, Op, RawHandle, SlotId, SocketKind,
     Wait,
 };
+use crate::guest::GuestMem;
 use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
@@ -95,6 +96,12 @@ impl IoBackend for SimBackend {
     }
 
     fn adopt_file(&mut self, _file: RawHandle) {}
+
+    fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem> {
+        let node = self.alive()?;
+        let mut world = self.world.borrow_mut();
+        world.map_file(node, file, len).map_err(kernel)
+    }
 
     fn socket(&mut self, kind: SocketKind, addr: &Addr) -> io::Result<RawHandle> {
         self.alive()?;

@@ -10,7 +10,7 @@ use crate::error::VolumeError;
 use crate::map::{BLOCK, CLUSTER};
 use crate::partition::{Inner, Partition};
 use crate::record::Change;
-use crate::types::VolumeId;
+use crate::types::{Survived, VolumeId};
 use crate::volume::{Holder, Volume};
 
 /// What an attachment may do, and beside whom.
@@ -126,6 +126,11 @@ impl Attachment {
     /// Its number among the volume's attachments.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// As [`Partition::survived`].
+    pub fn survived(&self) -> Survived {
+        self.inner.survived
     }
 
     /// # Errors

@@ -18,6 +18,9 @@ pub struct VolumeConfig {
     /// Changed clusters of a volume, or those that it gave up, not durable yet, past which its writes
     /// make them durable first.
     pub dirty_slots_max: usize,
+    /// Bytes of the memory that keeps unflushed changes when the process is killed; a changed cluster
+    /// takes about 31, in either half. When a half is full, all volumes' changes are made durable.
+    pub unflushed_bytes: u64,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,
     /// Most volumes of a partition.
@@ -37,6 +40,7 @@ impl Default for VolumeConfig {
             data_slack_bytes: 256 << 20,
             checkpoint_log_bytes: 64 << 20,
             dirty_slots_max: 8192,
+            unflushed_bytes: 2 << 20,
             pieces_max: 4,
             volumes_max: 10_000,
             snapshots_max: 100_000,

@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore};
@@ -33,6 +34,9 @@ const BACK_CLUSTERS_MAX: u32 = 64;
 /// Free clusters in a row whose space is given back: 1 to 64 MiB.
 const HOLE_CLUSTERS_MIN: u32 = 16;
 const HOLE_CLUSTERS_MAX: u32 = 1024;
+/// How long a process that is ending may take.
+const LOCK_WAIT: Duration = Duration::from_mins(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Those that may wait for the file to grow.
 const GROWERS_MAX: usize = 65_536;
 
@@ -152,6 +156,7 @@ impl DataFile {
         };
         let file = File::open(path, options).await;
         let file = file.map_err(|e| VolumeError::internal("cannot open the data file", &e))?;
+        lock(&file).await?;
         let mut space = Space::new();
         let clusters = u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX);
         space.grow(clusters, false);
@@ -400,6 +405,31 @@ impl DataFile {
     pub(crate) async fn flush(&self) -> Result<(), VolumeError> {
         let flushed = self.flushes.flush(&self.file, &self.poison).await;
         flushed.map_err(VolumeError::from)
+    }
+
+    /// Whether a flush has failed: what was written before it may not be there any more.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.flushes.has_failed()
+    }
+}
+
+/// Waits until nobody else has the file. A process that was killed has it until the kernel has ended the
+/// last of its operations: none of them may meet what is written from here on.
+async fn lock(file: &File) -> Result<(), VolumeError> {
+    let deadline = engine::now() + LOCK_WAIT;
+    loop {
+        match file.lock().await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && engine::now() < deadline => {
+                engine::sleep(LOCK_RETRY).await;
+            }
+            Err(error) => {
+                return Err(VolumeError::internal(
+                    "the data file is in use by another process",
+                    &error,
+                ));
+            }
+            Ok(()) => return Ok(()),
+        }
     }
 }
 

@@ -108,8 +108,14 @@ impl Inner {
             return Err(VolumeError::NoSuchSnapshot);
         }
         volume.check_detached()?;
+        let room = self.room(1).await?;
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
+        // What was entered of the volume must not be played on what it is rolled back to: void before
+        // the rollback can be durable, and durable before it is void.
+        self.commit_captured(&volume, false).await?;
+        room.void(of);
+        drop(room);
         let change = Change::Rollback {
             volume: of,
             snapshot: to,

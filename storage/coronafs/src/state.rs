@@ -87,7 +87,7 @@ impl State {
     }
 
     /// Whether there was a volume of this number.
-    fn is_removed(&self, id: VolumeId) -> bool {
+    pub(crate) fn is_removed(&self, id: VolumeId) -> bool {
         let is_there =
             self.volumes.contains_key(&id) || self.snapshots.contains_key(&SnapshotId(id.0));
         id.0 <= self.newest && !is_there

@@ -79,6 +79,17 @@ pub struct VolumeInfo {
     pub snapshots: usize,
 }
 
+/// What a partition that was opened has of its life before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survived {
+    /// All: it was closed, or is new.
+    Closed,
+    /// All that was acknowledged: the process ended, not the machine.
+    Acknowledged,
+    /// All that was flushed, and why it may not be all that was acknowledged.
+    Flushed(&'static str),
+}
+
 /// What is known of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotInfo {

@@ -3,6 +3,7 @@
 
 mod basic;
 mod faults;
+mod killed;
 mod model;
 mod sharing;
 
@@ -48,7 +49,7 @@ fn config() -> VolumeConfig {
     }
 }
 
-fn engine_config() -> EngineConfig {
+pub(crate) fn engine_config() -> EngineConfig {
     EngineConfig {
         pool_bytes: 16 << 20,
         ..EngineConfig::unpinned(1)
@@ -56,7 +57,7 @@ fn engine_config() -> EngineConfig {
 }
 
 /// A simulation with one node that is up.
-fn world(seed: u64) -> (Sim, NodeId) {
+pub(crate) fn world(seed: u64) -> (Sim, NodeId) {
     let config = SimConfig {
         direct_align: 512,
         ..SimConfig::default()

@@ -156,6 +156,14 @@ pub fn random() -> u64 {
     current().rng(Rng::next_u64)
 }
 
+/// Fills with random bytes that are fit for keys; seeded under the simulator.
+///
+/// # Errors
+/// As the kernel says.
+pub fn fill_secret(into: &mut [u8]) -> std::io::Result<()> {
+    current().backend(|backend| backend.fill_secret(into))
+}
+
 /// A buffer of at least `len` bytes from this shard's pool, its length set to `len`.
 ///
 /// # Errors

@@ -345,6 +345,9 @@ pub(crate) trait IoBackend {
     /// Nanoseconds since the Unix epoch.
     fn wall_clock(&self) -> u64;
 
+    /// Fills with bytes that nobody can guess.
+    fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()>;
+
     /// Accepts an op. It may sit in a queue until [`IoBackend::enter`].
     fn submit(&mut self, slot: SlotId, op: Op);
 

@@ -90,6 +90,22 @@ pub(crate) fn set_nodelay(socket: RawHandle) -> io::Result<()> {
     }
 }
 
+pub(crate) fn fill_secret(into: &mut [u8]) -> io::Result<()> {
+    let mut left = into;
+    while !left.is_empty() {
+        // SAFETY: `left` is writable for its length.
+        let got = unsafe { libc::getrandom(left.as_mut_ptr().cast(), left.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => left = &mut left[got..],
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn map_file(file: RawHandle, len: usize) -> io::Result<GuestMem> {
     // SAFETY: the caller keeps the file open for the call; the mapping has a reference of its own.
     GuestMem::map(unsafe { BorrowedFd::borrow_raw(file.0) }, 0, len)

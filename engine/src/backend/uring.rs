@@ -285,6 +285,10 @@ impl IoBackend for UringBackend {
         clock::realtime()
     }
 
+    fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()> {
+        sys::fill_secret(into)
+    }
+
     fn submit(&mut self, slot: SlotId, op: Op) {
         let data = u64::from(slot);
         if let Op::WriteThenSync { file, span, offset } = op {

@@ -69,6 +69,16 @@ impl IoBackend for SimBackend {
         EPOCH_NS + self.now().0
     }
 
+    fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()> {
+        self.alive()?;
+        let mut world = self.world.borrow_mut();
+        for bytes in into.chunks_mut(8) {
+            let random = world.rng.next_u64().to_le_bytes();
+            bytes.copy_from_slice(&random[..bytes.len()]);
+        }
+        Ok(())
+    }
+
     fn submit(&mut self, slot: SlotId, op: Op) {
         self.world.borrow_mut().submit(self.shard, slot, op);
     }

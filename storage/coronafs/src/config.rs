@@ -2,6 +2,8 @@
 
 use segment_log::LogConfig;
 
+use crate::keys::MasterKey;
+
 /// How partitions are run.
 #[derive(Clone, Debug)]
 pub struct VolumeConfig {
@@ -21,6 +23,8 @@ pub struct VolumeConfig {
     /// Bytes of the memory that keeps unflushed changes when the process is killed; a changed cluster
     /// takes about 31, in either half. When a half is full, all volumes' changes are made durable.
     pub unflushed_bytes: u64,
+    /// What wraps the keys of encrypted volumes; without it there are none.
+    pub master_key: Option<MasterKey>,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,
     /// Most volumes of a partition.
@@ -41,6 +45,7 @@ impl Default for VolumeConfig {
             checkpoint_log_bytes: 64 << 20,
             dirty_slots_max: 8192,
             unflushed_bytes: 2 << 20,
+            master_key: None,
             pieces_max: 4,
             volumes_max: 10_000,
             snapshots_max: 100_000,

@@ -15,20 +15,22 @@
 //!   durable map and no operation in progress refers to it.
 //! - A write of an attachment that was fenced has ended, or is refused, before the next one begins.
 //!
-//! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `gate`, `checkpoint` (sans-IO),
-//! `unflushed` (memory), `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `attach` and
+//! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `gate`, `checkpoint`, `cipher`
+//! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `attach` and
 //! `transfer` (a volume as a block device). It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
 
 mod attach;
 mod checkpoint;
+mod cipher;
 mod config;
 mod data;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gate;
+mod keys;
 mod map;
 mod ops;
 mod partition;
@@ -49,6 +51,7 @@ mod tests;
 pub use attach::{Access, Attach, Attachment};
 pub use config::VolumeConfig;
 pub use error::VolumeError;
+pub use keys::MasterKey;
 pub use ops::{CHANGED_MAX, PointInTime};
 pub use partition::Partition;
 pub use shard::{VolumeShard, partition_for};

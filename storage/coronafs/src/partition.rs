@@ -22,6 +22,7 @@ use crate::checkpoint::file::Checkpoints;
 use crate::config::VolumeConfig;
 use crate::data::DataFile;
 use crate::error::VolumeError;
+use crate::keys::Keys;
 use crate::map::{CLUSTER, Reaper, Tree};
 use crate::record::{Change, MAP};
 use crate::state::{Frozen, State};
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Unflushed,
+    pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
     turns: Semaphore,
@@ -69,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Unflushed,
+    pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: State,
     pub(crate) checkpoints: Checkpoints,
@@ -101,6 +104,7 @@ impl Partition {
             data: parts.data,
             poison: parts.poison,
             unflushed: parts.unflushed,
+            keys: parts.keys,
             survived: parts.survived,
             state: RefCell::new(parts.state),
             turns: Semaphore::new(1, TURNS_MAX),

@@ -15,6 +15,7 @@ use crate::checkpoint::file;
 use crate::config::VolumeConfig;
 use crate::data::DataFile;
 use crate::error::VolumeError;
+use crate::keys::Keys;
 use crate::map::{CLUSTER, Node, Piece, Tree};
 use crate::partition::{Partition, Parts};
 use crate::record::Change;
@@ -86,10 +87,13 @@ impl Partition {
         // What the last life completed may be in a cache only, and a flush of this one finds nothing
         // that it had to make durable.
         data.flush().await?;
+        let state = replay.state;
+        let (master, in_use) = (config.master_key.as_ref(), state.keys().collect());
+        let keys = Keys::open(&dir, master, &in_use, Rc::clone(&poison)).await?;
         let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
         let (unflushed, left) = opened.await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
-        let mut state = replay.state;
+        let mut state = state;
         count(&mut state, &data).await?;
         let survived = match restore(&state, &data, left)? {
             _ if recovered.clean => Survived::Closed,
@@ -119,6 +123,7 @@ impl Partition {
             data,
             poison,
             unflushed,
+            keys,
             survived,
             state,
             checkpoints,

@@ -9,6 +9,7 @@ use engine::GuestList;
 use futures_util::future::join_all;
 
 use crate::attach::Attachment;
+use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
 use crate::unflushed::{ENTRIES_MAX, Room};
@@ -85,7 +86,7 @@ impl Attachment {
         let using = self.inner.data.using();
         let run = self.volume.run_at(offset, into.len());
         let outcome = if run.bytes == into.len() {
-            self.read_run(run, into).await
+            self.read_run(run, offset, into).await
         } else {
             self.read_runs(offset, &into).await
         };
@@ -93,9 +94,10 @@ impl Attachment {
         outcome
     }
 
-    async fn read_run(&self, run: Run, into: GuestList) -> Result<(), VolumeError> {
+    /// Reads what lies at `offset` of the volume.
+    async fn read_run(&self, run: Run, offset: u64, into: GuestList) -> Result<(), VolumeError> {
         match run.place {
-            Some(place) => self.inner.data.read(into, place).await,
+            Some(place) => self.inner.data.read(into, place, self.coding(offset)).await,
             None => into.fill_zero(0..run.bytes).map_err(|e| {
                 VolumeError::Internal(format!("the memory of a read is not usable: {e}"))
             }),
@@ -108,7 +110,7 @@ impl Attachment {
         let mut at = 0;
         while at < into.len() {
             let run = self.volume.run_at(offset + at, into.len() - at);
-            reads.push(self.read_run(run, into.slice(at..at + run.bytes)));
+            reads.push(self.read_run(run, offset + at, into.slice(at..at + run.bytes)));
             at += run.bytes;
         }
         first_error(join_all(reads).await)
@@ -149,7 +151,11 @@ impl Attachment {
                 self.volume
                     .place_to_overwrite(&self.inner.data.space.borrow(), offset, from.len());
             if let Some(place) = place {
-                let outcome = self.inner.data.write(from, place).await;
+                let outcome = self
+                    .inner
+                    .data
+                    .write(from, place, self.coding(offset))
+                    .await;
                 using.end();
                 self.volume.note_done();
                 return outcome;
@@ -257,7 +263,10 @@ impl Attachment {
                 let count = (left >> first).trailing_ones();
                 let run = mask(u64::from(first), u64::from(first + count));
                 let within = u64::from(first) * BLOCK;
-                let buf = engine::take_buf((u64::from(count) * BLOCK) as usize)?;
+                let bytes = u64::from(count) * BLOCK;
+                let _right = data.bouncing(bytes).await?;
+                // At the same place of the volume it is the same on disk.
+                let buf = take_buf(bytes).await?;
                 let from = u64::from(piece.cluster) * CLUSTER + within;
                 let buf = data.read_buf(buf, from).await?;
                 let to = u64::from(own.cluster) * CLUSTER + within;
@@ -290,7 +299,8 @@ impl Attachment {
             && !fill_last
         {
             let part = list.slice(*at..*at + span.end - span.start);
-            return self.inner.data.write(part, base + span.start).await;
+            let coding = self.coding(span.index * CLUSTER + span.start);
+            return self.inner.data.write(part, base + span.start, coding).await;
         }
         let start = if fill_first {
             span.start / BLOCK * BLOCK
@@ -302,7 +312,9 @@ impl Attachment {
         } else {
             span.end
         };
-        let mut buf = engine::take_buf((end - start) as usize)?;
+        // One more block at a time for what was there.
+        let _right = self.inner.data.bouncing(end - start + BLOCK).await?;
+        let mut buf = take_buf(end - start).await?;
         buf.fill(0);
         if fill_first {
             let old = self.old_block(span.index, start).await?;
@@ -315,16 +327,24 @@ impl Attachment {
         }
         let (from, to) = ((span.start - start) as usize, (span.end - start) as usize);
         source.copy_out(&mut buf[from..to])?;
+        if let Some(coding) = self.coding(span.index * CLUSTER + start) {
+            coding.cipher.encrypt(coding.place, &mut buf);
+        }
         self.inner.data.write_buf(buf, base + start).await
     }
 
     /// What the block at a place of a cluster holds.
     async fn old_block(&self, index: u64, at: u64) -> Result<engine::DmaBuf, VolumeError> {
-        let mut buf = engine::take_buf(BLOCK as usize)?;
-        if let Some(place) = self.volume.run_at(index * CLUSTER + at, BLOCK).place {
-            return self.inner.data.read_buf(buf, place).await;
+        let mut buf = take_buf(BLOCK).await?;
+        let offset = index * CLUSTER + at;
+        let Some(place) = self.volume.run_at(offset, BLOCK).place else {
+            buf.fill(0);
+            return Ok(buf);
+        };
+        let mut buf = self.inner.data.read_buf(buf, place).await?;
+        if let Some(coding) = self.coding(offset) {
+            coding.cipher.decrypt(offset, &mut buf);
         }
-        buf.fill(0);
         Ok(buf)
     }
 

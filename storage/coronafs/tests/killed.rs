@@ -60,6 +60,7 @@ async fn open(dir: &Path) -> (Partition, Attachment) {
             owner: "me".into(),
             name: "disk".into(),
             bytes: WRITERS * PART,
+            ..NewVolume::default()
         };
         store.create(new).await.unwrap().id
     };

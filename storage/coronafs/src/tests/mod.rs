@@ -2,6 +2,7 @@
 //! told apart.
 
 mod basic;
+mod encryption;
 mod faults;
 mod killed;
 mod model;
@@ -45,6 +46,7 @@ fn config() -> VolumeConfig {
         checkpoint_log_bytes: 2 << 10,
         dirty_slots_max: 24,
         pieces_max: 2,
+        master_key: Some(MasterKey::new([7; 32])),
         ..VolumeConfig::default()
     }
 }
@@ -83,6 +85,7 @@ fn new_volume(name: &str, bytes: u64) -> NewVolume {
         owner: "me".into(),
         name: name.into(),
         bytes,
+        encrypted: false,
     }
 }
 

@@ -98,8 +98,12 @@ impl Image {
         }
     }
 
-    /// It may hold this instead.
-    pub(super) fn or(&mut self, may: &[Vec<u64>]) {
+    /// It may hold this instead, and does when it has as many sectors now.
+    pub(super) fn or(&mut self, may: &[Vec<u64>], now: usize) {
+        if now == may.len() && now > self.len() {
+            let more = may[self.len()..].to_vec();
+            self.sectors.extend(Image::of(more).sectors);
+        }
         for (sector, may) in self.sectors.iter_mut().zip(may) {
             sector.extend(may.iter().map(|stamp| settled(*stamp)));
         }

@@ -144,18 +144,18 @@ async fn check(store: &Partition, world: &World) {
                 .volumes
                 .push(Known::new(info.id, name, Image::of(may)));
         }
+        let device = Rc::new(attach(store, info.id).await);
+        let seen = read_all(&device).await;
         if let Some((id, may)) = &pending.rollback
             && *id == info.id
         {
             world.with(*id, |known| {
-                known.image.or(may);
+                known.image.or(may, seen.len());
                 if let Some(image) = &mut known.acknowledged {
-                    image.or(may);
+                    image.or(may, seen.len());
                 }
             });
         }
-        let device = Rc::new(attach(store, info.id).await);
-        let seen = read_all(&device).await;
         let now = world.tick();
         world.with(info.id, |known| {
             let resized = pending.resize.filter(|(id, _)| *id == info.id);

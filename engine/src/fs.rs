@@ -15,6 +15,7 @@ use crate::buf::{IoBuf, IoBufMut};
 use crate::guest::{GuestList, IovBatch};
 use crate::op::{Leaves, OpFuture, check, source_span, target_span};
 use crate::shard::{ShardCore, current};
+use crate::surviving::SurvivingMem;
 
 pub use crate::backend::{DirEntry, DiskSpace, Metadata, OpenOptions};
 
@@ -199,6 +200,31 @@ impl File {
         })
         .await;
         done.map(drop).map_err(|e| at(&self.path, &e))
+    }
+
+    /// Maps the first `len` bytes, which are given space first: memory that outlives the process. The
+    /// file must not be opened with `direct`.
+    ///
+    /// # Errors
+    /// `StorageFull` when there is no space for it, else as the kernel says.
+    pub async fn map_surviving(&self, len: usize) -> io::Result<SurvivingMem> {
+        let bytes = len as u64;
+        match self.allocate(0, bytes).await {
+            // Where the file system cannot promise space, a store that gets none is an error of it.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.set_len(bytes.max(self.opened_len)).await?;
+            }
+            allocated => allocated?,
+        }
+        if self.opened_len < bytes {
+            self.datasync().await?;
+        }
+        let mapped = self
+            .shard
+            .backend(|backend| backend.map_file(self.handle, len));
+        mapped
+            .and_then(SurvivingMem::over)
+            .map_err(|e| at(&self.path, &e))
     }
 
     /// Takes an exclusive lock, held until the file is dropped.
@@ -430,6 +456,17 @@ pub async fn metadata(path: impl AsRef<Path>) -> io::Result<Metadata> {
         .map_err(|e| at(&path, &e))?
     {
         FsReply::Metadata(metadata) => Ok(metadata),
+        _ => Err(unexpected()),
+    }
+}
+
+/// What names the machine's life since it was started: another one after each start.
+///
+/// # Errors
+/// As the kernel says.
+pub async fn boot_id() -> io::Result<[u8; 16]> {
+    match request(FsOp::BootId).await? {
+        FsReply::BootId(id) => Ok(id),
         _ => Err(unexpected()),
     }
 }

@@ -41,6 +41,7 @@ mod sharded;
 
 pub mod sim;
 mod slots;
+mod surviving;
 pub mod sync;
 mod task;
 mod time;
@@ -66,6 +67,7 @@ pub use rng::Rng;
 pub use sched::{GroupSpec, Latency, SchedGroup};
 pub use shard::{Shard, ShardId};
 pub use sharded::{ServiceGroup, Sharded};
+pub use surviving::SurvivingMem;
 pub use task::Task;
 pub use time::Nanos;
 
@@ -152,6 +154,14 @@ pub fn wall_clock() -> u64 {
 /// The next 64 random bits of this shard; seeded, not for secrets.
 pub fn random() -> u64 {
     current().rng(Rng::next_u64)
+}
+
+/// Fills with random bytes that are fit for keys; seeded under the simulator.
+///
+/// # Errors
+/// As the kernel says.
+pub fn fill_secret(into: &mut [u8]) -> std::io::Result<()> {
+    current().backend(|backend| backend.fill_secret(into))
 }
 
 /// A buffer of at least `len` bytes from this shard's pool, its length set to `len`.

@@ -60,6 +60,7 @@ fn run(op: FsOp) -> io::Result<FsReply> {
             // SAFETY: flock takes integers; the caller keeps the file open.
             done(unsafe { libc::flock(file.0, libc::LOCK_EX | libc::LOCK_NB) })
         }
+        FsOp::BootId => boot_id(),
         FsOp::Space { path } => space(&path),
     }
 }
@@ -128,6 +129,17 @@ fn read_dir(path: &Path) -> io::Result<FsReply> {
     }
     entries.sort();
     Ok(FsReply::Entries(entries))
+}
+
+fn boot_id() -> io::Result<FsReply> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    let text = fs::read_to_string(PATH)?;
+    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
+    let id = u128::from_str_radix(&digits, 16).map_err(|_| {
+        let what = format!("{PATH} holds no id: {:?}", text.trim());
+        io::Error::new(io::ErrorKind::InvalidData, what)
+    })?;
+    Ok(FsReply::BootId(id.to_be_bytes()))
 }
 
 fn space(path: &Path) -> io::Result<FsReply> {

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 pub use addr::Addr;
 pub(crate) use addr::{DatagramBuf, SockAddrBuf};
 
+use crate::guest::GuestMem;
 use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
@@ -262,6 +263,8 @@ pub(crate) enum FsOp {
     Lock {
         file: RawHandle,
     },
+    /// What names the machine's life since it was started.
+    BootId,
     /// Free and total bytes of the file system that holds `path`.
     Space {
         path: PathBuf,
@@ -280,6 +283,7 @@ pub(crate) enum FsReply {
     Entries(Vec<DirEntry>),
     Metadata(Metadata),
     Space(DiskSpace),
+    BootId([u8; 16]),
 }
 
 /// One name in a directory.
@@ -341,6 +345,9 @@ pub(crate) trait IoBackend {
     /// Nanoseconds since the Unix epoch.
     fn wall_clock(&self) -> u64;
 
+    /// Fills with bytes that nobody can guess.
+    fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()>;
+
     /// Accepts an op. It may sit in a queue until [`IoBackend::enter`].
     fn submit(&mut self, slot: SlotId, op: Op);
 
@@ -364,6 +371,9 @@ pub(crate) trait IoBackend {
 
     /// A file opened through [`IoBackend::fs`] now belongs to this shard.
     fn adopt_file(&mut self, file: RawHandle);
+
+    /// Maps the first `len` bytes of a file that has them, shared.
+    fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem>;
 
     /// Makes an unconnected socket for `addr`'s family.
     fn socket(&mut self, kind: SocketKind, addr: &Addr) -> io::Result<RawHandle>;

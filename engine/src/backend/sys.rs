@@ -1,6 +1,9 @@
 //! Socket and eventfd system calls that do not block and are not worth a trip through the ring.
 
+use std::os::fd::BorrowedFd;
 use std::{io, mem};
+
+use crate::guest::GuestMem;
 
 use super::{Addr, BindOptions, RawHandle, SockAddrBuf, SocketKind};
 
@@ -85,6 +88,27 @@ pub(crate) fn set_nodelay(socket: RawHandle) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
         done => done,
     }
+}
+
+pub(crate) fn fill_secret(into: &mut [u8]) -> io::Result<()> {
+    let mut left = into;
+    while !left.is_empty() {
+        // SAFETY: `left` is writable for its length.
+        let got = unsafe { libc::getrandom(left.as_mut_ptr().cast(), left.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => left = &mut left[got..],
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn map_file(file: RawHandle, len: usize) -> io::Result<GuestMem> {
+    // SAFETY: the caller keeps the file open for the call; the mapping has a reference of its own.
+    GuestMem::map(unsafe { BorrowedFd::borrow_raw(file.0) }, 0, len)
 }
 
 pub(crate) fn event() -> io::Result<RawHandle> {

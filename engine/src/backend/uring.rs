@@ -21,6 +21,7 @@ use crate::config::EngineConfig;
 use crate::endpoint::Endpoint;
 use crate::engine::Capabilities;
 use crate::error::{Error, ErrorKind};
+use crate::guest::GuestMem;
 use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
@@ -284,6 +285,10 @@ impl IoBackend for UringBackend {
         clock::realtime()
     }
 
+    fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()> {
+        sys::fill_secret(into)
+    }
+
     fn submit(&mut self, slot: SlotId, op: Op) {
         let data = u64::from(slot);
         if let Op::WriteThenSync { file, span, offset } = op {
@@ -386,6 +391,10 @@ impl IoBackend for UringBackend {
             }
             Err(_) => self.free_files.push(place),
         }
+    }
+
+    fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem> {
+        sys::map_file(file, len)
     }
 
     fn socket(&mut self, kind: SocketKind, addr: &Addr) -> io::Result<RawHandle> {

@@ -15,6 +15,7 @@ use crate::backend::{
     Addr, BindOptions, Completion, FsOp, FsReply, IoBackend, Op, RawHandle, SlotId, SocketKind,
     Wait,
 };
+use crate::guest::GuestMem;
 use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
@@ -68,6 +69,16 @@ impl IoBackend for SimBackend {
         EPOCH_NS + self.now().0
     }
 
+    fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()> {
+        self.alive()?;
+        let mut world = self.world.borrow_mut();
+        for bytes in into.chunks_mut(8) {
+            let random = world.rng.next_u64().to_le_bytes();
+            bytes.copy_from_slice(&random[..bytes.len()]);
+        }
+        Ok(())
+    }
+
     fn submit(&mut self, slot: SlotId, op: Op) {
         self.world.borrow_mut().submit(self.shard, slot, op);
     }
@@ -95,6 +106,12 @@ impl IoBackend for SimBackend {
     }
 
     fn adopt_file(&mut self, _file: RawHandle) {}
+
+    fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem> {
+        let node = self.alive()?;
+        let mut world = self.world.borrow_mut();
+        world.map_file(node, file, len).map_err(kernel)
+    }
 
     fn socket(&mut self, kind: SocketKind, addr: &Addr) -> io::Result<RawHandle> {
         self.alive()?;

@@ -12,6 +12,7 @@
 mod backend;
 mod config;
 mod disk;
+mod mapped;
 mod memory;
 mod net;
 mod ops;
@@ -86,6 +87,15 @@ struct Inner {
     live: RefCell<Vec<Live>>,
     ticking: Cell<bool>,
     steps: Cell<u64>,
+}
+
+/// What becomes of a write that was in flight and did not happen in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tear {
+    /// It did not happen.
+    Never,
+    /// Each of its sectors did, or not.
+    Sectors,
 }
 
 /// What [`Sim::step`] chose.
@@ -306,7 +316,7 @@ impl Sim {
         {
             let mut world = self.inner.world.borrow_mut();
             world.note(node, "crash", 0);
-            world.settle_ops(node, true);
+            world.settle_ops(node, Tear::Sectors);
             world.kill_shards(node);
             world.end_sockets(node, true);
             let world = &mut *world;
@@ -315,6 +325,7 @@ impl Sim {
             state.handles.clear();
             state.locks.clear();
             state.disk.crash(&mut world.rng);
+            world.forget_mapped(node);
         }
         self.drop_cores(node);
     }
@@ -322,14 +333,24 @@ impl Sim {
     /// The node's processes end: tasks are dropped, ops in flight happen or not, connections are
     /// closed, locks released. The machine stays up and what was written stays visible.
     pub fn stop(&self, node: NodeId) {
+        self.end_processes(node, Tear::Never);
+    }
+
+    /// As [`Sim::stop`], but writes in flight happen sector by sector, as when the kernel is at them
+    /// while a process is killed.
+    pub fn kill(&self, node: NodeId) {
+        self.end_processes(node, Tear::Sectors);
+    }
+
+    fn end_processes(&self, node: NodeId, tear: Tear) {
         if self.inner.ticking.get() {
-            self.after(Duration::ZERO, move |sim| sim.stop(node));
+            self.after(Duration::ZERO, move |sim| sim.end_processes(node, tear));
             return;
         }
         {
             let mut world = self.inner.world.borrow_mut();
             world.note(node, "stop", 0);
-            world.settle_ops(node, false);
+            world.settle_ops(node, tear);
             world.kill_shards(node);
             world.end_sockets(node, false);
             let state = world.node(node);
@@ -536,7 +557,7 @@ impl Drop for Inner {
             let mut world = self.world.borrow_mut();
             let nodes: Vec<NodeId> = live.iter().map(|l| l.node).collect();
             for node in nodes {
-                world.settle_ops(node, false);
+                world.settle_ops(node, Tear::Never);
                 world.kill_shards(node);
             }
         }

@@ -1,11 +1,11 @@
 //! Ops of files and eventfds in the world, and how any op is submitted and cancelled. Sockets are in
 //! [`super::net`], names in [`super::requests`].
 
-use super::NodeId;
 use super::disk::{Errno, Inode, Ordered, SECTOR};
 use super::memory::{Flight, Target};
 use super::trace::digest;
 use super::world::{Answer, Event, Handle, OpKey, ShardKey, World};
+use super::{NodeId, Tear};
 use crate::backend::{Completion, Op, Part, RawHandle, SlotId};
 
 /// A result from outside the kernel's range of errnos.
@@ -326,7 +326,7 @@ impl World {
     }
 
     /// The power or the process ends under a disk write: it happened in full, in part or not.
-    pub(super) fn settle_disk(&mut self, key: OpKey, torn: bool) {
+    pub(super) fn settle_disk(&mut self, key: OpKey, tear: Tear) {
         let Some(flight) = self.flights.get(&key) else {
             return;
         };
@@ -346,7 +346,7 @@ impl World {
             _ => return,
         };
         let whole = rng.once_in(2);
-        if whole || torn {
+        if whole || tear == Tear::Sectors {
             let bytes = flight.gather(usize::MAX);
             // A disk that is full keeps nothing of it, which is one of the allowed ends.
             let _ = disk.write(inode, offset, &bytes, || whole || rng.once_in(2));
@@ -400,7 +400,7 @@ impl World {
             // Half of the time the device already works on it.
             Target::File { .. } => {
                 if !matches!(flight.op(), Op::Close { .. }) && self.rng.once_in(2) {
-                    self.settle_disk(key, true);
+                    self.settle_disk(key, Tear::Sectors);
                     self.answer_cancelled(key);
                 }
             }

@@ -95,6 +95,7 @@ impl World {
             FsOp::SyncDir { path: _ } if sync_fails => return Err(libc::EIO),
             FsOp::SyncDir { path } => disk.sync_dir(&path, upto)?,
             FsOp::Metadata { path } => return disk.metadata(&path).map(FsReply::Metadata),
+            FsOp::BootId => return Ok(FsReply::BootId(boot_id(node, state.boots))),
             FsOp::Space { path: _ } => return Ok(FsReply::Space(disk.space())),
             FsOp::SetLen { file, len } => match state.handles.get(&file) {
                 Some(Handle::File {
@@ -114,4 +115,8 @@ impl World {
         }
         Ok(FsReply::Done)
     }
+}
+
+fn boot_id(node: NodeId, boots: u64) -> [u8; 16] {
+    (u128::from(node.0) << 64 | u128::from(boots)).to_be_bytes()
 }

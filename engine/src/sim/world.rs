@@ -21,8 +21,9 @@ use super::disk::{Disk, Inode};
 use super::memory::{Flight, Target};
 use super::net::{Net, Packet, SocketId};
 use super::trace::{Record, Trace};
-use super::{NodeId, Sim};
+use super::{NodeId, Sim, Tear};
 use crate::backend::{Completion, FsOp, FsReply, Part, RawHandle, SlotId};
+use crate::guest::GuestMem;
 use crate::rng::Rng;
 use crate::time::Nanos;
 
@@ -114,6 +115,10 @@ pub(super) struct Node {
     pub(super) disk: Disk,
     pub(super) powered: bool,
     pub(super) handles: BTreeMap<RawHandle, Handle>,
+    /// How often the machine was started.
+    pub(super) boots: u64,
+    /// Mapped files: their memory outlives processes, and not the machine.
+    pub(super) mapped: BTreeMap<Inode, GuestMem>,
     /// Which handle holds a file's lock.
     pub(super) locks: BTreeMap<Inode, RawHandle>,
     next_handle: i32,
@@ -198,6 +203,8 @@ impl World {
             name: name.to_owned(),
             disk: Disk::new(),
             powered: true,
+            boots: 1,
+            mapped: BTreeMap::new(),
             handles: BTreeMap::new(),
             locks: BTreeMap::new(),
             next_handle: 3,
@@ -350,8 +357,8 @@ impl World {
     }
 
     /// Ends all ops of the node's shards: half of the disk writes take effect in full, of the
-    /// others, when `torn`, a part. Their slots get their last completions.
-    pub(super) fn settle_ops(&mut self, node: NodeId, torn: bool) {
+    /// others none or a part. Their slots get their last completions.
+    pub(super) fn settle_ops(&mut self, node: NodeId, tear: Tear) {
         let ops: Vec<OpKey> = self
             .flights
             .iter()
@@ -359,7 +366,7 @@ impl World {
             .map(|(op, _)| *op)
             .collect();
         for op in ops {
-            self.settle_disk(op, torn);
+            self.settle_disk(op, tear);
             self.answer_cancelled(op);
         }
     }

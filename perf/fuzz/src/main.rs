@@ -37,6 +37,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("run-block", lightningstor::store::fuzzing::run_block),
     ("run-frame", lightningstor::store::fuzzing::run_frame),
     ("volume-record", coronafs::fuzzing::record),
+    ("volume-unflushed", coronafs::fuzzing::unflushed),
     ("volume-checkpoint", coronafs::fuzzing::checkpoint),
     ("bbolt-file", bbolt::file),
     ("chainfire-log", chainfire_core::fuzzing::log),

@@ -6,11 +6,13 @@ use std::rc::Rc;
 use engine::GuestList;
 use shards::block::{BlockDevice, BlockError, Geometry};
 
+use crate::cipher::Cipher;
+use crate::data::Coding;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, CLUSTER};
 use crate::partition::{Inner, Partition};
 use crate::record::Change;
-use crate::types::VolumeId;
+use crate::types::{Survived, VolumeId};
 use crate::volume::{Holder, Volume};
 
 /// What an attachment may do, and beside whom.
@@ -42,6 +44,7 @@ pub struct Attach {
 pub struct Attachment {
     pub(crate) inner: Rc<Inner>,
     pub(crate) volume: Rc<Volume>,
+    cipher: Option<Rc<Cipher>>,
     generation: u64,
     pub(crate) read_only: bool,
     live: Rc<Cell<bool>>,
@@ -73,6 +76,7 @@ impl Partition {
         self.in_task(move |inner| async move {
             let _turn = inner.turn().await?;
             let volume = inner.volume(id)?;
+            let cipher = inner.cipher_of(&volume)?;
             let in_the_way = |holder: &Holder| match how.access {
                 Access::ReadOnly => false,
                 Access::Shared => !holder.read_only && !holder.shared,
@@ -100,12 +104,26 @@ impl Partition {
             Ok(Attachment {
                 inner,
                 volume,
+                cipher,
                 generation,
                 read_only: how.access == Access::ReadOnly,
                 live,
             })
         })
         .await
+    }
+}
+
+impl Inner {
+    /// # Errors
+    /// `Key`, which a start would have said.
+    fn cipher_of(&self, volume: &Volume) -> Result<Option<Rc<Cipher>>, VolumeError> {
+        let Some(id) = volume.meta.borrow().key else {
+            return Ok(None);
+        };
+        let why = "it is missing";
+        let cipher = self.keys.cipher(id).ok_or(VolumeError::Key { id, why })?;
+        Ok(Some(cipher))
     }
 }
 
@@ -133,6 +151,11 @@ impl Attachment {
         !self.live.get()
     }
 
+    /// As [`Partition::survived`].
+    pub fn survived(&self) -> Survived {
+        self.inner.survived
+    }
+
     /// # Errors
     /// `Fenced`.
     pub(crate) fn check_live(&self) -> Result<(), VolumeError> {
@@ -153,6 +176,12 @@ impl Attachment {
             self.check_live().map_err(block_error)?;
         }
         Ok(())
+    }
+
+    /// How bytes of a place of the volume are on disk.
+    pub(crate) fn coding(&self, place: u64) -> Option<Coding<'_>> {
+        let cipher = self.cipher.as_deref()?;
+        Some(Coding { cipher, place })
     }
 
     async fn flush_if(&self, durable: bool) -> Result<(), VolumeError> {

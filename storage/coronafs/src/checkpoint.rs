@@ -2,7 +2,7 @@
 //! of volumes and snapshots consist of, each once however many share it, then the volumes and
 //! snapshots. Sans-IO; `checkpoint::file` writes and reads it.
 //!
-//! Frames: kind 1 is the head (u32 format version 1, u32 partition, u64 start LSN, u64 newest number of
+//! Frames: kind 1 is the head (u32 format version 2, u32 partition, u64 start LSN, u64 newest number of
 //! a volume or snapshot), kind 2 holds items, kind 3 is the end (u64 number of items). A file without
 //! its end is no checkpoint.
 //!
@@ -10,8 +10,8 @@
 //! | --- | --- |
 //! | 1 leaf | u8 slots, each u8 slot, u8 pieces, each u32 cluster, u16 mask |
 //! | 2 inner node | u8 level (2 and up), u8 children, each u8 way, u32 number of the child |
-//! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u32 root |
-//! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u32 root |
+//! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u64 key (0 none), u32 root |
+//! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u64 key (0 none), u32 root |
 //!
 //! Nodes have numbers from 1 in the order of their items; a root or child of 0 is none, and a child
 //! comes before its parent.
@@ -27,11 +27,11 @@ use segment_log::bytes::{Decode, Malformed, Reader, Writer};
 use segment_log::frames;
 
 use crate::map::{HEIGHT_MAX, Leaf, Node, Tree};
-use crate::record::{put_limits, take_limits, take_pieces};
+use crate::record::{put_key, put_limits, take_key, take_limits, take_pieces};
 use crate::state::{Frozen, Meta, Snapshot, State};
 use crate::types::{SnapshotId, VolumeId};
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const PAYLOAD_MAX: usize = 1 << 20;
 pub(crate) const FRAMES: frames::Format = frames::Format {
     magic: *b"UCcp",
@@ -225,6 +225,7 @@ impl<'a> ImageWriter<'a> {
             put_limits(out, meta.limits);
             out.text(&meta.owner);
             out.text(&meta.name);
+            put_key(out, meta.key);
         } else if let Some((id, snapshot)) = self.image.snapshots.get(self.next_snapshot) {
             self.next_snapshot += 1;
             out.u8(4);
@@ -233,6 +234,7 @@ impl<'a> ImageWriter<'a> {
             out.u64(snapshot.bytes);
             out.u64(snapshot.created_ms);
             out.text(&snapshot.name);
+            put_key(out, snapshot.key);
         }
         out.u32(root);
     }
@@ -355,6 +357,7 @@ impl Loader {
                     limits: take_limits(from)?,
                     owner: from.text("owner")?.to_owned(),
                     name: from.text("name")?.to_owned(),
+                    key: take_key(from)?,
                 };
                 let map = self.take_root(from)?;
                 self.state.add_volume(id, meta, map);
@@ -366,6 +369,7 @@ impl Loader {
                     bytes: from.u64("bytes")?,
                     created_ms: from.u64("created")?,
                     name: from.text("name")?.to_owned(),
+                    key: take_key(from)?,
                     frozen: self.take_root(from)?,
                 };
                 self.state.add_snapshot(id, snapshot);

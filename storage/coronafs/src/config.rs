@@ -2,6 +2,8 @@
 
 use segment_log::LogConfig;
 
+use crate::keys::MasterKey;
+
 /// How partitions are run.
 #[derive(Clone, Debug)]
 pub struct VolumeConfig {
@@ -18,6 +20,11 @@ pub struct VolumeConfig {
     /// Changed clusters of a volume, or those that it gave up, not durable yet, past which its writes
     /// make them durable first.
     pub dirty_slots_max: usize,
+    /// Bytes of the memory that keeps unflushed changes when the process is killed; a changed cluster
+    /// takes about 31, in either half. When a half is full, all volumes' changes are made durable.
+    pub unflushed_bytes: u64,
+    /// What wraps the keys of encrypted volumes; without it there are none.
+    pub master_key: Option<MasterKey>,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,
     /// Most volumes of a partition.
@@ -37,6 +44,8 @@ impl Default for VolumeConfig {
             data_slack_bytes: 256 << 20,
             checkpoint_log_bytes: 64 << 20,
             dirty_slots_max: 8192,
+            unflushed_bytes: 2 << 20,
+            master_key: None,
             pieces_max: 4,
             volumes_max: 10_000,
             snapshots_max: 100_000,

@@ -10,12 +10,14 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::fs::{File, OpenOptions};
-use engine::sync::{Notify, Semaphore};
+use engine::sync::{Notify, Semaphore, SemaphorePermit};
 use engine::{DmaBuf, GuestList};
 use segment_log::durable::{FlushGate, Poison, is_full};
 
+use crate::cipher::Cipher;
 use crate::error::VolumeError;
 use crate::map::CLUSTER;
 use crate::space::{Epoch, Layer, Space};
@@ -26,6 +28,20 @@ const SECTOR: u32 = 512;
 const LARGE_SECTOR: u32 = 4096;
 /// What the file holds by which the disk is tried.
 const PROBE: u8 = 0x5a;
+/// How the bytes of a volume are on disk.
+#[derive(Clone, Copy)]
+pub(crate) struct Coding<'a> {
+    pub(crate) cipher: &'a Cipher,
+    /// The bytes' place in the volume.
+    pub(crate) place: u64,
+}
+
+/// Bytes of buffers of ours that transfers have at once; more wait.
+const BOUNCES_BYTES_MAX: u64 = 4 << 20;
+/// Those that may wait for them.
+const BOUNCERS_MAX: usize = 65_536;
+/// How long the shard's pool may be empty.
+const BUF_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of a bounce buffer.
 pub(crate) const BOUNCE: u64 = 256 << 10;
 /// Clusters that are given space at once: 4 MiB.
@@ -33,6 +49,9 @@ const BACK_CLUSTERS_MAX: u32 = 64;
 /// Free clusters in a row whose space is given back: 1 to 64 MiB.
 const HOLE_CLUSTERS_MIN: u32 = 16;
 const HOLE_CLUSTERS_MAX: u32 = 1024;
+/// How long a process that is ending may take.
+const LOCK_WAIT: Duration = Duration::from_mins(1);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Those that may wait for the file to grow.
 const GROWERS_MAX: usize = 65_536;
 
@@ -48,7 +67,9 @@ pub(crate) struct DataFile {
     pub(crate) sector: u32,
     /// Clusters became free that operations in progress had held back.
     pub(crate) freed: Notify,
-    /// Transfers that went through a buffer of ours, as the guest's memory was not aligned.
+    bouncing: Semaphore,
+    /// Transfers that went through a buffer of ours, as the guest's memory was not aligned, or what is
+    /// on disk is encrypted.
     pub(crate) bounces: Cell<u64>,
     /// Operations that were dropped before they ended.
     pub(crate) abandoned: Cell<u64>,
@@ -152,6 +173,7 @@ impl DataFile {
         };
         let file = File::open(path, options).await;
         let file = file.map_err(|e| VolumeError::internal("cannot open the data file", &e))?;
+        lock(&file).await?;
         let mut space = Space::new();
         let clusters = u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX);
         space.grow(clusters, false);
@@ -164,6 +186,7 @@ impl DataFile {
             space: RefCell::new(space),
             sector: probe(path).await?,
             freed: Notify::default(),
+            bouncing: Semaphore::new(BOUNCES_BYTES_MAX, BOUNCERS_MAX),
             bounces: Cell::new(0),
             abandoned: Cell::new(0),
             holes: Cell::new(true),
@@ -298,27 +321,49 @@ impl DataFile {
         Err(VolumeError::Full)
     }
 
+    /// The right to as many bytes of buffers, all that its holder is going to have at once.
+    ///
+    /// # Errors
+    /// `Busy` when too many wait.
+    pub(crate) async fn bouncing(&self, bytes: u64) -> Result<SemaphorePermit, VolumeError> {
+        Ok(self.bouncing.acquire(bytes).await?)
+    }
+
     /// Reads a run of the file.
     ///
     /// # Errors
     /// `Corrupt` when the file ends before, `Busy`, `Internal`.
-    pub(crate) async fn read(&self, into: GuestList, place: u64) -> Result<(), VolumeError> {
+    pub(crate) async fn read(
+        &self,
+        into: GuestList,
+        place: u64,
+        coding: Option<Coding<'_>>,
+    ) -> Result<(), VolumeError> {
         let len = into.len();
-        if !into.is_aligned(self.sector) {
-            return self.read_bounced(&into, place).await;
+        if coding.is_some() || !into.is_aligned(self.sector) {
+            return self.read_bounced(&into, place, coding).await;
         }
         let (read, into) = self.file.read_list_at(into, place).await;
         whole(read.map_err(|e| failed_read(&e))?, len, place)?;
         intact(&into)
     }
 
-    async fn read_bounced(&self, into: &GuestList, place: u64) -> Result<(), VolumeError> {
+    async fn read_bounced(
+        &self,
+        into: &GuestList,
+        place: u64,
+        coding: Option<Coding<'_>>,
+    ) -> Result<(), VolumeError> {
         self.bounces.set(self.bounces.get() + 1);
+        let _right = self.bouncing(BOUNCE.min(into.len())).await?;
         let mut at = 0;
         while at < into.len() {
             let len = BOUNCE.min(into.len() - at);
-            let buf = engine::take_buf(len as usize)?;
-            let buf = self.read_buf(buf, place + at).await?;
+            let buf = take_buf(len).await?;
+            let mut buf = self.read_buf(buf, place + at).await?;
+            if let Some(coding) = coding {
+                coding.cipher.decrypt(coding.place + at, &mut buf);
+            }
             into.copy_in(at, &buf).map_err(|e| bad_memory(&e))?;
             at += len;
         }
@@ -341,15 +386,24 @@ impl DataFile {
     ///
     /// # Errors
     /// `Poisoned`; `Busy` when it was not begun; `Internal` when the guest's memory cannot be read.
-    pub(crate) async fn write(&self, from: GuestList, place: u64) -> Result<(), VolumeError> {
+    pub(crate) async fn write(
+        &self,
+        from: GuestList,
+        place: u64,
+        coding: Option<Coding<'_>>,
+    ) -> Result<(), VolumeError> {
         self.poison.check()?;
-        if !from.is_aligned(self.sector) {
+        if coding.is_some() || !from.is_aligned(self.sector) {
             self.bounces.set(self.bounces.get() + 1);
+            let _right = self.bouncing(BOUNCE.min(from.len())).await?;
             let mut at = 0;
             while at < from.len() {
                 let len = BOUNCE.min(from.len() - at);
-                let mut buf = engine::take_buf(len as usize)?;
+                let mut buf = take_buf(len).await?;
                 from.copy_out(at, &mut buf).map_err(|e| bad_memory(&e))?;
+                if let Some(coding) = coding {
+                    coding.cipher.encrypt(coding.place + at, &mut buf);
+                }
                 self.write_buf(buf, place + at).await?;
                 at += len;
             }
@@ -400,6 +454,40 @@ impl DataFile {
     pub(crate) async fn flush(&self) -> Result<(), VolumeError> {
         let flushed = self.flushes.flush(&self.file, &self.poison).await;
         flushed.map_err(VolumeError::from)
+    }
+
+    /// Whether a flush has failed: what was written before it may not be there any more.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.flushes.has_failed()
+    }
+}
+
+/// A buffer, for whoever has the right to it.
+///
+/// # Errors
+/// `Busy` when the shard's pool stays empty.
+pub(crate) async fn take_buf(bytes: u64) -> Result<DmaBuf, VolumeError> {
+    let deadline = engine::now() + BUF_WAIT;
+    Ok(engine::take_buf_until(bytes as usize, deadline).await?)
+}
+
+/// Waits until nobody else has the file. A process that was killed has it until the kernel has ended the
+/// last of its operations: none of them may meet what is written from here on.
+async fn lock(file: &File) -> Result<(), VolumeError> {
+    let deadline = engine::now() + LOCK_WAIT;
+    loop {
+        match file.lock().await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && engine::now() < deadline => {
+                engine::sleep(LOCK_RETRY).await;
+            }
+            Err(error) => {
+                return Err(VolumeError::internal(
+                    "the data file is in use by another process",
+                    &error,
+                ));
+            }
+            Ok(()) => return Ok(()),
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use segment_log::LogError;
 use segment_log::durable::{FlushError, Poisoned, is_full};
 
+use crate::types::KeyId;
+
 /// An operation's failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -54,6 +56,14 @@ pub enum VolumeError {
         what: String,
         /// Byte offset in its file.
         offset: u64,
+    },
+    /// The key of an encrypted volume cannot be had.
+    #[error("key {} of an encrypted volume cannot be used: {why}", id.0)]
+    Key {
+        /// The key.
+        id: KeyId,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// The partition was closed, or is not on this shard.
     #[error("the partition is closed")]

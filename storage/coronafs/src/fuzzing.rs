@@ -1,4 +1,4 @@
-//! What the fuzzer calls: records and checkpoints of any bytes.
+//! What the fuzzer calls: records, checkpoints and unflushed changes of any bytes.
 
 use segment_log::bytes::Writer;
 
@@ -6,6 +6,7 @@ use crate::checkpoint::{
     END, FRAMES, HEAD, ITEMS, Image, ImageWriter, Loaded, Loader, head_payload,
 };
 use crate::record::Change;
+use crate::unflushed::{LastSlots, play};
 
 /// A record of the log: its kind, then its bytes.
 ///
@@ -21,6 +22,21 @@ pub fn record(data: &[u8]) {
     let (kind, again) = change.encode();
     let again = Change::decode(kind, &again).expect("a written record decodes");
     assert_eq!(again, change);
+}
+
+/// Unflushed changes of any bytes, and bodies of entries with right checksums: a byte of length, and a
+/// body each.
+pub fn unflushed(data: &[u8]) {
+    let _ = play(data, &mut LastSlots::new());
+    let (mut entries, mut rest) = (Vec::new(), data);
+    while let [len, behind @ ..] = rest {
+        let (body, behind) = behind.split_at(usize::from(*len).min(behind.len()));
+        entries.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        entries.extend_from_slice(&crc_fast::crc32_iscsi(body).to_le_bytes());
+        entries.extend_from_slice(body);
+        rest = behind;
+    }
+    let _ = play(&entries, &mut LastSlots::new());
 }
 
 /// A checkpoint: frames of any bytes as they come, and frames with right checksums: a byte of kind,

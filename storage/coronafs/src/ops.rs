@@ -109,8 +109,14 @@ impl Inner {
             return Err(VolumeError::NoSuchSnapshot);
         }
         volume.check_detached()?;
+        let room = self.room(1).await?;
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
+        // What was entered of the volume must not be played on what it is rolled back to: void before
+        // the rollback can be durable, and durable before it is void.
+        self.commit_captured(&volume, false).await?;
+        room.void(of);
+        drop(room);
         let change = Change::Rollback {
             volume: of,
             snapshot: to,
@@ -154,7 +160,21 @@ impl Inner {
         }
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
-        self.change(Change::Delete { id }, None).await
+        let key = volume.meta.borrow().key;
+        self.change(Change::Delete { id }, None).await?;
+        self.erase_unused(key).await
+    }
+
+    /// Erases a key that no volume and no snapshot has. The caller has the turn.
+    ///
+    /// # Errors
+    /// `Busy`, `Poisoned`: what had the key is gone, and the next start erases it.
+    async fn erase_unused(&self, key: Option<KeyId>) -> Result<(), VolumeError> {
+        let is_used = |key| self.state.borrow().keys().any(|used| used == key);
+        match key.filter(|key| !is_used(*key)) {
+            Some(key) => self.keys.erase(key).await,
+            None => Ok(()),
+        }
     }
 
     /// A volume's or a snapshot's map.
@@ -208,6 +228,7 @@ impl Volume {
             bytes: meta.bytes,
             created_ms: meta.created_ms,
             origin: meta.origin,
+            key: meta.key,
             generation: meta.generation,
             attached: self.holders.borrow().len(),
             limits: meta.limits,
@@ -227,7 +248,7 @@ impl Volume {
 }
 
 impl Partition {
-    /// Makes an empty volume.
+    /// Makes an empty volume. The key of an encrypted one is durable before it is.
     ///
     /// # Errors
     /// `Invalid`, `NameTaken`, `Full`, `Busy`, `Poisoned`, `Gone`.
@@ -237,14 +258,21 @@ impl Partition {
             inner.check_new(&new.owner, &new.name)?;
             check_size(new.bytes)?;
             let id = VolumeId(inner.next_id());
+            let key = new.encrypted.then(|| KeyId(inner.next_id()));
+            if let Some(key) = key {
+                inner.keys.make(key).await?;
+            }
             let change = Change::Create {
                 id,
                 bytes: new.bytes,
                 created_ms: now_ms(),
                 owner: new.owner,
                 name: new.name,
+                key,
             };
-            inner.change(change, None).await?;
+            let made = inner.change(change, None).await;
+            inner.erase_unused(key).await?;
+            made?;
             inner.info(id)
         })
         .await
@@ -274,7 +302,8 @@ impl Partition {
         .await
     }
 
-    /// Removes a volume. Its space is free a little later.
+    /// Removes a volume. Its space is free a little later. When nothing else has its key, that is
+    /// overwritten, durably, before this returns: whatever is left of it cannot be read.
     ///
     /// # Errors
     /// `NoSuchVolume`, `Attached`, `HasSnapshots`, `Full`, `Busy`, `Poisoned`, `Gone`.
@@ -349,7 +378,12 @@ impl Partition {
         self.in_task(move |inner| async move {
             let _turn = inner.turn().await?;
             inner.snapshot_info(id)?;
-            inner.change(Change::DeleteSnapshot { id }, None).await
+            let key = {
+                let state = inner.state.borrow();
+                state.snapshots.get(&id).and_then(|found| found.key)
+            };
+            inner.change(Change::DeleteSnapshot { id }, None).await?;
+            inner.erase_unused(key).await
         })
         .await
     }

@@ -22,10 +22,12 @@ use crate::checkpoint::file::Checkpoints;
 use crate::config::VolumeConfig;
 use crate::data::DataFile;
 use crate::error::VolumeError;
+use crate::keys::Keys;
 use crate::map::{CLUSTER, Reaper, Tree};
 use crate::record::{Change, MAP};
 use crate::state::{Frozen, State};
-use crate::types::VolumeId;
+use crate::types::{Survived, VolumeId};
+use crate::unflushed::Unflushed;
 use crate::volume::Volume;
 
 /// Changes of volumes that may wait for their turn.
@@ -46,6 +48,9 @@ pub(crate) struct Inner {
     pub(crate) log: Rc<Log>,
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
+    pub(crate) unflushed: Unflushed,
+    pub(crate) keys: Keys,
+    pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
     turns: Semaphore,
     reaper: RefCell<Reaper>,
@@ -65,6 +70,9 @@ pub(crate) struct Parts {
     pub(crate) log: Rc<Log>,
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
+    pub(crate) unflushed: Unflushed,
+    pub(crate) keys: Keys,
+    pub(crate) survived: Survived,
     pub(crate) state: State,
     pub(crate) checkpoints: Checkpoints,
 }
@@ -95,6 +103,9 @@ impl Partition {
             log: parts.log,
             data: parts.data,
             poison: parts.poison,
+            unflushed: parts.unflushed,
+            keys: parts.keys,
+            survived: parts.survived,
             state: RefCell::new(parts.state),
             turns: Semaphore::new(1, TURNS_MAX),
             reaper: RefCell::default(),
@@ -118,6 +129,12 @@ impl Partition {
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.inner.dir
+    }
+
+    /// What of the life before is there. Requests of a guest that were in progress may be done again
+    /// only when nothing that was acknowledged is lost.
+    pub fn survived(&self) -> Survived {
+        self.inner.survived
     }
 
     /// Why this partition takes no more writes.
@@ -163,6 +180,7 @@ impl Partition {
         inner.checkpoints.ended().await;
         inner.trimmed().await;
         inner.poison.check()?;
+        inner.unflushed.void_all();
         if inner.checkpoints.log_bytes.get() > 0 {
             match inner.checkpoint().await {
                 // The log holds everything; the next start replays more of it.
@@ -316,12 +334,48 @@ impl Inner {
         if volume.durable() >= wanted {
             return Ok(());
         }
+        self.commit_captured(volume, to_free).await
+    }
+
+    /// Makes durable what has changed of a volume's map, also by operations in progress.
+    ///
+    /// # Errors
+    /// As [`Inner::commit`].
+    pub(crate) async fn commit_changes(
+        self: &Rc<Inner>,
+        volume: &Volume,
+    ) -> Result<(), VolumeError> {
+        let _turn = volume.commits.acquire(1).await?;
+        if volume.uncommitted() == 0 {
+            return Ok(());
+        }
+        self.commit_captured(volume, true).await
+    }
+
+    /// The caller has the volume's turn.
+    pub(crate) async fn commit_captured(
+        self: &Rc<Inner>,
+        volume: &Volume,
+        to_free: bool,
+    ) -> Result<(), VolumeError> {
         let captured = volume.capture();
         let claim = captured.claim(to_free);
         self.write_captured(&captured, claim).await?;
         captured.end(&mut self.data.space.borrow_mut());
         self.give_space_back_if_due();
         Ok(())
+    }
+
+    /// Makes the data durable that was written before the call.
+    ///
+    /// # Errors
+    /// `Poisoned`, `Busy`.
+    pub(crate) async fn flush_data(&self) -> Result<(), VolumeError> {
+        let flushed = self.data.flush().await;
+        if flushed.is_err() && self.data.has_lost() {
+            self.unflushed.doubt();
+        }
+        flushed
     }
 
     /// Begins to give space back to the file system when much is free.
@@ -359,7 +413,7 @@ impl Inner {
         captured: &crate::volume::Capture<'_>,
         claim: Claim,
     ) -> Result<(), VolumeError> {
-        self.data.flush().await?;
+        self.flush_data().await?;
         for record in captured.records() {
             self.append(MAP, record, claim).await?;
         }

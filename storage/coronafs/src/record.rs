@@ -1,11 +1,11 @@
 //! The records of the log: every change of volumes, snapshots and maps. Sans-IO.
 //!
-//! A record's kind is the log's mark; its payload begins with a u8 version, 1. All numbers are
+//! A record's kind is the log's mark; its payload begins with a u8 version, 2. All numbers are
 //! little-endian, a text is a u32 length and UTF-8.
 //!
 //! | kind | record | payload behind the version |
 //! | --- | --- | --- |
-//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name |
+//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name, u64 key (0 none) |
 //! | 2 | volume deleted | u64 id |
 //! | 3 | map | u64 volume, u32 count, then slots: u64 cluster, u8 pieces, each u32 cluster of the data file, u16 mask |
 //! | 4 | snapshot created | u64 id, u64 volume, u64 created (ms), name |
@@ -23,9 +23,9 @@
 use segment_log::bytes::{Decode, Reader, Writer};
 
 use crate::map::{BLOCKS, Piece};
-use crate::types::{Limits, SnapshotId, VolumeId};
+use crate::types::{KeyId, Limits, SnapshotId, VolumeId};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes of slots in one map record, about.
 pub(crate) const MAP_BYTES: usize = 256 << 10;
 /// Smallest slot in a map record.
@@ -45,6 +45,7 @@ pub(crate) enum Change {
         created_ms: u64,
         owner: String,
         name: String,
+        key: Option<KeyId>,
     },
     Delete {
         id: VolumeId,
@@ -146,12 +147,14 @@ impl Change {
                 created_ms,
                 owner,
                 name,
+                key,
             } => {
                 out.u64(id.0);
                 out.u64(*bytes);
                 out.u64(*created_ms);
                 out.text(owner);
                 out.text(name);
+                put_key(&mut out, *key);
                 1
             }
             Change::Delete { id } => {
@@ -248,6 +251,7 @@ impl Change {
                 created_ms: from.u64("created")?,
                 owner: from.text("owner")?.to_owned(),
                 name: from.text("name")?.to_owned(),
+                key: take_key(&mut from)?,
             },
             2 => Change::Delete { id },
             MAP => {
@@ -297,6 +301,15 @@ impl Change {
         from.end("record")?;
         Ok(change)
     }
+}
+
+pub(crate) fn put_key(out: &mut Writer, key: Option<KeyId>) {
+    out.u64(key.map_or(0, |key| key.0));
+}
+
+pub(crate) fn take_key(from: &mut Reader<'_>) -> Decode<Option<KeyId>> {
+    let key = KeyId(from.u64("key")?);
+    Ok(Some(key).filter(|key| key.0 != 0))
 }
 
 pub(crate) fn put_limits(out: &mut Writer, limits: Limits) {

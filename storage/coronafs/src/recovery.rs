@@ -1,5 +1,6 @@
-//! What a restart makes of a partition's files: the newest checkpoint, the log behind it, and from the
-//! maps that come out what is free, and what a volume may write in place.
+//! What a restart makes of a partition's files: the newest checkpoint, the log behind it, what was not
+//! flushed when the process alone has ended, and from the maps that come out what is free, and what a
+//! volume may write in place.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,11 +15,14 @@ use crate::checkpoint::file;
 use crate::config::VolumeConfig;
 use crate::data::DataFile;
 use crate::error::VolumeError;
-use crate::map::{Node, Tree};
+use crate::keys::Keys;
+use crate::map::{CLUSTER, Node, Piece, Tree};
 use crate::partition::{Partition, Parts};
 use crate::record::Change;
 use crate::space::{Layer, Space};
 use crate::state::State;
+use crate::types::{Survived, VolumeId};
+use crate::unflushed::{Found, Unflushed};
 use crate::volume::Volume;
 
 /// Plays records in order, refusing a gap.
@@ -65,6 +69,10 @@ impl Partition {
         let failed = |e: &std::io::Error| VolumeError::internal("cannot make the directory", e);
         fs::create_dir_all(&dir).await.map_err(|e| failed(&e))?;
         fs::sync_dir(root).await.map_err(|e| failed(&e))?;
+        let poison = Rc::new(Poison::default());
+        let grow = config.data_grow_bytes;
+        // First: it waits for what a process that was killed has left in progress.
+        let data = DataFile::open(&dir.join("data"), grow, Rc::clone(&poison)).await?;
         let found = file::find(&dir, id.0).await?;
         let mut replay = Replay {
             state: found.state,
@@ -76,25 +84,32 @@ impl Partition {
             replay.take(&record)
         });
         let (log, recovered) = opened.await?;
-        let poison = Rc::new(Poison::default());
-        let data = DataFile::open(
-            &dir.join("data"),
-            config.data_grow_bytes,
-            Rc::clone(&poison),
-        )
-        .await?;
         // What the last life completed may be in a cache only, and a flush of this one finds nothing
         // that it had to make durable.
         data.flush().await?;
+        let state = replay.state;
+        let (master, in_use) = (config.master_key.as_ref(), state.keys().collect());
+        let keys = Keys::open(&dir, master, &in_use, Rc::clone(&poison)).await?;
+        let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
+        let (unflushed, left) = opened.await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
-        let mut state = replay.state;
+        let mut state = state;
         count(&mut state, &data).await?;
+        let survived = match restore(&state, &data, left)? {
+            _ if recovered.clean => Survived::Closed,
+            Ok(()) => Survived::Acknowledged,
+            Err(why) => {
+                unflushed.void_all();
+                Survived::Flushed(why)
+            }
+        };
+        own(&state, &data).await;
         tracing::info!(
             partition = id.0,
             checkpoint_lsn = found.start_lsn,
             records = recovered.records,
             torn_bytes = recovered.torn_bytes,
-            clean = recovered.clean,
+            ?survived,
             volumes = state.volumes.len(),
             snapshots = state.snapshots.len(),
             "the partition is recovered"
@@ -107,6 +122,9 @@ impl Partition {
             log,
             data,
             poison,
+            unflushed,
+            keys,
+            survived,
             state,
             checkpoints,
         };
@@ -114,8 +132,38 @@ impl Partition {
     }
 }
 
-/// Counts references and valid blocks of all maps, each node once, and gives volumes what is theirs
-/// alone.
+/// Gives maps the slots that a life before had in memory. What they are durably stays referred to.
+/// Answers why there is nothing to rely on, when that is so: then no map is touched.
+fn restore(
+    state: &State,
+    data: &DataFile,
+    left: Found,
+) -> Result<Result<(), &'static str>, VolumeError> {
+    let slots = match left {
+        Found::Slots(slots) => slots,
+        Found::Nothing(why) => return Ok(Err(why)),
+    };
+    let mut space = data.space.borrow_mut();
+    let fits = |((id, index), pieces): (&(VolumeId, u64), &Vec<Piece>)| {
+        let Some(volume) = state.volumes.get(id) else {
+            return state.is_removed(*id);
+        };
+        let inside = *index < volume.bytes().div_ceil(CLUSTER);
+        let there = pieces.iter().all(|piece| piece.cluster < space.count());
+        (inside || pieces.is_empty()) && there
+    };
+    if !slots.iter().all(fits) {
+        return Ok(Err("they are of other volumes"));
+    }
+    for ((id, index), pieces) in &slots {
+        if let Some(volume) = state.volumes.get(id) {
+            volume.restore_slot(&mut space, *index, pieces)?;
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Counts references and valid blocks of all maps, each node once.
 async fn count(state: &mut State, data: &DataFile) -> Result<(), VolumeError> {
     let mut counted = BTreeMap::new();
     for volume in state.volumes.values() {
@@ -128,11 +176,15 @@ async fn count(state: &mut State, data: &DataFile) -> Result<(), VolumeError> {
         frozen.mapped_blocks = claim_tree(&frozen.tree, &data.space, &mut counted)?;
         engine::yield_if_needed().await;
     }
+    Ok(())
+}
+
+/// Gives volumes what is theirs alone.
+async fn own(state: &State, data: &DataFile) {
     for volume in state.volumes.values() {
         own_what_is_alone(volume, data);
         engine::yield_now().await;
     }
-    Ok(())
 }
 
 fn own_what_is_alone(volume: &Volume, data: &DataFile) {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crate::map::{CLUSTER, Tree};
 use crate::record::Change;
-use crate::types::{Limits, SnapshotId, SnapshotInfo, VolumeId};
+use crate::types::{KeyId, Limits, SnapshotId, SnapshotInfo, VolumeId};
 use crate::volume::Volume;
 
 /// What a volume is, beside its map.
@@ -19,6 +19,7 @@ pub(crate) struct Meta {
     pub(crate) origin: Option<SnapshotId>,
     pub(crate) generation: u64,
     pub(crate) limits: Limits,
+    pub(crate) key: Option<KeyId>,
 }
 
 /// A volume's state as it was.
@@ -28,6 +29,7 @@ pub(crate) struct Snapshot {
     pub(crate) name: String,
     pub(crate) bytes: u64,
     pub(crate) created_ms: u64,
+    pub(crate) key: Option<KeyId>,
     pub(crate) frozen: Frozen,
 }
 
@@ -87,7 +89,7 @@ impl State {
     }
 
     /// Whether there was a volume of this number.
-    fn is_removed(&self, id: VolumeId) -> bool {
+    pub(crate) fn is_removed(&self, id: VolumeId) -> bool {
         let is_there =
             self.volumes.contains_key(&id) || self.snapshots.contains_key(&SnapshotId(id.0));
         id.0 <= self.newest && !is_there
@@ -107,6 +109,14 @@ impl State {
         ids.filter_map(|(_, id)| Some((*id, self.snapshots.get(id)?)))
     }
 
+    /// Every key that a volume or snapshot has.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = KeyId> + '_ {
+        let volumes = self.volumes.values();
+        let volumes = volumes.filter_map(|volume| volume.meta.borrow().key);
+        let snapshots = self.snapshots.values();
+        volumes.chain(snapshots.filter_map(|snapshot| snapshot.key))
+    }
+
     /// Plays a record. `frozen` is what a new snapshot holds, when its volume has gone on meanwhile.
     pub(crate) fn apply(
         &mut self,
@@ -120,8 +130,10 @@ impl State {
                 created_ms,
                 owner,
                 name,
+                key,
             } => {
-                let meta = new_meta(owner, name, bytes, created_ms);
+                let mut meta = new_meta(owner, name, bytes, created_ms);
+                meta.key = key;
                 self.add_volume(id, meta, Frozen::default());
             }
             Change::Clone {
@@ -135,6 +147,7 @@ impl State {
                 let frozen = from.frozen.clone();
                 let mut meta = new_meta(owner, name, from.bytes, created_ms);
                 meta.origin = Some(snapshot);
+                meta.key = from.key;
                 self.add_volume(id, meta, frozen);
             }
             Change::Snapshot {
@@ -149,6 +162,7 @@ impl State {
                     name,
                     bytes: of.bytes(),
                     created_ms,
+                    key: of.meta.borrow().key,
                     frozen: frozen.unwrap_or_else(|| of.frozen()),
                 };
                 self.add_snapshot(id, snapshot);
@@ -227,5 +241,6 @@ fn new_meta(owner: String, name: String, bytes: u64, created_ms: u64) -> Meta {
         origin: None,
         generation: 0,
         limits: Limits::default(),
+        key: None,
     }
 }

@@ -9,12 +9,18 @@ use engine::GuestList;
 use futures_util::future::join_all;
 
 use crate::attach::Attachment;
+use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
+use crate::unflushed::{ENTRIES_MAX, Room};
 use crate::volume::Run;
 
 /// Slots that are freed before others get a turn.
-const UNMAP_SLOTS: usize = 256;
+const UNMAP_SLOTS: usize = 128;
+/// Bytes that are written with one pass of the gate.
+const WRITE_BYTES_MAX: u64 = 4 << 20;
+/// Changes of a slot that a write makes: it moves pieces together, and maps its own.
+const SPAN_ENTRIES: usize = 2;
 /// Tries to find space by making durable what frees it.
 const RECLAIMS_MAX: usize = 3;
 
@@ -50,7 +56,7 @@ impl Span {
         mask(self.start / BLOCK, self.end.div_ceil(BLOCK))
     }
 
-    fn parts(offset: u64, len: u64) -> impl Iterator<Item = Span> {
+    fn parts(offset: u64, len: u64) -> impl Iterator<Item = Span> + Clone {
         let end = offset + len;
         let clusters = offset / CLUSTER..end.div_ceil(CLUSTER);
         clusters.map(move |index| Span {
@@ -80,7 +86,7 @@ impl Attachment {
         let using = self.inner.data.using();
         let run = self.volume.run_at(offset, into.len());
         let outcome = if run.bytes == into.len() {
-            self.read_run(run, into).await
+            self.read_run(run, offset, into).await
         } else {
             self.read_runs(offset, &into).await
         };
@@ -88,9 +94,10 @@ impl Attachment {
         outcome
     }
 
-    async fn read_run(&self, run: Run, into: GuestList) -> Result<(), VolumeError> {
+    /// Reads what lies at `offset` of the volume.
+    async fn read_run(&self, run: Run, offset: u64, into: GuestList) -> Result<(), VolumeError> {
         match run.place {
-            Some(place) => self.inner.data.read(into, place).await,
+            Some(place) => self.inner.data.read(into, place, self.coding(offset)).await,
             None => into.fill_zero(0..run.bytes).map_err(|e| {
                 VolumeError::Internal(format!("the memory of a read is not usable: {e}"))
             }),
@@ -103,7 +110,7 @@ impl Attachment {
         let mut at = 0;
         while at < into.len() {
             let run = self.volume.run_at(offset + at, into.len() - at);
-            reads.push(self.read_run(run, into.slice(at..at + run.bytes)));
+            reads.push(self.read_run(run, offset + at, into.slice(at..at + run.bytes)));
             at += run.bytes;
         }
         first_error(join_all(reads).await)
@@ -114,10 +121,27 @@ impl Attachment {
         offset: u64,
         from: GuestList,
     ) -> Result<(), VolumeError> {
-        if from.is_empty() {
-            return Ok(());
+        let mut at = 0;
+        while from.len() - at > WRITE_BYTES_MAX {
+            // Ends of parts are ends of clusters.
+            let len = WRITE_BYTES_MAX - (offset + at) % CLUSTER;
+            self.write_part(offset + at, from.slice(at..at + len))
+                .await?;
+            at += len;
         }
+        match at {
+            _ if from.is_empty() => Ok(()),
+            0 => self.write_part(offset, from).await,
+            at => {
+                self.write_part(offset + at, from.slice(at..from.len()))
+                    .await
+            }
+        }
+    }
+
+    async fn write_part(&self, offset: u64, from: GuestList) -> Result<(), VolumeError> {
         let mut reclaims = 0;
+        let mut room = None;
         loop {
             self.make_room().await?;
             let pass = self.volume.gate.pass().await;
@@ -127,28 +151,44 @@ impl Attachment {
                 self.volume
                     .place_to_overwrite(&self.inner.data.space.borrow(), offset, from.len());
             if let Some(place) = place {
-                let outcome = self.inner.data.write(from, place).await;
+                let outcome = self
+                    .inner
+                    .data
+                    .write(from, place, self.coding(offset))
+                    .await;
                 using.end();
                 self.volume.note_done();
                 return outcome;
             }
             let parts = Span::parts(offset, from.len());
+            let entries = parts.clone().count() * SPAN_ENTRIES;
+            let Some(room_now) = room.take().or_else(|| self.inner.try_room(entries)) else {
+                using.end();
+                drop(pass);
+                room = Some(self.inner.room(entries).await?);
+                continue;
+            };
             let writes = parts.map(|span| {
                 let at = span.index * CLUSTER + span.start - offset;
-                self.write_span(span, Source::Guest(&from, at))
+                self.write_span(&room_now, span, Source::Guest(&from, at))
             });
             let outcome = first_error(join_all(writes).await);
             using.end();
             self.volume.note_done();
-            drop(pass);
+            drop((pass, room_now));
             if outcome != Err(VolumeError::Full) || reclaims == RECLAIMS_MAX {
-                return outcome;
+                return outcome.and_then(|()| self.check_kept());
             }
             reclaims += 1;
             if !self.inner.reclaim().await? {
                 return outcome;
             }
         }
+    }
+
+    /// What was changed is acknowledged when a kill cannot lose it.
+    fn check_kept(&self) -> Result<(), VolumeError> {
+        Ok(self.inner.poison.check()?)
     }
 
     /// Holds a volume's changes back while too many of them are not durable.
@@ -171,7 +211,12 @@ impl Attachment {
     }
 
     /// Writes a range inside of one cluster, and maps it.
-    async fn write_span(&self, span: Span, source: Source<'_>) -> Result<(), VolumeError> {
+    async fn write_span(
+        &self,
+        room: &Room<'_>,
+        span: Span,
+        source: Source<'_>,
+    ) -> Result<(), VolumeError> {
         let data = &self.inner.data;
         let volume = &self.volume;
         let _lock = volume.locks.lock(span.index).await;
@@ -186,13 +231,15 @@ impl Attachment {
             },
         };
         let wrote = async {
-            let piece = self.gather(span, piece).await?;
+            let piece = self.gather(room, span, piece).await?;
             self.write_piece(span, piece, source).await
         };
         let wrote = wrote.await;
         let mut space = data.space.borrow_mut();
         match wrote {
-            Ok(()) => volume.map_blocks(&mut space, span.index, piece.cluster, span.blocks()),
+            Ok(()) => {
+                volume.map_blocks(&mut space, room, span.index, piece.cluster, span.blocks());
+            }
             Err(_) if volume.refers_to(span.index, piece.cluster) => {}
             // Nobody has seen it.
             Err(_) => space.end([piece.cluster]),
@@ -201,7 +248,7 @@ impl Attachment {
     }
 
     /// When the slot lies in too many pieces, moves what the write does not cover into its own.
-    async fn gather(&self, span: Span, own: Piece) -> Result<Piece, VolumeError> {
+    async fn gather(&self, room: &Room<'_>, span: Span, own: Piece) -> Result<Piece, VolumeError> {
         let (data, volume) = (&self.inner.data, &self.volume);
         let pieces = volume.tree.borrow().slot(span.index);
         let others = pieces.iter().filter(|piece| piece.cluster != own.cluster);
@@ -216,7 +263,10 @@ impl Attachment {
                 let count = (left >> first).trailing_ones();
                 let run = mask(u64::from(first), u64::from(first + count));
                 let within = u64::from(first) * BLOCK;
-                let buf = engine::take_buf((u64::from(count) * BLOCK) as usize)?;
+                let bytes = u64::from(count) * BLOCK;
+                let _right = data.bouncing(bytes).await?;
+                // At the same place of the volume it is the same on disk.
+                let buf = take_buf(bytes).await?;
                 let from = u64::from(piece.cluster) * CLUSTER + within;
                 let buf = data.read_buf(buf, from).await?;
                 let to = u64::from(own.cluster) * CLUSTER + within;
@@ -226,7 +276,7 @@ impl Attachment {
             }
         }
         let mut space = data.space.borrow_mut();
-        volume.map_blocks(&mut space, span.index, own.cluster, moved);
+        volume.map_blocks(&mut space, room, span.index, own.cluster, moved);
         Ok(Piece {
             mask: own.mask | moved,
             ..own
@@ -249,7 +299,8 @@ impl Attachment {
             && !fill_last
         {
             let part = list.slice(*at..*at + span.end - span.start);
-            return self.inner.data.write(part, base + span.start).await;
+            let coding = self.coding(span.index * CLUSTER + span.start);
+            return self.inner.data.write(part, base + span.start, coding).await;
         }
         let start = if fill_first {
             span.start / BLOCK * BLOCK
@@ -261,7 +312,9 @@ impl Attachment {
         } else {
             span.end
         };
-        let mut buf = engine::take_buf((end - start) as usize)?;
+        // One more block at a time for what was there.
+        let _right = self.inner.data.bouncing(end - start + BLOCK).await?;
+        let mut buf = take_buf(end - start).await?;
         buf.fill(0);
         if fill_first {
             let old = self.old_block(span.index, start).await?;
@@ -274,16 +327,24 @@ impl Attachment {
         }
         let (from, to) = ((span.start - start) as usize, (span.end - start) as usize);
         source.copy_out(&mut buf[from..to])?;
+        if let Some(coding) = self.coding(span.index * CLUSTER + start) {
+            coding.cipher.encrypt(coding.place, &mut buf);
+        }
         self.inner.data.write_buf(buf, base + start).await
     }
 
     /// What the block at a place of a cluster holds.
     async fn old_block(&self, index: u64, at: u64) -> Result<engine::DmaBuf, VolumeError> {
-        let mut buf = engine::take_buf(BLOCK as usize)?;
-        if let Some(place) = self.volume.run_at(index * CLUSTER + at, BLOCK).place {
-            return self.inner.data.read_buf(buf, place).await;
+        let mut buf = take_buf(BLOCK).await?;
+        let offset = index * CLUSTER + at;
+        let Some(place) = self.volume.run_at(offset, BLOCK).place else {
+            buf.fill(0);
+            return Ok(buf);
+        };
+        let mut buf = self.inner.data.read_buf(buf, place).await?;
+        if let Some(coding) = self.coding(offset) {
+            coding.cipher.decrypt(offset, &mut buf);
         }
-        buf.fill(0);
         Ok(buf)
     }
 
@@ -294,6 +355,7 @@ impl Attachment {
         let mut next = first / CLUSTER;
         while first < end && next * CLUSTER < end {
             self.make_room().await?;
+            let room = self.inner.room(UNMAP_SLOTS).await?;
             let pass = self.volume.gate.pass().await;
             self.check_live()?;
             for _ in 0..UNMAP_SLOTS {
@@ -308,14 +370,14 @@ impl Attachment {
                 let _lock = self.volume.locks.lock(next).await;
                 let mut space = self.inner.data.space.borrow_mut();
                 let blocks = mask(from / BLOCK, to / BLOCK);
-                self.volume.unmap_blocks(&mut space, next, blocks);
+                self.volume.unmap_blocks(&mut space, &room, next, blocks);
                 next += 1;
             }
             self.volume.note_done();
-            drop(pass);
+            drop((pass, room));
             engine::yield_if_needed().await;
         }
-        Ok(())
+        self.check_kept()
     }
 
     /// Makes a range read as zeros.
@@ -336,6 +398,7 @@ impl Attachment {
             return Ok(());
         }
         self.make_room().await?;
+        let room = self.inner.room(SPAN_ENTRIES).await?;
         let _pass = self.volume.gate.pass().await;
         self.check_range(start, end - start)?;
         if self.volume.run_at(start, end - start).place.is_none() {
@@ -348,11 +411,14 @@ impl Attachment {
             end: end - index * CLUSTER,
         };
         let using = self.inner.data.using();
-        let outcome = self.write_span(span, Source::Zeros).await;
+        let outcome = self.write_span(&room, span, Source::Zeros).await;
         using.end();
         self.volume.note_done();
-        outcome
+        outcome.and_then(|()| self.check_kept())
     }
 }
 
 const _: () = assert!(BLOCKS == 16, "a mask has a bit for each block");
+const _: () = assert!(UNMAP_SLOTS <= ENTRIES_MAX);
+// A part that does not begin with a cluster touches one more.
+const _: () = assert!((WRITE_BYTES_MAX / CLUSTER + 1) as usize * SPAN_ENTRIES <= ENTRIES_MAX);

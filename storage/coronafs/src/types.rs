@@ -10,6 +10,10 @@ pub struct VolumeId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(pub u64);
 
+/// A volume's key, which its snapshots and their clones have too; a number of the same kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub u64);
+
 /// Largest volume: 2 PiB.
 pub const VOLUME_BYTES_MAX: u64 = 2 << 50;
 /// What a volume's size is a multiple of.
@@ -31,7 +35,7 @@ pub struct Limits {
 }
 
 /// A volume to make.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewVolume {
     /// Whose it is.
     pub owner: String,
@@ -39,6 +43,8 @@ pub struct NewVolume {
     pub name: String,
     /// Its size, a multiple of [`VOLUME_BYTES_UNIT`].
     pub bytes: u64,
+    /// Whether its blocks are encrypted on disk, by a key of its own.
+    pub encrypted: bool,
 }
 
 /// A volume to make from a snapshot.
@@ -67,6 +73,8 @@ pub struct VolumeInfo {
     pub created_ms: u64,
     /// The snapshot that it was cloned from; that one may be gone.
     pub origin: Option<SnapshotId>,
+    /// The key that it is encrypted with, when it is.
+    pub key: Option<KeyId>,
     /// The newest attachment's number.
     pub generation: u64,
     /// Attachments that are not fenced.
@@ -77,6 +85,17 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// Its snapshots.
     pub snapshots: usize,
+}
+
+/// What a partition that was opened has of its life before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survived {
+    /// All: it was closed, or is new.
+    Closed,
+    /// All that was acknowledged: the process ended, not the machine.
+    Acknowledged,
+    /// All that was flushed, and why it may not be all that was acknowledged.
+    Flushed(&'static str),
 }
 
 /// What is known of a snapshot.

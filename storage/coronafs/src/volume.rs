@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use engine::sync::{Notify, Semaphore};
 
+use crate::error::VolumeError;
 use crate::gate::{Gate, SlotLocks};
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, slot_of};
 use crate::partition::Claim;
@@ -20,6 +21,7 @@ use crate::space::{Layer, Space};
 use crate::state::{Frozen, Meta};
 use crate::throttle::Throttle;
 use crate::types::{Limits, VolumeId};
+use crate::unflushed::Room;
 
 /// Flushes of a volume that may wait for their turn.
 const COMMITS_MAX: usize = 4096;
@@ -206,8 +208,15 @@ impl Volume {
 
     /// Blocks of a slot now lie in `cluster`, which the volume's layer owns. The caller holds the
     /// slot's lock.
-    pub(crate) fn map_blocks(&self, space: &mut Space, index: u64, cluster: u32, blocks: u16) {
-        self.change_slot(space, index, |pieces| {
+    pub(crate) fn map_blocks(
+        &self,
+        space: &mut Space,
+        room: &Room<'_>,
+        index: u64,
+        cluster: u32,
+        blocks: u16,
+    ) {
+        self.change_slot(space, room, index, |pieces| {
             for piece in pieces.iter_mut() {
                 piece.mask &= !blocks;
             }
@@ -225,17 +234,22 @@ impl Volume {
     }
 
     /// Blocks of a slot now read as zeros. The caller holds the slot's lock.
-    pub(crate) fn unmap_blocks(&self, space: &mut Space, index: u64, blocks: u16) {
-        self.change_slot(space, index, |pieces| {
+    pub(crate) fn unmap_blocks(&self, space: &mut Space, room: &Room<'_>, index: u64, blocks: u16) {
+        self.change_slot(space, room, index, |pieces| {
             for piece in pieces.iter_mut() {
                 piece.mask &= !blocks;
             }
         });
     }
 
-    fn change_slot(&self, space: &mut Space, index: u64, change: impl FnOnce(&mut Vec<Piece>)) {
-        let mut tree = self.tree.borrow_mut();
-        let old = tree.slot(index);
+    fn change_slot(
+        &self,
+        space: &mut Space,
+        room: &Room<'_>,
+        index: u64,
+        change: impl FnOnce(&mut Vec<Piece>),
+    ) {
+        let old = self.tree.borrow().slot(index);
         let mut new = old.clone();
         change(&mut new);
         // The references of pieces that are gone end with the next commit.
@@ -243,12 +257,47 @@ impl Volume {
         self.ended
             .borrow_mut()
             .extend(gone.map(|piece| piece.cluster));
-        if new == old {
-            return;
+        if new != old {
+            self.set_slot(space, index, &old, &new);
+            room.put(self.id, index, &new);
         }
-        tree.set(index, &new, |cluster| space.refer(cluster));
+    }
+
+    /// A slot is what it was in memory in a life before, which had not made it durable. What it refers
+    /// to no more stays referred to until that is durable.
+    ///
+    /// # Errors
+    /// `Corrupt` when the file has no such cluster.
+    pub(crate) fn restore_slot(
+        &self,
+        space: &mut Space,
+        index: u64,
+        new: &[Piece],
+    ) -> Result<(), VolumeError> {
+        let old = self.tree.borrow().slot(index);
+        if new == old {
+            return Ok(());
+        }
+        let is_in = |piece: &Piece, pieces: &[Piece]| {
+            pieces.iter().any(|other| other.cluster == piece.cluster)
+        };
+        for piece in new.iter().filter(|piece| !is_in(piece, &old)) {
+            space.claim(piece.cluster)?;
+        }
+        let gone = old.iter().filter(|piece| !is_in(piece, new));
+        self.ended
+            .borrow_mut()
+            .extend(gone.map(|piece| piece.cluster));
+        self.set_slot(space, index, &old, new);
+        self.note_done();
+        Ok(())
+    }
+
+    fn set_slot(&self, space: &mut Space, index: u64, old: &[Piece], new: &[Piece]) {
+        let mut tree = self.tree.borrow_mut();
+        tree.set(index, new, |cluster| space.refer(cluster));
         let blocks = |pieces: &[Piece]| pieces.iter().map(|p| u64::from(p.mask.count_ones())).sum();
-        let (before, after): (u64, u64) = (blocks(&old), blocks(&new));
+        let (before, after): (u64, u64) = (blocks(old), blocks(new));
         self.mapped_blocks
             .set(self.mapped_blocks.get() + after - before);
         self.dirty.borrow_mut().insert(index);

@@ -45,6 +45,7 @@ async fn work(root: &std::path::Path) {
         owner: "me".into(),
         name: "disk".into(),
         bytes: LEN as u64,
+        ..NewVolume::default()
     };
     let id = store.create(new).await.unwrap().id;
     let device = store.attach(id, writer).await.unwrap();
@@ -118,6 +119,7 @@ async fn hostile(root: &std::path::Path) {
             owner: "me".into(),
             name: name.into(),
             bytes: LEN as u64,
+            ..NewVolume::default()
         };
         let id = store.create(new).await.unwrap().id;
         devices.push(store.attach(id, writer).await.unwrap());

@@ -72,10 +72,16 @@ pub struct FlushGate {
     begun: Cell<u64>,
     done: Cell<u64>,
     running: Cell<bool>,
+    failed: Cell<bool>,
     ended: Notify,
 }
 
 impl FlushGate {
+    /// Whether a flush has failed: what it should have made durable may be lost.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
     /// Makes all writes that have completed before the call durable: returns after a flush that began
     /// after it. One flush serves all that wait for it. Cancel-safe.
     ///
@@ -100,6 +106,7 @@ impl FlushGate {
                 if error.kind() == std::io::ErrorKind::ResourceBusy {
                     return Err(FlushError::Busy);
                 }
+                self.failed.set(true);
                 let poisoned = poison.set(&error.to_string());
                 drop(ended);
                 return Err(poisoned.into());

@@ -3,6 +3,7 @@
 
 mod disk;
 mod disk_laws;
+mod mapped;
 mod net;
 mod pages;
 mod world;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::map::Piece;
-use crate::types::Limits;
+use crate::types::{KeyId, Limits};
 
 fn frames_of(image: &Image) -> Vec<Vec<u8>> {
     let mut frames = vec![FRAMES.frame(HEAD, 0, &head_payload(3, 77, image.newest))];
@@ -41,6 +41,7 @@ fn meta(name: &str) -> Meta {
             bytes_per_s: 2,
             burst_ms: 3,
         },
+        key: Some(KeyId(3)),
     }
 }
 
@@ -65,6 +66,7 @@ fn image() -> Image {
             name: format!("s{number}"),
             bytes: 1 << 40,
             created_ms: number,
+            key: (number > 2).then_some(KeyId(number)),
             frozen: Frozen {
                 tree: tree.clone(),
                 mapped_blocks: 0,

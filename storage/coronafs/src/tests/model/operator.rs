@@ -96,7 +96,11 @@ async fn create(store: &Partition, world: &World, rng: &mut Rng) {
     let bytes = clusters * 64 * KIB - rng.below(3) * 4096;
     let may = vec![vec![0]; (bytes / 512) as usize];
     world.model.borrow_mut().pending.create = Some((name.clone(), may.clone()));
-    let made = store.create(new_volume(&name, bytes)).await.unwrap();
+    let new = NewVolume {
+        encrypted: rng.below(2) == 0,
+        ..new_volume(&name, bytes)
+    };
+    let made = store.create(new).await.unwrap();
     add(store, world, made, may).await;
 }
 

@@ -1,0 +1,164 @@
+//! What an encrypted volume's blocks are on disk: AES-256 in XTS mode (IEEE 1619-2018, NIST SP 800-38E).
+//! Sans-IO.
+//!
+//! A data unit is 512 bytes, and its number is that of its place in the volume, not in the data file. So
+//! what volumes share means the same to each of them, and a cluster moves without being opened. The
+//! mode hides what is there, and nothing tells that somebody changed it.
+
+use aes::Aes256;
+use aes::cipher::{Block, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use zeroize::Zeroizing;
+
+/// Bytes of a data unit.
+const UNIT: usize = 512;
+/// Bytes of a block of the cipher.
+const CELL: usize = 16;
+/// Units whose tweaks are made together: as many blocks as the CPU works on side by side.
+const GROUP: usize = 8;
+
+/// The two keys of a volume: for its data, then for the tweaks.
+pub(crate) type KeyBytes = Zeroizing<[u8; 64]>;
+
+/// A volume's keys, made ready.
+pub(crate) struct Cipher {
+    data: Aes256,
+    tweaks: Aes256,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Encrypt,
+    Decrypt,
+}
+
+impl Cipher {
+    pub(crate) fn new(key: &KeyBytes) -> Cipher {
+        let (data, tweaks) = key.split_at(32);
+        let half = |half: &[u8]| Aes256::new_from_slice(half).expect("32 bytes are a key");
+        Cipher {
+            data: half(data),
+            tweaks: half(tweaks),
+        }
+    }
+
+    /// Encrypts what lies at a byte of the volume.
+    ///
+    /// # Panics
+    /// When place or length are no whole number of units.
+    pub(crate) fn encrypt(&self, place: u64, bytes: &mut [u8]) {
+        self.run(place, bytes, Way::Encrypt);
+    }
+
+    /// Decrypts it.
+    ///
+    /// # Panics
+    /// As [`Cipher::encrypt`].
+    pub(crate) fn decrypt(&self, place: u64, bytes: &mut [u8]) {
+        self.run(place, bytes, Way::Decrypt);
+    }
+
+    fn run(&self, place: u64, bytes: &mut [u8], way: Way) {
+        assert!(
+            place.is_multiple_of(UNIT as u64) && bytes.len().is_multiple_of(UNIT),
+            "units are encrypted whole"
+        );
+        let mut number = place / UNIT as u64;
+        for group in bytes.chunks_mut(GROUP * UNIT) {
+            let mut tweaks: [Block<Aes256>; GROUP] = Default::default();
+            for tweak in &mut tweaks {
+                *tweak = u128::from(number).to_le_bytes().into();
+                number += 1;
+            }
+            self.tweaks.encrypt_blocks(&mut tweaks);
+            for (unit, tweak) in group.chunks_mut(UNIT).zip(tweaks) {
+                self.unit(unit, u128::from_le_bytes(tweak.into()), way);
+            }
+        }
+    }
+
+    fn unit(&self, unit: &mut [u8], tweak: u128, way: Way) {
+        let mut masks = [tweak; UNIT / CELL];
+        for at in 1..masks.len() {
+            masks[at] = doubled(masks[at - 1]);
+        }
+        let (blocks, _) = Block::<Aes256>::slice_as_chunks_mut(unit);
+        mask(blocks, &masks);
+        match way {
+            Way::Encrypt => self.data.encrypt_blocks(blocks),
+            Way::Decrypt => self.data.decrypt_blocks(blocks),
+        }
+        mask(blocks, &masks);
+    }
+}
+
+fn mask(blocks: &mut [Block<Aes256>], masks: &[u128]) {
+    for (block, mask) in blocks.iter_mut().zip(masks) {
+        let masked = u128::from_le_bytes((*block).into()) ^ mask;
+        *block = masked.to_le_bytes().into();
+    }
+}
+
+/// Twice a number of the field of 2^128 elements, by the polynomial of the mode.
+fn doubled(tweak: u128) -> u128 {
+    (tweak << 1) ^ (0x87 & (tweak >> 127).wrapping_neg())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &str) -> KeyBytes {
+        let mut key = KeyBytes::new([0; 64]);
+        hex::decode_to_slice(text, &mut *key).unwrap();
+        key
+    }
+
+    /// IEEE 1619-2018, annex B, vector 10.
+    #[test]
+    fn the_standard_s_vector_is_met_both_ways() {
+        let cipher = Cipher::new(&key(concat!(
+            "2718281828459045235360287471352662497757247093699959574966967627",
+            "3141592653589793238462643383279502884197169399375105820974944592",
+        )));
+        let wanted = concat!(
+            "1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d414a3e63b",
+            "5d31e276f8fe4a8d66b317f9ac683f44680a86ac35adfc3345befecb4bb188fd",
+            "5776926c49a3095eb108fd1098baec70aaa66999a72a82f27d848b21d4a741b0",
+            "c5cd4d5fff9dac89aeba122961d03a757123e9870f8acf1000020887891429ca",
+            "2a3e7a7d7df7b10355165c8b9a6d0a7de8b062c4500dc4cd120c0f7418dae3d0",
+            "b5781c34803fa75421c790dfe1de1834f280d7667b327f6c8cd7557e12ac3a0f",
+            "93ec05c52e0493ef31a12d3d9260f79a289d6a379bc70c50841473d1a8cc81ec",
+            "583e9645e07b8d9670655ba5bbcfecc6dc3966380ad8fecb17b6ba02469a020a",
+            "84e18e8f84252070c13e9f1f289be54fbc481457778f616015e1327a02b140f1",
+            "505eb309326d68378f8374595c849d84f4c333ec4423885143cb47bd71c5edae",
+            "9be69a2ffeceb1bec9de244fbe15992b11b77c040f12bd8f6a975a44a0f90c29",
+            "a9abc3d4d893927284c58754cce294529f8614dcd2aba991925fedc4ae74ffac",
+            "6e333b93eb4aff0479da9a410e4450e0dd7ae4c6e2910900575da401fc07059f",
+            "645e8b7e9bfdef33943054ff84011493c27b3429eaedb4ed5376441a77ed4385",
+            "1ad77f16f541dfd269d50d6a5f14fb0aab1cbb4c1550be97f7ab4066193c4caa",
+            "773dad38014bd2092fa755c824bb5e54c4f36ffda9fcea70b9c6e693e148c151",
+        );
+        let plain: Vec<u8> = (0..UNIT).map(|at| at as u8).collect();
+        let mut bytes = plain.clone();
+        cipher.encrypt(0xFF * UNIT as u64, &mut bytes);
+        assert_eq!(hex::encode(&bytes), wanted);
+        cipher.decrypt(0xFF * UNIT as u64, &mut bytes);
+        assert_eq!(bytes, plain);
+    }
+
+    #[test]
+    fn units_are_told_apart_by_their_place_and_not_by_how_many_come_together() {
+        let cipher = Cipher::new(&KeyBytes::new(std::array::from_fn(|at| at as u8)));
+        let mut together = vec![7; 21 * UNIT];
+        cipher.encrypt(3 * UNIT as u64, &mut together);
+        for (number, unit) in (3..).zip(together.chunks(UNIT)) {
+            let mut alone = vec![7; UNIT];
+            cipher.encrypt(number * UNIT as u64, &mut alone);
+            assert_eq!(alone, unit);
+        }
+        let mut units: Vec<&[u8]> = together.chunks(UNIT).collect();
+        units.sort_unstable();
+        units.dedup();
+        assert_eq!(units.len(), 21);
+    }
+}

@@ -46,15 +46,12 @@ impl EventFd {
     /// # Errors
     /// As the kernel says.
     pub async fn wait(&mut self) -> io::Result<u64> {
-        let op = OpFuture::start(
-            &self.shard,
-            Box::new(0_u64),
-            Leaves::Nothing,
-            |counter, _| Op::ReadEvent {
+        let op = OpFuture::start(&self.shard, Box::new(0_u64), Leaves::Event, |counter, _| {
+            Op::ReadEvent {
                 event: self.handle,
                 counter: &raw mut **counter,
-            },
-        );
+            }
+        });
         let (outcome, counter) = op.await;
         check(outcome.result).map(|_| *counter)
     }
@@ -73,9 +70,9 @@ impl EventFd {
     /// the counter is full, which whoever shares it can bring about. Dropping the future cancels it.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// As the kernel says; `ResourceBusy` when the shard had no slot for the operation.
     pub fn post(&self) -> impl Future<Output = io::Result<()>> + use<> {
-        let op = OpFuture::start(&self.shard, (), Leaves::Nothing, |(), _| Op::AddEvent {
+        let op = OpFuture::start(&self.shard, (), Leaves::Event, |(), _| Op::AddEvent {
             event: self.handle,
             count: &1,
         });
@@ -125,7 +122,7 @@ fn start(event: &EventFd) -> io::Result<MultiOp> {
     let op = Op::WatchEvent {
         event: event.handle,
     };
-    let started = MultiOp::start(&event.shard, Leaves::Nothing, op);
+    let started = MultiOp::start(&event.shard, Leaves::Event, op);
     started.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::ResourceBusy,

@@ -22,6 +22,8 @@ pub(crate) enum Leaves {
     RingBuffer,
     /// Nothing: the operation closes a handle.
     Closed,
+    /// Nothing: the operation is on an eventfd.
+    Event,
 }
 
 /// One operation with one outcome. Dropping it cancels the operation, which may still happen.

@@ -229,7 +229,7 @@ impl ShardCore {
                     }
                 }
                 Leaves::Handle if item.result >= 0 => self.close(RawHandle(item.result)),
-                Leaves::Handle | Leaves::Nothing | Leaves::Closed => {}
+                Leaves::Handle | Leaves::Nothing | Leaves::Closed | Leaves::Event => {}
             }
         }
     }

@@ -4,7 +4,8 @@
 //! - A slot is reused only after the operation's last completion.
 //! - A future that is dropped early leaves its buffers in the slot (`keep`); they are dropped at
 //!   the last completion, never before. A leaked future leaks its buffers, which is safe.
-//! - The number of slots is fixed; a full table answers [`Slots::claim`] with `None`.
+//! - The number of slots is fixed; a full table answers [`Slots::claim`] with `None`. Operations on
+//!   eventfds find some more: a table that is full of others must not keep those from ending.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -12,6 +13,9 @@ use std::task::{Poll, Waker};
 
 use crate::backend::{Completion, Part, SlotId};
 use crate::op::Leaves;
+
+/// Slots past the table's bound for operations on eventfds, of which each has few at a time.
+const EVENTS_MAX: usize = 1024;
 
 /// One answer of a multishot operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,13 +109,18 @@ impl Slots {
             disk_bytes,
             leaves,
         };
+        let most = match leaves {
+            // Closing a handle always finds a slot: a full table must not leak descriptors.
+            Leaves::Closed => usize::MAX,
+            Leaves::Event => self.max + EVENTS_MAX,
+            Leaves::Nothing | Leaves::Handle | Leaves::RingBuffer => self.max,
+        };
+        if self.in_flight() >= most {
+            return None;
+        }
         if let Some(id) = self.free.pop() {
             self.table[id as usize] = fresh;
             return Some(id);
-        }
-        // Closing a handle always finds a slot: a full table must not leak descriptors.
-        if self.table.len() >= self.max && leaves != Leaves::Closed {
-            return None;
         }
         self.table.push(fresh);
         Some((self.table.len() - 1) as SlotId)
@@ -313,6 +322,30 @@ mod tests {
         let mut slots = Slots::new(1);
         assert!(slots.claim(1, false, None, Leaves::Nothing).is_some());
         assert!(slots.claim(1, false, None, Leaves::Nothing).is_none());
+    }
+
+    #[test]
+    fn a_full_table_has_room_for_events_and_closes_and_none_for_others_after_them() {
+        let mut slots = Slots::new(1);
+        assert!(slots.claim(1, false, None, Leaves::Nothing).is_some());
+        let events: Vec<SlotId> =
+            std::iter::from_fn(|| slots.claim(1, true, None, Leaves::Event)).collect();
+        assert_eq!(events.len(), EVENTS_MAX);
+        assert!(slots.claim(1, false, None, Leaves::Closed).is_some());
+        for id in events {
+            drop(slots.complete(done(id, 1, false)));
+            assert_eq!(
+                slots.poll_item(id, Waker::noop()),
+                Poll::Ready(Some(Item {
+                    result: 1,
+                    buffer: None
+                }))
+            );
+            assert_eq!(slots.poll_item(id, Waker::noop()), Poll::Ready(None));
+        }
+        // What they have left is theirs.
+        assert!(slots.claim(1, false, None, Leaves::Nothing).is_none());
+        assert!(slots.claim(1, false, None, Leaves::Event).is_some());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod page;
 mod proc;
 mod process;
 mod report;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -46,6 +47,11 @@ enum Bench {
     /// Serves one call that does nothing, for `control`.
     #[command(hide = true)]
     ControlServer(control::server::ServerArgs),
+    /// Volumes by vhost-user-blk, beside qemu-storage-daemon.
+    Volumes(volumes::VolumesArgs),
+    /// Serves one volume, for `volumes`.
+    #[command(hide = true)]
+    VolumeServer(volumes::server::ServerArgs),
     /// One object of 6 GiB, up and down, and the memory that the server needs for it.
     BigObject(objects::big::BigObjectArgs),
 }
@@ -65,6 +71,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Bench::Control(args) => (control::run(&args)?, args.json, args.strict),
         Bench::ControlServer(args) => {
             control::server::run(&args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Bench::Volumes(args) => (volumes::run(&args)?, args.json, args.strict),
+        Bench::VolumeServer(args) => {
+            volumes::server::run(args)?;
             return Ok(ExitCode::SUCCESS);
         }
         Bench::BigObject(args) => (objects::big::run(&args)?, args.json, args.strict),

@@ -45,6 +45,8 @@ pub enum Limit {
     Ratio(f64),
     /// In the row's own unit.
     Value(f64),
+    /// So much more than the peer's median.
+    Above(f64),
 }
 
 /// The one a row is compared with.
@@ -105,6 +107,7 @@ impl Row {
         match self.limit? {
             Limit::Value(most) => Some(most),
             Limit::Ratio(most) => self.peer.as_ref().map(|peer| most * peer.median),
+            Limit::Above(most) => self.peer.as_ref().map(|peer| peer.median + most),
         }
     }
 
@@ -129,6 +132,8 @@ impl Row {
         let limit = match (self.limit, self.peer.as_ref()) {
             (None, _) => "-".to_owned(),
             (Some(Limit::Value(most)), _) => format!("<= {}", short(most)),
+            (Some(Limit::Above(most)), Some(peer)) => format!("<= {} + {most}", peer.name),
+            (Some(Limit::Above(most)), None) => format!("<= peer + {most}"),
             (Some(Limit::Ratio(most)), Some(peer)) => format!("<= {most} x {}", peer.name),
             (Some(Limit::Ratio(most)), None) => format!("<= {most} x peer"),
         };
@@ -244,6 +249,14 @@ mod tests {
         assert_eq!(row(5.0, limit).ok(), Some(true));
         assert_eq!(row(5.000_001, limit).ok(), Some(false));
         assert_eq!(row(9.0, None).ok(), None);
+    }
+
+    #[test]
+    fn a_distance_is_kept_up_to_its_limit_and_missed_just_above() {
+        let limit = Some(Limit::Above(5.0));
+        assert_eq!(row(9.0, limit).ok(), Some(true));
+        assert_eq!(row(9.000_001, limit).ok(), Some(false));
+        assert_eq!(row(9.0, limit).cells()[6], "<= raw + 5");
     }
 
     #[test]

@@ -145,6 +145,10 @@ pub trait BlockDevice: 'static {
 
     /// Returns when the geometry has changed since the call, as after a resize.
     fn changed(&self) -> impl Future<Output = ()>;
+
+    /// Somebody waits for all requests in progress to end: those that the device holds back, as for a
+    /// limit, begin now. A device that holds none back has nothing to do.
+    fn hurry(&self) {}
 }
 
 #[cfg(test)]

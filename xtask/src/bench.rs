@@ -32,6 +32,8 @@ enum Suite {
     Chainfire,
     /// A call through the control kit beside bare tonic and axum; operations and reservations
     Control,
+    /// Volumes by vhost-user-blk beside qemu-storage-daemon
+    Volumes,
     /// An object of 6 GiB and the memory that it takes
     BigObject,
 }
@@ -43,6 +45,7 @@ impl Suite {
             Self::Objects => "objects",
             Self::Chainfire => "chainfire",
             Self::Control => "control",
+            Self::Volumes => "volumes",
             Self::BigObject => "big-object",
         }
     }
@@ -58,6 +61,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if matches!(options.suite, Suite::Chainfire | Suite::Control) {
         setup::run_as_progress(workspace, Scope::Bench)?;
         command.env("ULTRACLOUD_BIN", workspace.build_server(Profile::Release)?);
+    }
+    if options.suite == Suite::Volumes {
+        setup::run_as_progress(workspace, Scope::Bench)?;
     }
     if options.suite == Suite::Objects {
         let clients = setup::run_as_progress(workspace, Scope::Bench)?;

@@ -17,13 +17,68 @@ const IO_MAX: u64 = 0x7FFF_F000;
 
 /// Ranges of guest memory, of one mapping or several, in the order of a transfer: where a read goes
 /// to, or a write comes from. It keeps the mappings alive. Up to four ranges need no allocation, and
-/// ranges that follow each other in memory are one.
+/// ranges that follow each other in memory are one. A clone allocates nothing.
 ///
 /// Positions are in bytes from the start of the list.
 #[derive(Clone, Debug, Default)]
 pub struct GuestList {
-    ranges: SmallVec<[ListRange; 4]>,
+    ranges: Ranges,
     bytes: u64,
+}
+
+/// Few ranges lie in the list, many in memory that its clones share.
+#[derive(Clone, Debug)]
+enum Ranges {
+    Few(SmallVec<[ListRange; FEW]>),
+    Many(Rc<Vec<ListRange>>),
+}
+
+const FEW: usize = 4;
+
+impl Default for Ranges {
+    fn default() -> Ranges {
+        Ranges::Few(SmallVec::new())
+    }
+}
+
+impl std::ops::Deref for Ranges {
+    type Target = [ListRange];
+
+    fn deref(&self) -> &[ListRange] {
+        match self {
+            Ranges::Few(few) => few,
+            Ranges::Many(many) => many,
+        }
+    }
+}
+
+impl Ranges {
+    fn last_mut(&mut self) -> Option<&mut ListRange> {
+        match self {
+            Ranges::Few(few) => few.last_mut(),
+            Ranges::Many(many) => Rc::make_mut(many).last_mut(),
+        }
+    }
+
+    fn push(&mut self, range: ListRange) {
+        match self {
+            Ranges::Few(few) if few.len() < FEW => few.push(range),
+            Ranges::Few(few) => {
+                let mut many = Vec::with_capacity(4 * FEW);
+                many.extend(few.drain(..));
+                many.push(range);
+                *self = Ranges::Many(Rc::new(many));
+            }
+            Ranges::Many(many) => Rc::make_mut(many).push(range),
+        }
+    }
+
+    fn pop(&mut self) {
+        match self {
+            Ranges::Few(few) => drop(few.pop()),
+            Ranges::Many(many) => drop(Rc::make_mut(many).pop()),
+        }
+    }
 }
 
 /// A range that was checked against its memory.
@@ -191,7 +246,7 @@ impl GuestList {
         assert!(inside, "{part:?} of a list of {} bytes", self.bytes);
         let mut skip = part.start;
         let mut left = part.end - part.start;
-        for range in &self.ranges {
+        for range in self.ranges.iter() {
             if left == 0 {
                 break;
             }

@@ -207,3 +207,28 @@ fn windows_share_numbers_with_the_other_side() {
     assert_eq!(window.read(0), [5; 4]);
     assert!(mem.window(65, 8, 2).is_err());
 }
+
+#[test]
+fn a_clone_of_many_ranges_is_no_part_of_the_list_that_goes_on() {
+    let mem = GuestMem::anonymous(1 << 16).unwrap();
+    let mut list = GuestList::new();
+    for place in 0..9_u64 {
+        let before = list.clone();
+        let range = GuestIov {
+            offset: place * 4096,
+            len: 512,
+        };
+        list.push(&mem, range).unwrap();
+        let place = place as usize;
+        assert_eq!((before.ranges(), before.len()), (place, 512 * place as u64));
+        assert_eq!((list.ranges(), list.len()), (place + 1, before.len() + 512));
+    }
+    let whole = list.clone();
+    list.truncate(700);
+    assert_eq!((list.ranges(), whole.ranges()), (2, 9));
+    assert!(whole.slice(0..700).is_aligned(4));
+    let mut byte = [7];
+    whole.copy_in(8 * 512, &byte).unwrap();
+    mem.copy_out(8 * 4096, &mut byte).unwrap();
+    assert_eq!(byte, [7]);
+}

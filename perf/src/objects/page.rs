@@ -48,6 +48,13 @@ pub const CONTROL: Section = Section {
     about: ABOUT_CONTROL,
 };
 
+/// The section of `perf volumes`.
+pub const VOLUMES: Section = Section {
+    heading: "CoronaFS",
+    suite: "volumes",
+    about: ABOUT_VOLUMES,
+};
+
 /// The section of `perf big-object`.
 pub const BIG_OBJECT: Section = Section {
     heading: "LightningStor: one object of 6 GiB",
@@ -131,6 +138,15 @@ with none of them by the bare server; 16 connections with a call at a time, the 
 that do nothing, 64 operations of four steps at a time, and `reserve` reservations of one tenant's quota, 64 at a
 time, both in one process on CPU 0, on ChainFire of one (n1) and three members (n3) on CPU 1. Writes are
 revisions of ChainFire; an operation's beginning and its waiting client are in a step's figures.
+";
+
+const ABOUT_VOLUMES: &str = "
+Each backend is a process on CPU 1, alone at work there, and the front end, libblkio's vhost-user-blk, runs on
+CPU 0; one ring, rounds that interleave the contenders, and every block that is read is compared. A figure is
+the median of the rounds; CPU is that of the backend's process with its kernel workers. Both backends write
+by direct I/O and are durable when a flush has returned. A front end waits for calls, but polls where a row
+says so. `io_uring` is the same load on the peer's file without a backend: it has no CPU of its own here.
+Ours polls a ring for up to 50 us, with at most half of the shard's time; `coronafs-not-polling` never does.
 ";
 
 const ABOUT_SCALE: &str = "

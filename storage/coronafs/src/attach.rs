@@ -1,9 +1,12 @@
 //! Attachments: a volume as a block device, for as long as its generation holds.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 
 use engine::GuestList;
+use engine::sync::Notify;
+use futures_util::future::select;
 use shards::block::{BlockDevice, BlockError, Geometry};
 
 use crate::cipher::Cipher;
@@ -48,6 +51,7 @@ pub struct Attachment {
     generation: u64,
     pub(crate) read_only: bool,
     live: Rc<Cell<bool>>,
+    hurried: Notify,
 }
 
 impl std::fmt::Debug for Attachment {
@@ -108,6 +112,7 @@ impl Partition {
                 generation,
                 read_only: how.access == Access::ReadOnly,
                 live,
+                hurried: Notify::default(),
             })
         })
         .await
@@ -165,14 +170,16 @@ impl Attachment {
         Err(VolumeError::Fenced)
     }
 
-    /// Checks a request, and waits until the volume's limits let it begin.
+    /// Checks a request, and waits until the volume's limits let it begin, or it is hurried: what it owes
+    /// is counted all the same, and those that come later wait for it.
     async fn admit(&self, offset: u64, len: u64, changes: bool) -> Result<(), BlockError> {
         self.check_live().map_err(block_error)?;
         self.geometry().check(offset, len, changes)?;
         let now = engine::now();
         let begin = self.volume.throttle.borrow_mut().admit(now, len);
         if begin > now {
-            engine::sleep_until(begin).await;
+            let hurried = pin!(self.hurried.notified());
+            select(pin!(engine::sleep_until(begin)), hurried).await;
             self.check_live().map_err(block_error)?;
         }
         Ok(())
@@ -262,5 +269,9 @@ impl BlockDevice for Attachment {
 
     fn changed(&self) -> impl Future<Output = ()> {
         self.volume.changed.notified()
+    }
+
+    fn hurry(&self) {
+        self.hurried.notify_all();
     }
 }

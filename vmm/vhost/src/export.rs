@@ -14,8 +14,10 @@ use std::time::Duration;
 
 use engine::{SchedGroup, Task};
 use futures_channel::mpsc::{UnboundedReceiver, unbounded};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use shards::block::BlockDevice;
 
+use crate::cache::{Cache, Durability};
 use crate::command::Refusal;
 use crate::frontend::{Frontend, Terms};
 use crate::queue::Polling;
@@ -59,6 +61,9 @@ pub struct ExportConfig {
     /// Most bytes of a guest's memory; a front end that shares more is refused. All of it is mapped, and
     /// the addresses are the process's, of which there are 128 TiB.
     pub guest_bytes_max: u64,
+    /// What is known of the first front end's driver, as from [`Export::cache`] where it comes from. A
+    /// new driver, and one whose marks of requests come with it, need no word.
+    pub cache: Option<Cache>,
 }
 
 impl ExportConfig {
@@ -72,6 +77,7 @@ impl ExportConfig {
             group: SchedGroup::FOREGROUND,
             polling: Polling::default(),
             guest_bytes_max: 4 << 40,
+            cache: None,
         }
     }
 }
@@ -81,6 +87,7 @@ impl ExportConfig {
 pub struct Export {
     stop: Arc<Stop>,
     counters: Rc<Counters>,
+    durability: Rc<Durability>,
     served: Option<Task<()>>,
 }
 
@@ -100,6 +107,7 @@ impl Export {
         stop.watch(&source)?;
         let (events, inbox) = unbounded();
         let counters = Rc::new(Counters::default());
+        let durability = Rc::new(Durability::new(config.cache));
         let terms = Terms {
             name: config.name.as_str().into(),
             queues: config.queues,
@@ -107,6 +115,7 @@ impl Export {
             polling: config.polling,
             guest_bytes_max: config.guest_bytes_max,
             counters: Rc::clone(&counters),
+            durability: Rc::clone(&durability),
         };
         let notice = Notice::default();
         let thread = MessageThread {
@@ -125,6 +134,7 @@ impl Export {
         Ok(Export {
             stop,
             counters,
+            durability,
             served: Some(served),
         })
     }
@@ -132,6 +142,11 @@ impl Export {
     /// What it has done so far.
     pub fn stats(&self) -> Stats {
         self.counters.read()
+    }
+
+    /// What the driver that is served has chosen, as far as is known.
+    pub fn cache(&self) -> Option<Cache> {
+        self.durability.choice()
     }
 
     /// Ends the export: closes the connection and waits until nothing is in progress.
@@ -164,7 +179,9 @@ pub(crate) async fn serve<D: BlockDevice>(
     let _watch = engine::try_spawn_local(group, async move {
         loop {
             watched.changed().await;
-            tell_change(notice.clone());
+            if let Err(error) = notice.changed() {
+                tracing::warn!(%error, "a front end was not told of a change");
+            }
         }
     });
     let mut frontend: Option<Frontend<D>> = None;
@@ -180,29 +197,27 @@ pub(crate) async fn serve<D: BlockDevice>(
                 let _ = answer.send(done);
             }
             Event::Gone(drained) => {
-                if let Some(mut frontend) = frontend.take() {
-                    frontend.stop().await;
+                if let Some(frontend) = frontend.take() {
+                    frontend.leave().await;
                 }
                 let _ = drained.send(());
             }
         }
     }
-    if let Some(mut frontend) = frontend.take() {
-        frontend.stop().await;
+    if let Some(frontend) = frontend.take() {
+        frontend.leave().await;
     }
 }
 
-/// A front end may be slow to listen, so a thread tells it; changes are few.
-fn tell_change(notice: Notice) {
-    let thread = std::thread::Builder::new().name("vhost-notice".to_owned());
-    let told = thread.spawn(move || {
-        if let Err(error) = notice.changed() {
-            tracing::warn!(%error, "a front end was not told of a change");
-        }
-    });
-    if let Err(error) = told {
-        tracing::warn!(%error, "a front end was not told of a change");
-    }
+/// Connects without waiting: a front end that does not accept has a queue that is full some time.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let addr = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &addr)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Where connections come from.
@@ -369,7 +384,7 @@ impl MessageThread {
     fn connection(&self) -> io::Result<UnixStream> {
         match &self.source {
             Source::Listener { listener, .. } => listener.accept().map(|(stream, _)| stream),
-            Source::Connect(path) => UnixStream::connect(path),
+            Source::Connect(path) => connect(path),
         }
     }
 

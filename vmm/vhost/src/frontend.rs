@@ -4,7 +4,7 @@
 //! disabled or its base is taken; then, and before anything that it stands on changes, it is drained:
 //! no request is in progress after. Only its call, the write cache and the log change under it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -12,9 +12,10 @@ use engine::{EventFd, GuestMem, SchedGroup, Task};
 use shards::block::BlockDevice;
 
 use crate::blk::{self, feature};
+use crate::cache::{Cache, Durability};
 use crate::command::{Answer, Command, InflightShape, Refusal, SharedMemory};
 use crate::dirty::DirtyLog;
-use crate::inflight::{Choice, Inflight, marks_bytes};
+use crate::inflight::{Inflight, marks_bytes};
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::{Polling, Queue, Session, Shared, Stopped};
 use crate::ring::{Ring, RingAddr, RingFeatures, RingSpec, SIZE_MAX};
@@ -68,6 +69,7 @@ pub(crate) struct Terms {
     pub(crate) polling: Polling,
     pub(crate) guest_bytes_max: u64,
     pub(crate) counters: Rc<Counters>,
+    pub(crate) durability: Rc<Durability>,
 }
 
 impl<D: BlockDevice> Frontend<D> {
@@ -77,8 +79,7 @@ impl<D: BlockDevice> Frontend<D> {
             device,
             session: Rc::new(Session {
                 counters: Rc::clone(&terms.counters),
-                flushes: Cell::new(false),
-                writeback: Cell::new(true),
+                durability: Rc::clone(&terms.durability),
                 log: RefCell::new(None),
                 polling: terms.polling,
                 name: Rc::clone(&terms.name),
@@ -151,7 +152,7 @@ impl<D: BlockDevice> Frontend<D> {
             Command::Config { offset, len } => {
                 return Ok(Answer::Bytes(self.config(offset, len)));
             }
-            Command::SetConfig { offset, bytes } => self.set_config(offset, &bytes)?,
+            Command::SetConfig { offset, bytes } => self.set_config(offset, &bytes).await?,
             Command::SetInflight(memory, shape) => self.set_inflight(&memory, shape).await?,
             Command::SetLog(memory) => self.set_log(&memory)?,
             Command::Status => return Ok(Answer::Number(u64::from(self.status))),
@@ -161,8 +162,14 @@ impl<D: BlockDevice> Frontend<D> {
         Ok(Answer::Done)
     }
 
+    /// The front end is gone.
+    pub(crate) async fn leave(mut self) {
+        self.stop().await;
+        self.session.durability.leave();
+    }
+
     /// Drains all rings.
-    pub(crate) async fn stop(&mut self) {
+    async fn stop(&mut self) {
         for queue in 0..self.rings.len() as u32 {
             let _ = self.drained(queue).await;
         }
@@ -179,7 +186,9 @@ impl<D: BlockDevice> Frontend<D> {
         }
         let changed = features ^ self.features;
         self.features = features;
-        self.session.flushes.set(features & feature::FLUSH != 0);
+        let agreed = |bit| features & bit != 0;
+        let durability = &self.session.durability;
+        durability.agree(agreed(feature::FLUSH), agreed(feature::CONFIG_WCE));
         // The log is switched on and off under rings at work.
         if changed & !feature::LOG_ALL != 0 {
             self.restart().await;
@@ -274,34 +283,60 @@ impl<D: BlockDevice> Frontend<D> {
 
     /// Starts a ring, when it has all that it needs.
     fn start(&mut self, queue: u32) -> Result<(), Refusal> {
-        let features = RingFeatures {
-            event_idx: self.features & feature::EVENT_IDX != 0,
-            indirect: self.features & feature::INDIRECT_DESC != 0,
-        };
         // Without the vhost-user features a ring is enabled from the start.
         let implied = self.features & feature::PROTOCOL == 0;
-        let (memory, index) = (Rc::clone(&self.memory), queue as u16);
         let ring = self.ring(queue)?;
         let ready = ring.started && (ring.enabled || implied) && !ring.faulty;
         let (Some(addr), true, false) = (ring.addr, ready, ring.running.is_some()) else {
             return Ok(());
         };
-        let (size, base) = (ring.size, ring.base);
+        let (size, base, index) = (ring.size, ring.base, queue as u16);
         if size == 0 || !size.is_power_of_two() {
             return Err(Refusal::Size {
                 size: u32::from(size),
             });
         }
-        let spec = RingSpec {
-            memory,
+        self.settle_cache();
+        let inflight = self.marks(index, size)?;
+        let ring = Ring::new(self.spec(addr, size, base))?;
+        self.spawn(index, ring, inflight)
+    }
+
+    fn spec(&self, addr: RingAddr, size: u16, base: u16) -> RingSpec {
+        RingSpec {
+            memory: Rc::clone(&self.memory),
             size,
             addr,
-            features,
+            features: RingFeatures {
+                event_idx: self.features & feature::EVENT_IDX != 0,
+                indirect: self.features & feature::INDIRECT_DESC != 0,
+            },
             base,
+        }
+    }
+
+    /// Before any ring works: a driver that was at work before us may have chosen, and a new one has not.
+    fn settle_cache(&self) {
+        if !self.session.durability.is_unknown() {
+            return;
+        }
+        let is_new = |ring: &Vring| match ring.addr {
+            Some(addr) if ring.size > 0 => {
+                let found = Ring::new(self.spec(addr, ring.size, ring.base));
+                found.is_ok_and(|ring| ring.is_untouched())
+            }
+            _ => true,
         };
-        let inflight = self.marks(index, size)?;
-        let ring = Ring::new(spec)?;
-        self.spawn(index, ring, inflight)
+        if self.rings.iter().all(is_new) {
+            self.choose(Cache::WriteBack);
+        } else {
+            let device = &*self.session.name;
+            tracing::info!(
+                device,
+                "it is not known whether the driver flushes: writes are durable"
+            );
+            self.choose(Cache::WriteThrough);
+        }
     }
 
     fn marks(&self, queue: u16, size: u16) -> Result<Option<Inflight>, Refusal> {
@@ -344,21 +379,30 @@ impl<D: BlockDevice> Frontend<D> {
     fn config(&self, offset: u32, len: u32) -> Vec<u8> {
         const PCI: u32 = 0x100;
         let from = offset.checked_sub(PCI).unwrap_or(offset) as usize;
-        let writeback = self.session.writeback.get();
+        let writeback = self.session.durability.says_writeback();
         let space = blk::config(&self.device.geometry(), self.rings.len() as u16, writeback);
         let rest = space.get(from..).unwrap_or_default();
         let bytes = rest.iter().copied().chain(std::iter::repeat(0));
         bytes.take(len as usize).collect()
     }
 
-    /// The driver changes nothing but the write cache.
-    fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
+    /// The driver changes nothing but the write cache. When it switches that off, what was answered before
+    /// is durable, too: it may not flush any more.
+    async fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
         let allowed = self.features & (feature::CONFIG_WCE | feature::FLUSH);
         match (offset, bytes) {
             (blk::WRITEBACK_AT, [writeback @ (0 | 1)])
                 if allowed == feature::CONFIG_WCE | feature::FLUSH =>
             {
-                self.set_writeback(*writeback == 1);
+                if *writeback == 1 {
+                    self.choose(Cache::WriteBack);
+                    return Ok(());
+                }
+                self.choose(Cache::WriteThrough);
+                if let Err(error) = self.device.flush().await {
+                    let (device, error) = (&*self.session.name, &error as &dyn std::error::Error);
+                    tracing::warn!(device, error, "what was written before is not durable");
+                }
                 Ok(())
             }
             _ => Err(Refusal::Config {
@@ -384,25 +428,27 @@ impl<D: BlockDevice> Frontend<D> {
         self.stop().await;
         // What the driver has chosen outlives a backend and a reset: it does not choose again. Of
         // what stands here and there the weaker holds, as either may be the newer.
-        let kept = Choice::read(&mapped, shape)?;
+        let known = [
+            Cache::kept(&mapped, shape)?,
+            self.session.durability.choice(),
+        ];
         self.inflight = Some((mapped, shape));
-        self.set_writeback(self.session.writeback.get() && kept == Choice::WriteBack);
+        if known.contains(&Some(Cache::WriteThrough)) {
+            self.choose(Cache::WriteThrough);
+        } else if known.contains(&Some(Cache::WriteBack)) {
+            self.choose(Cache::WriteBack);
+        }
         self.start_all();
         Ok(())
     }
 
-    fn set_writeback(&self, writeback: bool) {
-        self.session.writeback.set(writeback);
-        if let Some((marks, shape)) = &self.inflight {
-            let choice = if writeback {
-                Choice::WriteBack
-            } else {
-                Choice::WriteThrough
-            };
-            if let Err(error) = choice.keep(marks, *shape) {
-                let device = &*self.session.name;
-                tracing::warn!(device, %error, "a driver's choice of cache will not be kept");
-            }
+    fn choose(&self, choice: Cache) {
+        self.session.durability.choose(choice);
+        if let Some((marks, shape)) = &self.inflight
+            && let Err(error) = choice.keep(marks, *shape)
+        {
+            let device = &*self.session.name;
+            tracing::warn!(device, %error, "a driver's choice of cache will not be kept");
         }
     }
 
@@ -428,7 +474,7 @@ impl<D: BlockDevice> Frontend<D> {
             };
         }
         (self.features, self.status) = (0, 0);
-        self.session.flushes.set(false);
+        self.session.durability.agree(false, false);
         self.follow_log();
     }
 }

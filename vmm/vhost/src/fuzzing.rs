@@ -114,6 +114,7 @@ static SHARD: LazyLock<Mutex<Shard>> = LazyLock::new(|| {
                 polling: Polling::default(),
                 guest_bytes_max: 1 << 30,
                 counters: Rc::default(),
+                durability: Rc::default(),
             };
             let device = Rc::new(NullDevice::new(1 << 20));
             let served = serve(device, terms, inbox, Notice::default());

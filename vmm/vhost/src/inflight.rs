@@ -1,7 +1,7 @@
 //! Which requests of a split ring are in progress, in memory that the front end keeps while we are
 //! dead (vhost-user, "Inflight I/O tracking"): who comes after us does them again, in their order.
 //!
-//! A region a queue, each a multiple of 64 bytes, and one of our own behind them ([`Choice`]); numbers
+//! A region a queue, each a multiple of 64 bytes, and one of our own behind them ([`Cache`]); numbers
 //! are in the order of this machine:
 //!
 //! ```text
@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use engine::{GuestMem, GuestWindow};
 
+use crate::cache::Cache;
 use crate::command::InflightShape;
 
 const HEAD: usize = 16;
@@ -44,37 +45,34 @@ pub(crate) fn marks_bytes(queues: u16, size: u16) -> u64 {
     u64::from(queues) * region_bytes(size) as u64 + CHOICE_BYTES as u64
 }
 
-/// Whether the driver lets the device have a write cache. It says so once, and counts on it when
-/// another backend has taken our place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
-    WriteBack,
-    WriteThrough,
-}
-
-impl Choice {
+/// The driver's choice of cache in the marks.
+impl Cache {
     fn place(shape: InflightShape) -> u64 {
         u64::from(shape.queues) * region_bytes(shape.size) as u64
     }
 
-    /// The choice that stands in the marks; write-back when there is none.
+    /// The choice that stands in the marks.
     ///
     /// # Errors
     /// When the memory is too short.
-    pub(crate) fn read(marks: &GuestMem, shape: InflightShape) -> io::Result<Choice> {
+    pub(crate) fn kept(marks: &GuestMem, shape: InflightShape) -> io::Result<Option<Cache>> {
         let mut byte = [0];
-        marks.copy_out(Choice::place(shape), &mut byte)?;
+        marks.copy_out(Cache::place(shape), &mut byte)?;
         Ok(match byte {
-            [1] => Choice::WriteThrough,
-            _ => Choice::WriteBack,
+            [1] => Some(Cache::WriteThrough),
+            [2] => Some(Cache::WriteBack),
+            _ => None,
         })
     }
 
     /// # Errors
     /// When the memory is too short.
     pub(crate) fn keep(self, marks: &GuestMem, shape: InflightShape) -> io::Result<()> {
-        let byte = [u8::from(self == Choice::WriteThrough)];
-        marks.copy_in(Choice::place(shape), &byte)
+        let byte = match self {
+            Cache::WriteThrough => 1,
+            Cache::WriteBack => 2,
+        };
+        marks.copy_in(Cache::place(shape), &[byte])
     }
 }
 

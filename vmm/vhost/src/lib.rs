@@ -12,11 +12,13 @@
 //! - A request that was taken is given back once, or is marked for who comes after us.
 //! - Nothing of a ring is in progress when its base is answered, when the memory under it changes, or
 //!   when the next front end is served.
-//! - The shard waits for no front end: it reads no socket, and eventfds are touched through its ring.
+//! - The shard waits for no front end: it reads no socket, writes to none that is full, and eventfds are
+//!   touched through its ring.
 //!
 //! It knows nothing of volumes: a device is a [`shards::block::BlockDevice`].
 
 mod blk;
+mod cache;
 mod command;
 pub mod devices;
 mod dirty;
@@ -32,6 +34,7 @@ mod session;
 mod slab;
 mod stats;
 
+pub use cache::Cache;
 pub use export::{Endpoint, Export, ExportConfig, QUEUES_MAX};
 pub use queue::Polling;
 pub use stats::Stats;

@@ -2,7 +2,11 @@
 //! batches and calls the driver once a batch.
 //!
 //! Between requests the task first polls the ring, for a window that adapts: it is as long as may be
-//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps.
+//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps. A ring
+//! that has no kicks is looked at each [`TICK`] instead.
+
+mod call;
+mod pace;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -12,16 +16,22 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use engine::{EventFd, EventWatch, GuestList, Nanos};
+use engine::{EventFd, EventWatch, GuestList};
 use shards::block::{BlockDevice, BlockError};
 use smallvec::SmallVec;
 
 use crate::blk::{Done, Kind, Request, Status};
+use crate::cache::Durability;
 use crate::dirty::DirtyLog;
 use crate::inflight::Inflight;
 use crate::ring::{Chain, Dirty, Fault, Published, Ring};
 use crate::slab::Slab;
 use crate::stats::{Counters, add};
+
+pub use pace::Polling;
+
+use call::Call;
+use pace::Pace;
 
 /// Most requests of one ring in progress; what comes above waits in the ring.
 const DEPTH_MAX: usize = 256;
@@ -33,23 +43,8 @@ const BYTES_MAX: u64 = 8 << 20;
 /// Most requests that one turn of the task starts, for the shard's other tasks.
 const TURN_MAX: usize = 64;
 
-/// How long a ring is polled before its task sleeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Polling {
-    /// The longest window; zero switches polling off.
-    pub window_max: Duration,
-    /// Most of the shard's time that one ring polls in vain, in percent, over a hundredth of a second.
-    pub share_max_percent: u32,
-}
-
-impl Default for Polling {
-    fn default() -> Polling {
-        Polling {
-            window_max: Duration::from_micros(50),
-            share_max_percent: 50,
-        }
-    }
-}
+/// Between two looks at what nobody tells us of: a ring without kicks, room in the shard.
+const TICK: Duration = Duration::from_micros(100);
 
 /// What may change while a ring is at work.
 pub(crate) struct Shared {
@@ -95,10 +90,7 @@ impl Shared {
 /// What all rings of a front end share.
 pub(crate) struct Session {
     pub(crate) counters: Rc<Counters>,
-    /// Whether the driver knows of flushes at all.
-    pub(crate) flushes: Cell<bool>,
-    /// Whether the driver lets the device have a write cache; what its configuration says.
-    pub(crate) writeback: Cell<bool>,
+    pub(crate) durability: Rc<Durability>,
     pub(crate) log: RefCell<Option<Rc<DirtyLog>>>,
     pub(crate) polling: Polling,
     /// Names the device in log lines.
@@ -110,6 +102,7 @@ pub(crate) struct Queue<D> {
     pub(crate) index: u16,
     pub(crate) ring: Ring,
     pub(crate) inflight: Option<Inflight>,
+    /// None for a driver that does not kick.
     pub(crate) kick: Option<Rc<EventFd>>,
     /// Told when the ring has a fault.
     pub(crate) error: Option<Rc<EventFd>>,
@@ -141,7 +134,7 @@ impl<D: BlockDevice> Queue<D> {
         let (device, session) = (Rc::clone(&self.device), Rc::clone(&self.session));
         let index = self.index;
         let run = move |request: Request| {
-            let durable = !(session.flushes.get() && session.writeback.get());
+            let durable = session.durability.is_owed();
             let (session, failed) = (Rc::clone(&session), Rc::clone(&failed));
             let report = move |kind, sector, error: &BlockError| {
                 report_failure(&session, index, &failed, (kind, sector), error);
@@ -152,6 +145,8 @@ impl<D: BlockDevice> Queue<D> {
             slab: Slab::new(DEPTH_MAX),
             bytes: 0,
             kicks: self.kick.as_ref().map(EventFd::watch),
+            deaf: false,
+            tick: None,
             call: Call::default(),
             pace: Pace::new(self.session.polling),
             fault: None,
@@ -198,6 +193,9 @@ struct Work<D, R, F: Future> {
     /// Bytes of data of what is in the slab.
     bytes: u64,
     kicks: Option<EventWatch>,
+    /// No kick would be heard now.
+    deaf: bool,
+    tick: Option<Pin<Box<dyn Future<Output = ()>>>>,
     call: Call,
     pace: Pace,
     fault: Option<Fault>,
@@ -223,6 +221,8 @@ where
         self.call.poll(cx);
         if self.is_over() {
             if self.slab.len() > 0 {
+                // Each time: a request that was tried again may have been held back again.
+                self.queue.device.hurry();
                 return Poll::Pending;
             }
             self.call.finish();
@@ -231,8 +231,25 @@ where
         let worked = ended + started > 0;
         if started == TURN_MAX || self.keeps_looking(worked) {
             cx.waker().wake_by_ref();
+        } else {
+            self.rest(cx);
         }
         Poll::Pending
+    }
+
+    /// Sleeps no longer than a tick where nobody would wake the task.
+    fn rest(&mut self, cx: &mut Context<'_>) {
+        let deaf = self.deaf && !self.is_full();
+        if !deaf && !self.call.is_held_up() {
+            self.tick = None;
+            return;
+        }
+        let fresh = || Box::pin(engine::sleep(TICK)) as _;
+        let tick = self.tick.get_or_insert_with(fresh);
+        // What it was to look at has just been looked at.
+        while tick.as_mut().poll(cx).is_ready() {
+            *tick = fresh();
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -245,12 +262,17 @@ where
     }
 
     fn take_kicks(&mut self, cx: &mut Context<'_>) {
+        self.deaf = self.kicks.is_none();
         while let Some(kicks) = &mut self.kicks {
             let kicked = pin!(kicks.changed()).poll(cx);
             match kicked {
                 Poll::Pending => return,
                 Poll::Ready(Ok(())) => add(&self.queue.session.counters.kicks, 1),
                 Poll::Ready(Err(error)) => {
+                    self.deaf = true;
+                    if error.kind() == io::ErrorKind::ResourceBusy {
+                        return;
+                    }
                     self.kicks = None;
                     let (name, queue) = (&*self.queue.session.name, self.queue.index);
                     tracing::warn!(device = name, queue, %error, "a ring has lost its kicks");
@@ -459,109 +481,5 @@ impl<D: BlockDevice> Queue<D> {
             inflight.giving(head);
         }
         self.ring.push(head, written);
-    }
-}
-
-/// The calls of a driver, one on its way at a time.
-#[derive(Default)]
-struct Call {
-    posted: Option<Pin<Box<dyn Future<Output = io::Result<()>>>>>,
-    /// The driver wants another: the one on its way may have come before what it is to tell.
-    again: Option<Rc<EventFd>>,
-}
-
-impl Call {
-    fn post(&mut self, event: &Rc<EventFd>) {
-        if self.posted.is_some() {
-            self.again = Some(Rc::clone(event));
-        } else {
-            self.posted = Some(Box::pin(event.post()));
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) {
-        while let Some(posted) = &mut self.posted {
-            let Poll::Ready(done) = posted.as_mut().poll(cx) else {
-                return;
-            };
-            if let Err(error) = done {
-                tracing::debug!(%error, "a driver was not called");
-            }
-            self.posted = self.again.take().map(|event| Box::pin(event.post()) as _);
-        }
-    }
-
-    /// Leaves what is on its way to the kernel. A call that cannot be made now, because the counter
-    /// is full, needs not to be made.
-    fn finish(&mut self) {
-        self.posted = None;
-        if let Some(event) = self.again.take() {
-            drop(event.post());
-        }
-    }
-}
-
-/// Over what time the share of polling is counted.
-const PERIOD: Duration = Duration::from_millis(10);
-
-/// The smallest window that is worth it.
-const WINDOW_MIN: Duration = Duration::from_micros(4);
-
-/// How long to poll. See the module's head.
-struct Pace {
-    polling: Polling,
-    window: Duration,
-    /// When work was seen last.
-    worked: Nanos,
-    /// When the ring was looked at last while polling.
-    looked: Option<Nanos>,
-    period: Nanos,
-    polled: Duration,
-}
-
-impl Pace {
-    fn new(polling: Polling) -> Pace {
-        let now = engine::now();
-        Pace {
-            polling,
-            window: Duration::ZERO,
-            worked: now,
-            looked: None,
-            period: now,
-            polled: Duration::ZERO,
-        }
-    }
-
-    /// Nanoseconds polled in vain since the last look.
-    fn looked(&mut self, now: Nanos, worked: bool) -> u64 {
-        if now - self.period > PERIOD {
-            self.period = now;
-            self.polled = Duration::ZERO;
-        }
-        let vain = self.looked.take().map_or(Duration::ZERO, |last| now - last);
-        self.polled += vain;
-        if worked {
-            let idle = now - self.worked;
-            self.worked = now;
-            self.window = if idle <= self.polling.window_max {
-                (idle * 2)
-                    .clamp(WINDOW_MIN, self.polling.window_max.max(WINDOW_MIN))
-                    .max(self.window)
-            } else {
-                self.window / 2
-            };
-        }
-        vain.as_nanos() as u64
-    }
-
-    fn polls(&mut self, now: Nanos) -> bool {
-        let share = PERIOD * self.polling.share_max_percent / 100;
-        let polls = !self.polling.window_max.is_zero()
-            && now - self.worked < self.window
-            && self.polled < share;
-        if polls {
-            self.looked = Some(now);
-        }
-        polls
     }
 }

@@ -160,6 +160,14 @@ const TOOLS: &[Tool] = &[
         scope: Scope::Bench,
     },
     Tool {
+        name: "qemu-storage",
+        why: "a peer of the volumes benchmark: qemu-storage-daemon",
+        packages: &["qemu-system-common"],
+        probe: &["qemu-storage-daemon", "--version"],
+        strict: true,
+        scope: Scope::Bench,
+    },
+    Tool {
         name: "etcd",
         why: "what ChainFire is compared with, in tests and in the benchmark",
         packages: &["etcd-server"],

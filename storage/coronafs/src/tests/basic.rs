@@ -1,5 +1,7 @@
 //! What a volume does while nothing goes wrong.
 
+use futures_util::future::{join, join_all};
+
 use super::*;
 use crate::partition::Claim;
 use crate::record::Change;
@@ -518,5 +520,31 @@ fn limits_hold_a_volume_back_and_survive() {
     sim.run(node, 0, async move {
         let store = open().await;
         assert_eq!(store.stat(id).unwrap().limits.ops_per_s, 100);
+    });
+}
+
+#[test]
+fn requests_that_limits_hold_back_begin_when_they_are_hurried_and_are_owed() {
+    let (sim, node) = world(9);
+    sim.run(node, 0, async {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let limits = Limits {
+            ops_per_s: 1,
+            bytes_per_s: 0,
+            burst_ms: 0,
+        };
+        store.limit(volume, limits).await.unwrap();
+        let device = attach(&store, volume).await;
+        let begin = engine::now();
+        let took = || engine::now().since(begin).as_millis();
+        let sectors = sectors(1, 1);
+        let writes = (0..10).map(|_| write(&device, 0, &sectors));
+        let hurry = async { device.hurry() };
+        let (done, ()) = join(join_all(writes), hurry).await;
+        assert!(done.iter().all(Result::is_ok));
+        assert!(took() < 1000, "{} ms", took());
+        write(&device, 0, &sectors).await.unwrap();
+        assert!(took() >= 10_000, "{} ms", took());
     });
 }

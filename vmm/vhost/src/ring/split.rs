@@ -72,6 +72,12 @@ impl Ring {
         })
     }
 
+    /// Whether nothing was ever taken from it or given back: a driver begins with zeros.
+    pub(crate) fn is_untouched(&self) -> bool {
+        let mut entries = (0..usize::from(self.size)).map(|place| ENTRIES + 8 * place);
+        self.next == 0 && self.used == 0 && entries.all(|at| self.device.read::<8>(at) == [0; 8])
+    }
+
     /// Whether a request waits.
     #[inline]
     pub(crate) fn is_pending(&self) -> Result<bool, Fault> {

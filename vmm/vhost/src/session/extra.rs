@@ -12,8 +12,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
+use rustix::net::{AddressFamily, SendFlags, SocketType, sockopt};
 use vhost::vhost_user::message::{BackendReq, FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Error, Result};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -25,9 +25,6 @@ const HEAD: usize = 12;
 const VERSION: u32 = 1;
 const ANSWER: u32 = 4;
 const WANTS_ANSWER: u32 = 8;
-
-/// How long a front end may take to read that its configuration has changed.
-const NOTICE_WAIT: Duration = Duration::from_secs(1);
 
 /// The head of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,9 +168,14 @@ pub(crate) struct Notice {
 }
 
 impl Notice {
+    /// # Errors
+    /// When it is no socket in which a message is whole or not there.
     fn keep(&self, socket: UnixStream) -> Result<()> {
-        let set = socket.set_write_timeout(Some(NOTICE_WAIT));
-        set.map_err(Error::InvalidSocketFd)?;
+        let kind = sockopt::socket_domain(&socket)
+            .and_then(|domain| Ok((domain, sockopt::socket_type(&socket)?)));
+        if kind != Ok((AddressFamily::UNIX, SocketType::STREAM)) {
+            return Err(Error::InvalidOperation("changes are told by a stream"));
+        }
         *self.lock() = Some(socket);
         Ok(())
     }
@@ -186,17 +188,24 @@ impl Notice {
         self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the front end, if it listens, that its configuration has changed. May wait for it, but
-    /// not for long; so never on a shard's thread.
+    /// Tells the front end, if it listens, that its configuration has changed. Waits for nothing: when
+    /// the socket is full, what it has not read yet says the same.
     pub(crate) fn changed(&self) -> io::Result<()> {
         let message = Header {
             request: BackendReq::CONFIG_CHANGE_MSG as u32,
             flags: VERSION,
             bytes: 0,
         };
-        match &mut *self.lock() {
-            Some(socket) => socket.write_all(&message.to_bytes()),
-            None => Ok(()),
+        let mut socket = self.lock();
+        let Some(ear) = &*socket else { return Ok(()) };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::send(ear, &message.to_bytes(), flags) {
+            Ok(HEAD) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+            Ok(_) => {
+                *socket = None;
+                Err(io::ErrorKind::WriteZero.into())
+            }
+            Err(error) => Err(error.into()),
         }
     }
 }

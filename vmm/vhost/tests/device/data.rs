@@ -10,6 +10,8 @@ use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 use crate::support::{Backend, Disk, image};
 
 const MIB: usize = 1 << 20;
+/// The driver's memory.
+const MEMORY: usize = 16 * MIB;
 
 /// A connected driver with its memory.
 struct Driver {
@@ -25,9 +27,9 @@ impl Driver {
         blkio.set_bool("read-only", read_only).unwrap();
         blkio.connect().unwrap();
         blkio.set_i32("num-queues", queues).unwrap();
-        blkio.set_i32("queue-size", 128).unwrap();
+        blkio.set_i32("queue-size", 512).unwrap();
         let queues = blkio.start().unwrap().queues;
-        let region = blkio.alloc_mem_region(8 * MIB).unwrap();
+        let region = blkio.alloc_mem_region(MEMORY).unwrap();
         blkio.map_mem_region(&region).unwrap();
         Driver {
             blkio,
@@ -201,6 +203,36 @@ fn many_requests_on_many_queues_leave_what_a_model_says() {
     }
     assert_eq!(driver.run(0, |q| q.flush(0, none())), 0);
     assert!(std::fs::read(&path).unwrap() == model);
+    drop(driver);
+    backend.shutdown();
+}
+
+#[test]
+fn more_in_flight_than_a_ring_has_in_progress_makes_progress() {
+    const DEPTH: usize = 128;
+    const LEN: usize = MEMORY / DEPTH;
+    let (dir, path) = image(MEMORY as u64);
+    let socket = dir.path().join("s");
+    let backend = Backend::listen(Disk::File(path.clone()), &socket);
+    let mut driver = Driver::connect(&socket, 1, false);
+    let content = pattern(3, MEMORY);
+    driver.fill(0, &content);
+    for number in 0..DEPTH {
+        let from = driver.memory(number * LEN);
+        driver.queues[0].write((number * LEN) as u64, from, LEN, number, none());
+    }
+    let done = driver.finish(0, DEPTH);
+    assert!(done.values().all(|ret| *ret == 0), "{done:?}");
+    assert!(std::fs::read(&path).unwrap() == content);
+    driver.fill(0, &vec![0; MEMORY]);
+    for number in (0..DEPTH).rev() {
+        let into = driver.memory(number * LEN);
+        driver.queues[0].read((number * LEN) as u64, into, LEN, number, none());
+    }
+    let done = driver.finish(0, DEPTH);
+    assert!(done.values().all(|ret| *ret == 0), "{done:?}");
+    assert!(driver.bytes(0, MEMORY) == content);
+    assert_eq!(backend.stats().requests, 2 * DEPTH as u64);
     drop(driver);
     backend.shutdown();
 }

@@ -1,6 +1,7 @@
 //! A driver of our own over the `vhost` crate's front end, which can be told to lie.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -208,6 +209,8 @@ impl Guest {
 /// The front end's side of the messages.
 pub struct Connection {
     pub frontend: Frontend,
+    /// For messages that `frontend` does not send.
+    stream: UnixStream,
 }
 
 pub fn all_protocol() -> VhostUserProtocolFeatures {
@@ -237,7 +240,7 @@ impl Connection {
     }
 
     pub fn over(stream: UnixStream, features: u64) -> Connection {
-        let mut frontend = Frontend::from_stream(stream, 4);
+        let mut frontend = Frontend::from_stream(stream.try_clone().unwrap(), 4);
         frontend.set_owner().unwrap();
         let offered = frontend.get_features().unwrap();
         let wanted = features | PROTOCOL | VERSION_1;
@@ -247,7 +250,21 @@ impl Connection {
         frontend.set_protocol_features(all_protocol()).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         frontend.set_features(wanted).unwrap();
-        Connection { frontend }
+        Connection { frontend, stream }
+    }
+
+    /// Sends a message of one number as it is, and waits for the acknowledgement.
+    pub fn say(&mut self, request: u32, number: u64) {
+        const WANTS_ANSWER: u32 = 8;
+        let mut message = Vec::new();
+        for word in [request, 1 | WANTS_ANSWER, 8] {
+            message.extend(word.to_ne_bytes());
+        }
+        message.extend(number.to_ne_bytes());
+        self.stream.write_all(&message).unwrap();
+        let mut answer = [0; 20];
+        self.stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[12..], [0; 8], "refused");
     }
 
     pub fn share(&self, guest: &Guest) {

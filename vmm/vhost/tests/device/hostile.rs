@@ -11,6 +11,7 @@ use crate::driver::{
     memfd, region, ring_at, started,
 };
 use crate::support::{Backend, Disk, image, until};
+use crate::trial::{Patience, Trial};
 
 const MIB: u64 = 1 << 20;
 
@@ -301,7 +302,7 @@ fn a_ring_has_no_more_bytes_in_progress_than_are_worth_waiting_for() {
     const LEN: u32 = 3 << 20;
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
-    let backend = Backend::listen(Disk::Gated(u64::from(LEN)), &socket);
+    let backend = Backend::listen(Disk::Trial(u64::from(LEN), Patience::Gate), &socket);
     let (mut guest, connection) = started(&socket, 0);
     // The data of all of them is in one place.
     let head = 0x4000;
@@ -320,7 +321,7 @@ fn a_ring_has_no_more_bytes_in_progress_than_are_worth_waiting_for() {
     guest.kick();
     backend.wait_for("another look at the ring", |stats| stats.kicks > kicks);
     assert_eq!(backend.stats().requests, 3);
-    backend.open_gate();
+    backend.trial(Trial::open_gate);
     assert_eq!(guest.wait(HEADS.len()).len(), HEADS.len());
     assert_eq!(connection.frontend.get_vring_base(0).unwrap(), 5);
     // That the device was busy at first is not the guest's to see.

@@ -12,6 +12,7 @@ use vhost::vhost_user::message::VhostUserInflight;
 
 use crate::driver::{CONFIG_WCE, Connection, EVENT_IDX, FLUSH, Guest};
 use crate::support::{Backend, Disk, image, until};
+use crate::trial::Patience;
 
 const MIB: u64 = 1 << 20;
 const FEATURES: u64 = FLUSH | CONFIG_WCE | EVENT_IDX;
@@ -59,7 +60,9 @@ fn a_backend_in_a_process_serves_until_it_is_killed() {
         }
         return;
     };
-    let disk = std::env::var_os(IMAGE).map_or(Disk::Gated(MIB), |image| Disk::File(image.into()));
+    let disk = std::env::var_os(IMAGE).map_or(Disk::Trial(MIB, Patience::Gate), |image| {
+        Disk::File(image.into())
+    });
     let _backend = Backend::listen(disk, &socket);
     loop {
         std::thread::park();

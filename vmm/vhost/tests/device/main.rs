@@ -2,10 +2,13 @@
 //! real guest. Contract VM-1, its attach part.
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
+mod cache;
 mod data;
 mod driver;
 mod guest;
 mod hostile;
 mod killed;
 mod messages;
+mod patience;
 mod support;
+mod trial;

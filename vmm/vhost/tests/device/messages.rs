@@ -19,7 +19,7 @@ use crate::support::{Backend, Disk, PATIENCE, Setup, image};
 
 const MIB: u64 = 1 << 20;
 
-fn config(connection: &mut Connection, offset: u32, len: usize) -> Vec<u8> {
+pub fn config(connection: &mut Connection, offset: u32, len: usize) -> Vec<u8> {
     let flags = VhostUserConfigFlags::WRITABLE;
     let asked = connection
         .frontend
@@ -216,27 +216,6 @@ fn status_and_reset_take_the_device_back_to_its_start() {
 }
 
 #[test]
-fn write_through_that_was_chosen_before_the_marks_came_is_kept_in_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("s");
-    let backend = Backend::listen(Disk::Null(MIB), &socket);
-    let mut connection = Connection::open(&socket, FLUSH | CONFIG_WCE);
-    let flags = VhostUserConfigFlags::WRITABLE;
-    connection.frontend.set_config(32, flags, &[0]).unwrap();
-    let (shape, marks) = connection.marks();
-    assert_eq!(config(&mut connection, 32, 1), [0]);
-    drop(connection);
-    let mut connection = Connection::open(&socket, FLUSH | CONFIG_WCE);
-    assert_eq!(config(&mut connection, 32, 1), [1]);
-    let set = connection
-        .frontend
-        .set_inflight_fd(&shape, marks.as_raw_fd());
-    set.unwrap();
-    assert_eq!(config(&mut connection, 32, 1), [0]);
-    backend.shutdown();
-}
-
-#[test]
 fn what_is_written_while_migrating_is_logged() {
     let (dir, path) = image(MIB);
     let socket = dir.path().join("s");
@@ -301,11 +280,8 @@ fn a_front_end_that_listens_hears_of_a_new_size() {
 fn a_backend_that_connects_comes_back_when_the_front_end_does() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
-    let backend = Backend::start(Setup {
-        disk: Disk::Null(MIB),
-        queues: 4,
-        endpoint: Endpoint::Connect(socket.clone()),
-    });
+    let endpoint = Endpoint::Connect(socket.clone());
+    let backend = Backend::start(Setup::at(Disk::Null(MIB), endpoint));
     for _ in 0..2 {
         let listener = UnixListener::bind(&socket).unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -1,16 +1,17 @@
 //! An engine with a device on a socket.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use engine::fs::OpenOptions;
-use engine::sync::Notify;
-use engine::{Engine, EngineConfig, GuestList, ShardId, Sharded};
-use shards::block::{BlockDevice, BlockError, Geometry};
+use engine::{Engine, EngineConfig, ShardId, Sharded};
+use shards::block::BlockDevice;
 use vhost_blk::devices::{FileDevice, NullDevice};
-use vhost_blk::{Endpoint, Export, ExportConfig, Stats};
+use vhost_blk::{Cache, Endpoint, Export, ExportConfig, Stats};
+
+use crate::trial::{Patience, Trial};
 
 /// How long a test waits for something that must come.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -21,8 +22,8 @@ pub enum Disk {
     Null(u64),
     File(PathBuf),
     ReadOnly(PathBuf),
-    /// Ends no write before [`Backend::open_gate`], and refuses the first after that: it is busy.
-    Gated(u64),
+    /// A null device that counts, and is patient with its writes.
+    Trial(u64, Patience),
 }
 
 /// How to export it.
@@ -30,6 +31,18 @@ pub struct Setup {
     pub disk: Disk,
     pub queues: u16,
     pub endpoint: Endpoint,
+    pub cache: Option<Cache>,
+}
+
+impl Setup {
+    pub fn at(disk: Disk, endpoint: Endpoint) -> Setup {
+        Setup {
+            disk,
+            queues: 4,
+            endpoint,
+            cache: None,
+        }
+    }
 }
 
 /// The backend: an engine of one shard and its export.
@@ -39,9 +52,9 @@ pub struct Backend {
 }
 
 struct Running {
-    export: Export,
+    export: RefCell<Option<Export>>,
     grow: Option<Rc<FileDevice>>,
-    gate: Option<Rc<Gate>>,
+    trial: Option<Rc<Trial>>,
 }
 
 impl Backend {
@@ -58,11 +71,7 @@ impl Backend {
     }
 
     pub fn listen(disk: Disk, socket: &Path) -> Backend {
-        Backend::start(Setup {
-            disk,
-            queues: 4,
-            endpoint: Endpoint::Listen(socket.to_owned()),
-        })
+        Backend::start(Setup::at(disk, Endpoint::Listen(socket.to_owned())))
     }
 
     fn on_shard<R: Send + 'static>(
@@ -77,7 +86,7 @@ impl Backend {
     }
 
     pub fn stats(&self) -> Stats {
-        self.on_shard(async |running| running.export.stats())
+        self.on_shard(async |running| running.export.borrow().as_ref().unwrap().stats())
     }
 
     pub fn grow(&self, bytes: u64) {
@@ -87,8 +96,25 @@ impl Backend {
         });
     }
 
-    pub fn open_gate(&self) {
-        self.on_shard(async |running| running.gate.as_ref().unwrap().open());
+    /// Does something with the device that counts.
+    pub fn trial<R: Send + 'static>(&self, f: impl FnOnce(&Trial) -> R + Send + 'static) -> R {
+        self.on_shard(async |running| f(running.trial.as_ref().unwrap()))
+    }
+
+    /// Ends the export, which must not depend on its front end.
+    pub fn stop_export(&self) {
+        let (export, handle) = (self.export.clone(), self.engine.handle());
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let stopped = handle.call_blocking(ShardId(0), move |_| {
+                Box::pin(async move {
+                    let export = export.local().export.take().unwrap();
+                    export.stop().await;
+                })
+            });
+            done.send(stopped).unwrap();
+        });
+        ended.recv_timeout(PATIENCE).unwrap().unwrap();
     }
 
     /// Waits until the counts say so.
@@ -105,6 +131,7 @@ async fn run(setup: Setup) -> Running {
     let config = ExportConfig {
         endpoint: setup.endpoint,
         queues: setup.queues,
+        cache: setup.cache,
         ..ExportConfig::listen("", "test")
     };
     match setup.disk {
@@ -116,83 +143,22 @@ async fn run(setup: Setup) -> Running {
                 ..exported(device, config)
             }
         }
-        Disk::Gated(bytes) => {
-            let gate = Rc::new(Gate::default());
-            let device = Gated(NullDevice::new(bytes), Rc::clone(&gate));
+        Disk::Trial(bytes, patience) => {
+            let device = Rc::new(Trial::new(bytes, patience));
             Running {
-                gate: Some(gate),
-                ..exported(Rc::new(device), config)
+                trial: Some(Rc::clone(&device)),
+                ..exported(device, config)
             }
         }
         Disk::ReadOnly(path) => exported(Rc::new(open(&path, false).await), config),
     }
 }
 
-#[derive(Default)]
-struct Gate {
-    is_open: Cell<bool>,
-    refused: Cell<u32>,
-    opened: Notify,
-}
-
-impl Gate {
-    fn open(&self) {
-        self.is_open.set(true);
-        self.opened.notify_all();
-    }
-
-    async fn pass(&self) -> Result<(), BlockError> {
-        const REFUSED: u32 = 4;
-        while !self.is_open.get() {
-            self.opened.notified().await;
-        }
-        if self.refused.get() < REFUSED {
-            self.refused.set(self.refused.get() + 1);
-            return Err(BlockError::Busy);
-        }
-        Ok(())
-    }
-}
-
-/// A device whose writes wait at a gate.
-struct Gated(NullDevice, Rc<Gate>);
-
-impl BlockDevice for Gated {
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-
-    async fn read(&self, offset: u64, into: GuestList) -> Result<(), BlockError> {
-        self.0.read(offset, into).await
-    }
-
-    async fn write(&self, offset: u64, from: GuestList, durable: bool) -> Result<(), BlockError> {
-        self.1.pass().await?;
-        self.0.write(offset, from, durable).await
-    }
-
-    async fn flush(&self) -> Result<(), BlockError> {
-        self.0.flush().await
-    }
-
-    async fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
-        self.0.discard(offset, len).await
-    }
-
-    async fn write_zeroes(&self, at: u64, len: u64, a: bool, b: bool) -> Result<(), BlockError> {
-        self.0.write_zeroes(at, len, a, b).await
-    }
-
-    async fn changed(&self) {
-        self.0.changed().await;
-    }
-}
-
 fn exported<D: BlockDevice>(device: Rc<D>, config: ExportConfig) -> Running {
     Running {
-        export: Export::start(device, config).unwrap(),
+        export: RefCell::new(Some(Export::start(device, config).unwrap())),
         grow: None,
-        gate: None,
+        trial: None,
     }
 }
 

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use super::{GuestIov, GuestList, GuestMem, IOV_MAX};
+use crate::net::{Addr, ListenOptions, Listener, TcpStream};
+use crate::{Engine, EngineConfig, IoBuf, ShardId};
 
 fn memfd(len: u64) -> File {
     // SAFETY: memfd_create reads a NUL-terminated name and returns a new descriptor.
@@ -206,4 +208,35 @@ fn windows_share_numbers_with_the_other_side() {
     ram.write_all_at(&[5; 4], 64).unwrap();
     assert_eq!(window.read(0), [5; 4]);
     assert!(mem.window(65, 8, 2).is_err());
+}
+
+#[test]
+fn sockets_fill_a_part_and_send_it() {
+    let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let addr = Addr::Unix(dir.path().join("socket"));
+    let done = engine.handle().call_blocking(ShardId(0), move |_| {
+        Box::pin(async move {
+            let mut listener = Listener::bind(&addr, ListenOptions::default()).unwrap();
+            let from = TcpStream::connect(&addr).await.unwrap();
+            let to = listener.accept().await.unwrap();
+            let mem = GuestMem::anonymous(8192).unwrap();
+            mem.copy_in(100, b"from here").unwrap();
+            mem.part(iov(8192, 1)).unwrap_err();
+            from.send(mem.part(iov(100, 9)).unwrap()).await.0.unwrap();
+            // More room than there are bytes: the rest begins behind them.
+            let (got, part) = to.recv(mem.part(iov(4096, 12)).unwrap()).await;
+            assert_eq!((got.unwrap(), part.len()), (9, 9));
+            from.send(b"end".to_vec()).await.0.unwrap();
+            let rest = part.rest().unwrap();
+            let (got, part) = to.recv(rest).await;
+            assert_eq!(got.unwrap(), 3);
+            assert!(part.rest().is_none());
+            let mut seen = [0; 12];
+            mem.copy_out(4096, &mut seen).unwrap();
+            assert_eq!(&seen, b"from hereend");
+        })
+    });
+    done.unwrap();
+    engine.shutdown().unwrap();
 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use engine::GuestList;
-use shards::block::{BlockDevice, BlockError, Geometry};
+use shards::block::{BlockDevice, BlockError, EXTENTS_MAX, Extent, Geometry};
 
 use crate::error::VolumeError;
 use crate::map::{BLOCK, CLUSTER};
@@ -224,6 +224,12 @@ impl BlockDevice for Attachment {
             self.flush_if(durable).await
         };
         done.await.map_err(block_error)
+    }
+
+    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, BlockError> {
+        self.check_live().map_err(block_error)?;
+        self.geometry().check(offset, len, false)?;
+        Ok(self.volume.extents_at(offset, len, EXTENTS_MAX))
     }
 
     fn changed(&self) -> impl Future<Output = ()> {

@@ -2,6 +2,7 @@
 //! told apart.
 
 mod basic;
+mod extents;
 mod faults;
 mod model;
 mod sharing;
@@ -13,7 +14,7 @@ use std::rc::Rc;
 use engine::sim::{NodeId, Sim, SimConfig};
 use engine::{EngineConfig, GuestIov, GuestList, GuestMem};
 use segment_log::LogConfig;
-use shards::block::{BlockDevice, BlockError};
+use shards::block::{BlockDevice, BlockError, EXTENTS_MAX};
 use shards::placement::PartitionId;
 
 use crate::map::Node;

@@ -11,6 +11,7 @@
 
 mod fault;
 mod list;
+mod part;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use fault::Guarded;
 
 pub(crate) use list::IovBatch;
 pub use list::{GuestList, IOV_MAX};
+pub use part::GuestPart;
 
 struct Mapping {
     /// The first byte that was asked for.

@@ -60,7 +60,7 @@ pub use engine::{Capabilities, Engine, EngineHandle, LocalFut};
 pub use error::{CallError, Error, ErrorKind};
 pub use event::{EventFd, EventWatch};
 pub use flows::Flow;
-pub use guest::{GuestIov, GuestList, GuestMem, GuestWindow, IOV_MAX};
+pub use guest::{GuestIov, GuestList, GuestMem, GuestPart, GuestWindow, IOV_MAX};
 pub use limits::raise_open_files;
 pub use pages::{PAGES_MAX, Pages};
 pub use rng::Rng;

@@ -59,6 +59,18 @@ impl Geometry {
     }
 }
 
+/// Most extents that [`BlockDevice::extents`] answers at once.
+pub const EXTENTS_MAX: usize = 1024;
+
+/// A part of a device that is alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Number of bytes; whole blocks, at least one.
+    pub bytes: u64,
+    /// Whether nothing is allocated for it: then it reads as zeros.
+    pub hole: bool,
+}
+
 /// Why a device did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -142,6 +154,23 @@ pub trait BlockDevice: 'static {
         may_unmap: bool,
         durable: bool,
     ) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// What is allocated from `offset` on: extents without a gap, in order, at least one and at most
+    /// [`EXTENTS_MAX`], which end at `offset + len` or before. A hole was one at some time during the
+    /// call; what is not said to be one may still be all zeros.
+    fn extents(
+        &self,
+        offset: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<Vec<Extent>, BlockError>> {
+        let checked = self.geometry().check(offset, len, false);
+        std::future::ready(checked.map(|()| {
+            vec![Extent {
+                bytes: len,
+                hole: false,
+            }]
+        }))
+    }
 
     /// Returns when the geometry has changed since the call, as after a resize.
     fn changed(&self) -> impl Future<Output = ()>;

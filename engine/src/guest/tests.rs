@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use super::{GuestIov, GuestList, GuestMem, IOV_MAX};
+use crate::net::{Addr, ListenOptions, Listener, TcpStream};
+use crate::{Engine, EngineConfig, IoBuf, ShardId};
 
 fn memfd(len: u64) -> File {
     // SAFETY: memfd_create reads a NUL-terminated name and returns a new descriptor.
@@ -231,4 +233,35 @@ fn a_clone_of_many_ranges_is_no_part_of_the_list_that_goes_on() {
     whole.copy_in(8 * 512, &byte).unwrap();
     mem.copy_out(8 * 4096, &mut byte).unwrap();
     assert_eq!(byte, [7]);
+}
+
+#[test]
+fn sockets_fill_a_part_and_send_it() {
+    let engine = Engine::start(EngineConfig::unpinned(1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let addr = Addr::Unix(dir.path().join("socket"));
+    let done = engine.handle().call_blocking(ShardId(0), move |_| {
+        Box::pin(async move {
+            let mut listener = Listener::bind(&addr, ListenOptions::default()).unwrap();
+            let from = TcpStream::connect(&addr).await.unwrap();
+            let to = listener.accept().await.unwrap();
+            let mem = GuestMem::anonymous(8192).unwrap();
+            mem.copy_in(100, b"from here").unwrap();
+            mem.part(iov(8192, 1)).unwrap_err();
+            from.send(mem.part(iov(100, 9)).unwrap()).await.0.unwrap();
+            // More room than there are bytes: the rest begins behind them.
+            let (got, part) = to.recv(mem.part(iov(4096, 12)).unwrap()).await;
+            assert_eq!((got.unwrap(), part.len()), (9, 9));
+            from.send(b"end".to_vec()).await.0.unwrap();
+            let rest = part.rest().unwrap();
+            let (got, part) = to.recv(rest).await;
+            assert_eq!(got.unwrap(), 3);
+            assert!(part.rest().is_none());
+            let mut seen = [0; 12];
+            mem.copy_out(4096, &mut seen).unwrap();
+            assert_eq!(&seen, b"from hereend");
+        })
+    });
+    done.unwrap();
+    engine.shutdown().unwrap();
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use engine::GuestList;
 use engine::sync::Notify;
 use futures_util::future::select;
-use shards::block::{BlockDevice, BlockError, Geometry};
+use shards::block::{BlockDevice, BlockError, EXTENTS_MAX, Extent, Geometry};
 
 use crate::cipher::Cipher;
 use crate::data::Coding;
@@ -265,6 +265,12 @@ impl BlockDevice for Attachment {
             self.flush_if(durable).await
         };
         done.await.map_err(block_error)
+    }
+
+    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, BlockError> {
+        self.check_live().map_err(block_error)?;
+        self.geometry().check(offset, len, false)?;
+        Ok(self.volume.extents_at(offset, len, EXTENTS_MAX))
     }
 
     fn changed(&self) -> impl Future<Output = ()> {

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use engine::sync::{Notify, Semaphore};
+use shards::block::Extent;
 
 use crate::error::VolumeError;
 use crate::gate::{Gate, SlotLocks};
@@ -23,6 +24,8 @@ use crate::throttle::Throttle;
 use crate::types::{Limits, VolumeId};
 use crate::unflushed::Room;
 
+/// Runs that an answer about extents looks at: some 100 us.
+const EXTENT_STEPS: usize = 4096;
 /// Flushes of a volume that may wait for their turn.
 const COMMITS_MAX: usize = 4096;
 
@@ -172,6 +175,38 @@ impl Volume {
             run.bytes += next.bytes.min(bytes - run.bytes);
         }
         run
+    }
+
+    /// What has data from `offset` on, up to `bytes` further or `extents` extents, and not much more of
+    /// the map is looked at.
+    pub(crate) fn extents_at(&self, offset: u64, bytes: u64, extents: usize) -> Vec<Extent> {
+        let tree = self.tree.borrow();
+        let end = offset + bytes;
+        let mut found: Vec<Extent> = Vec::new();
+        let mut at = offset;
+        for _ in 0..EXTENT_STEPS {
+            if at >= end {
+                break;
+            }
+            let run = run_in_cluster(&tree, at);
+            let mut next = at + run.bytes;
+            if run.place.is_none() && next.is_multiple_of(CLUSTER) {
+                // What has no cluster at all is passed over in one step.
+                let mapped = tree.next_mapped(next / CLUSTER);
+                next = mapped.map_or(end, |index| index * CLUSTER);
+            }
+            let (bytes, hole) = (next.min(end) - at, run.place.is_none());
+            let last = found.last_mut().filter(|last| last.hole == hole);
+            if let Some(last) = last {
+                last.bytes += bytes;
+            } else if found.len() == extents {
+                break;
+            } else {
+                found.push(Extent { bytes, hole });
+            }
+            at += bytes;
+        }
+        found
     }
 
     /// Where the whole range lies, when it is one run that may be written in place.

@@ -128,6 +128,22 @@ const TOOLS: &[Tool] = &[
         scope: Scope::Clients,
     },
     Tool {
+        name: "qemu-img",
+        why: "QEMU's own NBD clients and its tools for disk images, against exports",
+        packages: &["qemu-utils"],
+        probe: &["qemu-img", "--version"],
+        strict: true,
+        scope: Scope::Clients,
+    },
+    Tool {
+        name: "nbdcopy",
+        why: "libnbd's clients, against exports",
+        packages: &["libnbd-bin"],
+        probe: &["nbdcopy", "--version"],
+        strict: true,
+        scope: Scope::Clients,
+    },
+    Tool {
         name: "busybox",
         why: "is what those guests run",
         packages: &["busybox-static"],

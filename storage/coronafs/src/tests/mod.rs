@@ -3,6 +3,7 @@
 
 mod basic;
 mod encryption;
+mod extents;
 mod faults;
 mod killed;
 mod model;
@@ -15,7 +16,7 @@ use std::rc::Rc;
 use engine::sim::{NodeId, Sim, SimConfig};
 use engine::{EngineConfig, GuestIov, GuestList, GuestMem};
 use segment_log::LogConfig;
-use shards::block::{BlockDevice, BlockError};
+use shards::block::{BlockDevice, BlockError, EXTENTS_MAX};
 use shards::placement::PartitionId;
 
 use crate::map::Node;

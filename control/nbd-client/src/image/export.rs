@@ -1,0 +1,181 @@
+//! From an export into an image.
+
+use std::path::{Path, PathBuf};
+
+use futures_util::stream::StreamExt;
+use tokio::sync::mpsc;
+
+use super::content::{ContentDigest, IN_FLIGHT, Piece, content, split};
+use super::sink::Sink;
+use super::source::Source;
+use super::{Format, ImageError, Phase, Progress, Summary};
+use crate::client::Client;
+
+/// Where an image goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum To {
+    /// A file, which appears under its name when it is whole. It is written beside that, with `.part` at
+    /// its end.
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// Whether one that is there is replaced.
+        overwrite: bool,
+    },
+    /// The standard output, as a raw image with all its zeros.
+    Stdout,
+}
+
+/// What is exported, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Where the image goes to.
+    pub to: To,
+    /// What it is written as.
+    pub format: Format,
+    /// Whether the file is read back and compared.
+    pub verify: bool,
+}
+
+impl Export {
+    /// A file that is not there yet, read back.
+    pub fn new(path: impl Into<PathBuf>, format: Format) -> Export {
+        let path = path.into();
+        let overwrite = false;
+        Export {
+            to: To::File { path, overwrite },
+            format,
+            verify: true,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match &self.to {
+            To::File { path, .. } => path,
+            To::Stdout => Path::new("standard output"),
+        }
+    }
+
+    fn open(&self, bytes: u64) -> Result<Sink, ImageError> {
+        match &self.to {
+            To::File { path, overwrite } => Sink::file(path, self.format, bytes, *overwrite),
+            To::Stdout if self.format == Format::Raw && !self.verify => {
+                Ok(Sink::Stream(Box::new(std::io::stdout())))
+            }
+            To::Stdout => {
+                let why = "what is written to a stream is raw, and cannot be read back";
+                Err(ImageError::image(self.path(), 0, why))
+            }
+        }
+    }
+}
+
+/// Copies an export into an image. The export must not change meanwhile: take a snapshot, or detach it.
+///
+/// # Errors
+/// When the file is there or cannot be written, or either side fails. No file has the name then.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub async fn export(
+    client: &Client,
+    export: &Export,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Summary, ImageError> {
+    let bytes = client.bytes();
+    let (outbox, inbox) = mpsc::channel(IN_FLIGHT);
+    let job = export.clone();
+    let writer = tokio::task::spawn_blocking(move || write(&job, bytes, inbox));
+    let read = read(client, &outbox, progress).await;
+    if read.is_ok() {
+        // A writer that has failed says so below.
+        let _ = outbox.send(None).await;
+    }
+    drop(outbox);
+    let written = writer.await.map_err(|error| {
+        let error = std::io::Error::other(error);
+        ImageError::file(export.path(), "writing", 0, error)
+    })?;
+    read?;
+    let (digest, data_bytes) = written?;
+    let total = Some(bytes);
+    if export.verify {
+        let (job, wanted) = (export.clone(), digest.clone());
+        let checked = tokio::task::spawn_blocking(move || verify(&job, &wanted));
+        checked.await.map_err(|error| {
+            let error = std::io::Error::other(error);
+            ImageError::file(export.path(), "reading", 0, error)
+        })??;
+        let phase = Phase::Verify;
+        let done = bytes;
+        progress(Progress { phase, done, total });
+    }
+    Ok(Summary {
+        bytes,
+        data_bytes,
+        digest,
+        verified: export.verify,
+    })
+}
+
+/// The export's side. It stops without an error when the writer has.
+async fn read(
+    client: &Client,
+    outbox: &mpsc::Sender<Option<Piece>>,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<(), ImageError> {
+    let mut pieces = std::pin::pin!(content(client));
+    let (phase, total) = (Phase::Copy, Some(client.bytes()));
+    let mut done = 0;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?;
+        done += piece.len();
+        let parts = match &piece {
+            Piece::Zeros { .. } => vec![piece],
+            Piece::Data { offset, data } => split(*offset, data),
+        };
+        for part in parts {
+            if outbox.send(Some(part)).await.is_err() {
+                return Ok(());
+            }
+        }
+        progress(Progress { phase, done, total });
+    }
+    Ok(())
+}
+
+/// The writer's thread. `None` is the end; without it the file does not get its name.
+fn write(
+    export: &Export,
+    bytes: u64,
+    mut inbox: mpsc::Receiver<Option<Piece>>,
+) -> Result<(String, u64), ImageError> {
+    let mut sink = export.open(bytes)?;
+    let mut digest = ContentDigest::default();
+    while let Some(piece) = inbox.blocking_recv() {
+        let Some(piece) = piece else {
+            sink.end(export.path())?;
+            return Ok(digest.finish());
+        };
+        digest.update(&piece);
+        sink.write(export.path(), &piece)?;
+    }
+    let gone = std::io::Error::from(std::io::ErrorKind::Interrupted);
+    Err(ImageError::file(export.path(), "writing", 0, gone))
+}
+
+fn verify(export: &Export, wanted: &str) -> Result<(), ImageError> {
+    let path = export.path();
+    let mut digest = ContentDigest::default();
+    let source = Source::file(path, Some(export.format), None)?;
+    source.read(path, &mut |piece| {
+        digest.update(&piece);
+        true
+    })?;
+    let (found, _) = digest.finish();
+    if found == wanted {
+        return Ok(());
+    }
+    let wanted = wanted.to_owned();
+    Err(ImageError::Differs { wanted, found })
+}

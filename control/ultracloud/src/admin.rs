@@ -50,7 +50,7 @@ async fn health(State(state): Shared) -> Response {
         why = failed_writes("CoronaFS", &node.poisoned().await);
     }
     if let (None, Some(volumes)) = (&why, state.volumes()) {
-        why = failed_attachments(&volumes.not_serving().await);
+        why = failed_attachments(&volumes.not_serving());
     }
     if let (None, Some(node)) = (&why, state.chainfire()) {
         why = node.failed().map(|cause| {

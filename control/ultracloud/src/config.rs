@@ -19,6 +19,8 @@
 //! | `[[lightningstor.user]]` | none | `id` (the name, if not given), `name`, `access_key`, `secret_key`, and `token` for the API; one for each access key |
 //! | `coronafs.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
 //! | `coronafs.socket_dir` | coronafs/sockets in the data directory | a directory with a path of up to 64 bytes |
+//! | `coronafs.master_key_file` | coronafs-master-key in the data directory, made at the first start | a file with 64 hexadecimal digits that only its owner can read |
+//! | `[coronafs.nbd_tls]` | none | `cert`, `key` and `ca`: PEM files, for NBD at an address |
 //! | `chainfire.name` | default | the member's name |
 //! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |
 //! | `chainfire.peer_listen` | 127.0.0.1:2380 | an address and port for other members |

@@ -1,4 +1,4 @@
-//! The root user's keys and token: from the environment, or from files that the first start makes.
+//! The root user's keys and token, and the master key of encrypted volumes: from the environment, or from files that the first start makes.
 //!
 //! A file is readable by its owner alone, is complete or absent, and is never overwritten. The
 //! secret key is shown once, when it is made; the token is not shown.
@@ -9,6 +9,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use coronafs::MasterKey;
 use serde::{Deserialize, Serialize};
 
 const NAME: &str = "root-credentials";
@@ -16,6 +17,8 @@ const ACCESS_KEY_VAR: &str = "ULTRACLOUD_ACCESS_KEY";
 const SECRET_KEY_VAR: &str = "ULTRACLOUD_SECRET_KEY";
 const TOKEN_NAME: &str = "root-token";
 const TOKEN_VAR: &str = "ULTRACLOUD_TOKEN";
+const MASTER_KEY_NAME: &str = "coronafs-master-key";
+const MASTER_KEY_BYTES: usize = 32;
 /// Permission bits of everybody but the owner.
 const OTHERS_MODE: u32 = 0o077;
 const ACCESS_KEY_CHARS: usize = 20;
@@ -89,6 +92,24 @@ pub fn load_token(data_dir: &Path) -> Result<(String, Origin)> {
     let token = random_text(TOKEN_CHARS, SECRET_KEY_ALPHABET)?;
     write(data_dir, &path, &format!("{token}\n"))?;
     Ok((token, Origin::Made(path)))
+}
+
+/// Finds the key that wraps the keys of encrypted volumes, or makes it where no file is named.
+///
+/// # Errors
+/// When it is no key, the file is open to others, or it cannot be read or written.
+pub fn load_master_key(data_dir: &Path, named: Option<&Path>) -> Result<MasterKey> {
+    let path = named.map_or_else(|| data_dir.join(MASTER_KEY_NAME), Path::to_owned);
+    if named.is_none() && !path.exists() {
+        let digits = random_text(2 * MASTER_KEY_BYTES, b"0123456789abcdef")?;
+        write(data_dir, &path, &format!("{digits}\n"))?;
+        tracing::info!(file = %path.display(), "made the master key of encrypted volumes; keep a copy of it elsewhere");
+    }
+    let digits = read_private(&path)?;
+    let mut key = [0; MASTER_KEY_BYTES];
+    let decoded = hex::decode_to_slice(digits.trim(), &mut key);
+    decoded.with_context(|| format!("{} does not hold 64 hexadecimal digits", path.display()))?;
+    Ok(MasterKey::new(key))
 }
 
 /// A token has to fit a header, and not to be guessed.

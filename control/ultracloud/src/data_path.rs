@@ -153,7 +153,7 @@ async fn start(
         engine::raise_open_files().context("cannot raise the limit of open files")?;
     }
     if config.roles.contains(&Role::CoronaFs) {
-        let node_config = config.coronafs.node(config.shards)?;
+        let node_config = config.coronafs.node(&config.data_dir, config.shards)?;
         let node = VolumeNode::start(engine, node_config).await;
         let node = Arc::new(node.context("cannot serve CoronaFS")?);
         state.set_coronafs(Arc::clone(&node));

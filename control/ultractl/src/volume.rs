@@ -1,6 +1,7 @@
 //! `ultractl volume`: CoronaFS's volumes, over a node's API.
 
 mod attachment;
+mod image;
 mod snapshot;
 
 use anyhow::Result;
@@ -43,6 +44,9 @@ enum Command {
         size: ByteSize,
         #[command(flatten)]
         limits: Limits,
+        /// Encrypts its blocks on disk, by a key of its own.
+        #[arg(long)]
+        encrypted: bool,
     },
     /// Makes a volume that holds what a snapshot holds, at once, whatever its size.
     Clone {
@@ -115,6 +119,10 @@ enum Command {
         #[arg(long)]
         since: Option<String>,
     },
+    /// Makes a volume of a disk image, raw or qcow2; on the node's own machine.
+    Import(image::Import),
+    /// Writes a volume as a disk image, raw or qcow2; on the node's own machine.
+    Export(image::Export),
     /// Serves a volume as a disk of a virtual machine, and prints how QEMU gets it.
     Attach(attachment::Attach),
     /// Ends an attachment, when what it wrote is durable.
@@ -157,6 +165,8 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
     let owner = args.owner.unwrap_or_default();
     match args.command {
         Command::Snapshot(command) => snapshot::run(&mut client, owner, command, format).await,
+        Command::Import(import) => image::import(&mut client, owner, import, format).await,
+        Command::Export(export) => image::export(&mut client, owner, export, format).await,
         Command::Attach(attach) => attachment::attach(&mut client, owner, attach, format).await,
         Command::Detach { name, id } => {
             attachment::detach(&mut client, owner, name, id, format).await
@@ -205,12 +215,18 @@ async fn change(
     format: Format,
 ) -> Result<()> {
     let answer = match command {
-        Command::Create { name, size, limits } => {
+        Command::Create {
+            name,
+            size,
+            limits,
+            encrypted,
+        } => {
             let request = v1::CreateVolumeRequest {
                 name,
                 owner,
                 bytes: size.as_u64(),
                 limits: Some(limits.into()),
+                encrypted,
                 ..v1::CreateVolumeRequest::default()
             };
             client.create_volume(request).await
@@ -229,6 +245,7 @@ async fn change(
                 from_volume: volume,
                 from_snapshot: snapshot,
                 limits: Some(limits.into()),
+                encrypted: false,
             };
             client.create_volume(request).await
         }
@@ -324,6 +341,9 @@ fn described(volume: &v1::Volume) -> String {
         size(volume.mapped_bytes),
         volume.snapshots,
     );
+    if volume.encrypted {
+        text += "  encrypted  AES-256-XTS\n";
+    }
     if !volume.origin.is_empty() {
         text += &format!("  made of    snapshot {}\n", volume.origin);
     }

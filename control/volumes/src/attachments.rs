@@ -3,7 +3,9 @@
 //! `attachments.json` is complete or the one before: it is written under another name, synced and renamed.
 
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coronafs::Access;
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,37 @@ impl From<AccessName> for Access {
     }
 }
 
+/// How a volume is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// As a disk of a guest on the node.
+    VhostUser,
+    /// To tools and other hosts.
+    Nbd,
+}
+
+impl Kind {
+    /// All of them, by name.
+    pub const ALL: [(&str, Kind); 2] = [("vhost-user", Kind::VhostUser), ("nbd", Kind::Nbd)];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        let found = Kind::ALL.iter().find(|(_, kind)| *kind == self);
+        found.map_or("", |(name, _)| name)
+    }
+}
+
+/// Where a volume is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// A unix socket.
+    Socket(PathBuf),
+    /// An address and port; with NBD only.
+    Address(SocketAddr),
+}
+
 /// An attachment that outlives restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,8 +104,14 @@ pub struct Attached {
     pub access: AccessName,
     /// Rings offered to the guest.
     pub queues: u16,
-    /// Where the guest connects.
-    pub socket: PathBuf,
+    /// How it is served.
+    pub kind: Kind,
+    /// Where it is served.
+    pub place: Place,
+    /// Why it must not be served to a guest that was at work before: something that it was told is written is
+    /// lost. Empty as a rule.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lost: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,11 +130,20 @@ pub struct Entry {
     pub state: Result<u64, String>,
 }
 
+impl Entry {
+    fn is(&self, volume: u64, id: u64) -> bool {
+        (self.attached.volume, self.attached.id) == (volume, id)
+    }
+}
+
 /// All attachments of a node.
 #[derive(Debug)]
 pub struct Attachments {
     dir: PathBuf,
-    entries: Vec<Entry>,
+    /// Whose turn it is to write the file.
+    writing: tokio::sync::Mutex<()>,
+    /// What the file says, and how each fares. Held for moments.
+    entries: Mutex<Vec<Entry>>,
 }
 
 impl Attachments {
@@ -121,66 +169,56 @@ impl Attachments {
         });
         Ok(Attachments {
             dir: dir.to_owned(),
-            entries: entries.collect(),
+            writing: tokio::sync::Mutex::default(),
+            entries: Mutex::new(entries.collect()),
         })
     }
 
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// All of them.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    pub fn all(&self) -> Vec<Entry> {
+        self.entries().clone()
     }
 
     /// Those of a volume.
-    pub fn of(&self, volume: u64) -> impl Iterator<Item = &Entry> {
-        self.entries
-            .iter()
-            .filter(move |entry| entry.attached.volume == volume)
+    pub fn of(&self, volume: u64) -> Vec<Entry> {
+        let of_it = |entry: &&Entry| entry.attached.volume == volume;
+        self.entries().iter().filter(of_it).cloned().collect()
     }
 
     /// Notes how one fares.
-    pub fn note(&mut self, at: usize, state: Result<u64, String>) {
-        if let Some(entry) = self.entries.get_mut(at) {
+    pub async fn note(&self, volume: u64, id: u64, state: Result<u64, String>) {
+        let _turn = self.writing.lock().await;
+        let mut entries = self.entries();
+        let found = entries.iter_mut().find(|entry| entry.is(volume, id));
+        if let Some(entry) = found {
             entry.state = state;
         }
     }
 
-    /// Adds one, and removes those that it ended, durably.
+    /// Removes some of a volume, and adds one, durably.
     ///
     /// # Errors
     /// When the file cannot be written: nothing has changed.
-    pub fn add(&mut self, entry: Entry, ended: &[u64]) -> io::Result<()> {
-        let volume = entry.attached.volume;
-        self.change(|entries| {
-            entries
-                .retain(|old| old.attached.volume != volume || !ended.contains(&old.attached.id));
-            entries.push(entry);
-        })
-    }
-
-    /// Removes one, durably; false when there is none.
-    ///
-    /// # Errors
-    /// When the file cannot be written: nothing has changed.
-    pub fn remove(&mut self, volume: u64, id: u64) -> io::Result<bool> {
-        let is_it = |entry: &Entry| entry.attached.volume == volume && entry.attached.id == id;
-        if !self.entries.iter().any(is_it) {
-            return Ok(false);
-        }
-        self.change(|entries| entries.retain(|entry| !is_it(entry)))?;
-        Ok(true)
-    }
-
-    fn change(&mut self, change: impl FnOnce(&mut Vec<Entry>)) -> io::Result<()> {
-        let mut entries = self.entries.clone();
-        change(&mut entries);
+    pub async fn change(&self, volume: u64, ended: &[u64], added: Option<Entry>) -> io::Result<()> {
+        let _turn = self.writing.lock().await;
+        let mut entries = self.all();
+        entries.retain(|old| !ended.iter().any(|id| old.is(volume, *id)));
+        entries.extend(added);
         let attachments = entries.iter().map(|entry| entry.attached.clone());
         let on_disk = OnDisk {
             version: VERSION,
             attachments: attachments.collect(),
         };
         let text = serde_json::to_vec_pretty(&on_disk)?;
-        write(&self.dir, &text).map_err(|error| named(&self.dir.join(NAME), &error))?;
-        self.entries = entries;
+        let dir = self.dir.clone();
+        let written = tokio::task::spawn_blocking(move || write(&dir, &text)).await;
+        let written = written.map_err(io::Error::other).flatten();
+        written.map_err(|error| named(&self.dir.join(NAME), &error))?;
+        *self.entries() = entries;
         Ok(())
     }
 }
@@ -218,32 +256,34 @@ mod tests {
                 id,
                 access: AccessName::ReadOnly,
                 queues: 2,
-                socket: format!("/run/{volume}-{id}.sock").into(),
+                kind: Kind::VhostUser,
+                place: Place::Socket(format!("/run/{volume}-{id}.sock").into()),
+                lost: String::new(),
             },
             state: Ok(id),
         }
     }
 
-    #[test]
-    fn attachments_are_found_again_and_damage_is_named() {
+    #[tokio::test]
+    async fn attachments_are_found_again_and_damage_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let mut all = Attachments::load(dir.path()).unwrap();
-        assert!(all.entries().is_empty());
-        all.add(entry(1, 1), &[]).unwrap();
-        all.add(entry(2, 1), &[1]).unwrap();
-        all.add(entry(1, 2), &[1]).unwrap();
+        let all = Attachments::load(dir.path()).unwrap();
+        assert!(all.all().is_empty());
+        all.change(1, &[], Some(entry(1, 1))).await.unwrap();
+        all.change(2, &[1], Some(entry(2, 1))).await.unwrap();
+        all.change(1, &[1], Some(entry(1, 2))).await.unwrap();
         let found = |all: &Attachments| -> Vec<Attached> {
-            all.entries().iter().map(|e| e.attached.clone()).collect()
+            all.all().into_iter().map(|entry| entry.attached).collect()
         };
         let expected = [entry(2, 1).attached, entry(1, 2).attached];
         assert_eq!(found(&all), expected);
         assert_eq!(found(&Attachments::load(dir.path()).unwrap()), expected);
-        assert!(all.remove(2, 1).unwrap());
-        assert!(!all.remove(2, 1).unwrap());
-        assert_eq!(
-            found(&Attachments::load(dir.path()).unwrap()),
-            expected[1..]
-        );
+        all.change(2, &[1], None).await.unwrap();
+        assert_eq!(all.of(2).len(), 0);
+        all.note(1, 2, Err("why".into())).await;
+        assert_eq!(all.of(1)[0].state, Err("why".to_owned()));
+        let again = Attachments::load(dir.path()).unwrap();
+        assert_eq!(found(&again), expected[1..]);
 
         let path = dir.path().join(NAME);
         let newer = std::fs::read_to_string(&path).unwrap();

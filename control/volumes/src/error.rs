@@ -16,7 +16,15 @@ pub fn told(failure: Failure<VolumeError>, object: &str) -> ApiError {
 pub fn attach_told(failure: Failure<AttachError>, object: &str) -> ApiError {
     failure.into_api_error(|error| match error {
         AttachError::Volume(error) => of_volume(&error, object),
-        AttachError::Export(why) => {
+        AttachError::Lost(_) => {
+            ApiError::new(Code::FailedPrecondition, "writes-lost", error.to_string())
+                .object(object)
+                .next("detach the volume, restart the guest, and attach it again")
+        }
+        AttachError::Place(why) => ApiError::new(Code::FailedPrecondition, "not-served-there", why)
+            .object(object)
+            .next("give another place, or see to the node's config"),
+        AttachError::Export { why, .. } => {
             tracing::error!(%why, object, "a volume cannot be exported");
             let what = format!("the volume cannot be served at a socket: {why}");
             ApiError::new(Code::Internal, "export-failed", what)
@@ -71,6 +79,11 @@ fn of_volume(error: &VolumeError, object: &str) -> ApiError {
             Code::ResourceExhausted,
             "volumes-full",
             "delete volumes or snapshots that are not needed, or make the file system larger",
+        ),
+        VolumeError::Key { .. } => (
+            Code::FailedPrecondition,
+            "key-unusable",
+            "start the node with the master key that the volume was made with",
         ),
         VolumeError::Poisoned(_) => (
             Code::Unavailable,

@@ -6,7 +6,15 @@ use coronafs::VolumeId;
 use engine::ShardId;
 use serde_json::{Map, Value, json};
 use shards::placement::PartitionId;
-use vhost_blk::Stats;
+
+/// What an export has done.
+#[derive(Clone, Copy, Debug)]
+pub enum Counts {
+    /// Over vhost-user.
+    Vhost(vhost_blk::Stats),
+    /// Over NBD.
+    Nbd(nbd_export::Stats),
+}
 
 /// One attachment's counters.
 #[derive(Clone, Debug)]
@@ -15,12 +23,10 @@ pub struct ExportMetrics {
     pub volume: VolumeId,
     /// Names the attachment among the volume's.
     pub id: u64,
-    /// Rings offered.
-    pub queues: u16,
     /// Its generation.
     pub generation: u64,
     /// What it has done.
-    pub stats: Stats,
+    pub counts: Counts,
 }
 
 /// One shard's counters.
@@ -34,37 +40,45 @@ pub struct ShardMetrics {
     pub poisoned: Vec<(PartitionId, String)>,
 }
 
-type Column = (&'static str, &'static str, fn(&Stats) -> u64);
+/// A counter's name, what it counts, and its value where there is one.
+type Column = (&'static str, &'static str, fn(&Counts) -> Option<u64>);
 
-const COLUMNS: [Column; 11] = [
-    ("connections", "Front ends that connected.", |s| {
-        s.connections
-    }),
-    (
-        "refusals",
-        "Messages of front ends that were refused.",
-        |s| s.refusals,
+/// A column of one kind of export, or of both.
+macro_rules! column {
+    ($name:ident, $help:literal) => {
+        (stringify!($name), $help, |counts| match counts {
+            Counts::Vhost(stats) => Some(stats.$name),
+            Counts::Nbd(stats) => Some(stats.$name),
+        })
+    };
+    ($kind:ident, $name:ident, $help:literal) => {
+        (stringify!($name), $help, |counts| match counts {
+            Counts::$kind(stats) => Some(stats.$name),
+            _ => None,
+        })
+    };
+}
+
+const COLUMNS: [Column; 12] = [
+    column!(connections, "Clients that connected."),
+    column!(refusals, "Messages or clients that were refused."),
+    column!(requests, "Requests."),
+    column!(errors, "Requests that ended with an error."),
+    column!(read_bytes, "Bytes that were read."),
+    column!(written_bytes, "Bytes that were written."),
+    column!(
+        Vhost,
+        faults,
+        "Rings given up because of what a guest wrote there."
     ),
-    (
-        "faults",
-        "Rings given up because of what a guest wrote there.",
-        |s| s.faults,
-    ),
-    ("requests", "Requests of guests.", |s| s.requests),
-    ("resubmitted", "Requests done again after a restart.", |s| {
-        s.resubmitted
-    }),
-    ("errors", "Requests that ended with an error.", |s| s.errors),
-    ("read_bytes", "Bytes that guests read.", |s| s.read_bytes),
-    ("written_bytes", "Bytes that guests wrote.", |s| {
-        s.written_bytes
-    }),
-    ("kicks", "Times that guests woke a ring.", |s| s.kicks),
-    ("calls", "Times that guests were called.", |s| s.calls),
-    (
-        "polled_nanoseconds",
-        "Nanoseconds of looking at empty rings.",
-        |s| s.polled_ns,
+    column!(Vhost, resubmitted, "Requests done again after a restart."),
+    column!(Vhost, kicks, "Times that guests woke a ring."),
+    column!(Vhost, calls, "Times that guests were called."),
+    column!(Vhost, polled_ns, "Nanoseconds of looking at empty rings."),
+    column!(
+        Nbd,
+        turned_away,
+        "Clients not let in, as there were too many."
     ),
 ];
 
@@ -78,7 +92,9 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
         for (shard, export) in exports(shards) {
             let (volume, id) = (export.volume.0, export.id);
             let labels = format!("shard=\"{shard}\",volume=\"{volume:016x}\",attachment=\"{id}\"");
-            let _ = writeln!(text, "{metric}{{{labels}}} {}", value(&export.stats));
+            if let Some(value) = value(&export.counts) {
+                let _ = writeln!(text, "{metric}{{{labels}}} {value}");
+            }
         }
     }
     let metric = "uc_volume_partitions_read_only";
@@ -104,15 +120,18 @@ fn exports(shards: &[ShardMetrics]) -> impl Iterator<Item = (u16, &ExportMetrics
 /// The same for people: shards, what they export, and what is wrong.
 pub fn debug(shards: &[ShardMetrics]) -> Value {
     let of_export = |export: &ExportMetrics| {
-        let counts = COLUMNS.iter().map(|(name, _, value)| {
-            let value = Value::from(value(&export.stats));
-            ((*name).to_owned(), value)
+        let counts = COLUMNS.iter().filter_map(|(name, _, value)| {
+            let value = Value::from(value(&export.counts)?);
+            Some(((*name).to_owned(), value))
         });
         json!({
             "volume": format!("{:016x}", export.volume.0),
             "attachment": export.id,
             "generation": export.generation,
-            "queues": export.queues,
+            "kind": match export.counts {
+                Counts::Vhost(_) => "vhost-user",
+                Counts::Nbd(_) => "nbd",
+            },
             "counts": counts.collect::<Map<String, Value>>(),
         })
     };

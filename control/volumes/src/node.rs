@@ -4,6 +4,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use control_kit::tls::ServerTls;
 use coronafs::VolumeConfig;
 use engine::{CallError, EngineHandle, Sharded};
 use segment_log::data_dir::{self, FormatError};
@@ -15,7 +16,7 @@ use crate::metrics::{ShardMetrics, prometheus};
 use crate::shard::VolumesShard;
 
 /// Everything that a node is told.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NodeConfig {
     /// The directory of all partitions.
     pub root: PathBuf,
@@ -25,6 +26,8 @@ pub struct NodeConfig {
     pub partitions: u16,
     /// How partitions are run.
     pub volumes: VolumeConfig,
+    /// What NBD's clients at an address are served with.
+    pub nbd_tls: Option<ServerTls>,
 }
 
 /// Why a node did not start or end well.

@@ -10,16 +10,17 @@ use control_kit::request_id::RequestId;
 use coronafs::{Attach, Partition, VolumeError, VolumeId};
 use engine::ShardId;
 use futures_util::future::try_join_all;
-use shard_bridge::{Bridge, CallContext, Failure, Target, Tenant};
-use shards::TenantId;
+use shard_bridge::{Bridge, CallContext, ErrorKind, Failure, Target, Tenant};
 use shards::placement::PartitionId;
-use tokio::sync::Mutex;
+use shards::{TenantId, resource_hash};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::attachments::{Attachments, Entry};
 use crate::error::{denied, told};
 use crate::node::VolumeNode;
-use crate::shard::{VolumesShard, Wanted};
+use crate::shard::{AttachError, VolumesShard, Wanted};
 
 mod attach;
 mod snapshots;
@@ -27,9 +28,13 @@ mod volumes;
 
 /// Who may do everything.
 const ROOT: &str = "root";
-/// How long what a user does not wait for any more may go on.
-const CLEAN_UP_LIMIT: Duration = Duration::from_mins(1);
-const SHUT_DOWN: &str = "the node is shutting down";
+/// As whom the node calls its shards; no user is called so.
+const NODE: &str = "(node)";
+/// How long what must not stop half-way may take.
+const OWN_CALL_LIMIT: Duration = Duration::from_mins(1);
+/// Between two tries of a call for which there was no room.
+const OWN_CALL_PAUSE: Duration = Duration::from_millis(50);
+const ORDERS: usize = 64;
 
 /// Serves `ultracloud.coronafs.v1.Volumes`. The tenant of a call is the user. Clones are the same.
 #[derive(Clone)]
@@ -43,7 +48,9 @@ struct Inner {
     tenant_of: Box<dyn Fn(&str) -> TenantId + Send + Sync>,
     /// Held by whoever gives a volume a name: names are unique over all partitions.
     names: Mutex<()>,
-    attachments: Mutex<Attachments>,
+    /// See [`VolumeService::order`]; volumes share them.
+    orders: [Mutex<()>; ORDERS],
+    attachments: Attachments,
 }
 
 impl std::fmt::Debug for VolumeService {
@@ -90,47 +97,75 @@ impl VolumeService {
                 node,
                 tenant_of: Box::new(tenant_of),
                 names: Mutex::default(),
-                attachments: Mutex::new(attachments),
+                orders: std::array::from_fn(|_| Mutex::default()),
+                attachments,
             }),
         };
-        service.restore().await;
+        service.restore().await?;
         Ok(service)
     }
 
-    async fn restore(&self) {
-        let mut attachments = self.inner.attachments.lock().await;
-        let all: Vec<Entry> = attachments.entries().to_vec();
-        for (at, entry) in all.into_iter().enumerate() {
-            let attached = entry.attached;
+    async fn restore(&self) -> std::io::Result<()> {
+        for entry in self.inner.attachments.all() {
+            let mut attached = entry.attached;
             let volume = VolumeId(attached.volume);
+            let attachments = &self.inner.attachments;
+            if !attached.lost.is_empty() {
+                let why = Err(attached.lost.clone());
+                attachments.note(attached.volume, attached.id, why).await;
+                continue;
+            }
             let wanted = Wanted {
                 volume,
                 how: Attach {
                     access: attached.access.into(),
                     take_over: false,
                 },
+                kind: attached.kind,
                 queues: attached.queues,
-                again: Some((attached.id, attached.socket.clone())),
+                listen: None,
+                again: Some((attached.id, attached.place.clone())),
             };
-            let made = self.own_call(volume, |shard| shard.attach(wanted)).await;
+            let made = self.own_call(volume, move |shard| shard.attach(wanted.clone()));
+            let made = made.await;
+            let is_lost = matches!(&made, Err(Failure::Service(AttachError::Lost(_))));
             let state = made.map(|made| made.generation).map_err(|failure| {
-                let why = format!("{failure}");
-                let socket = attached.socket.display();
-                tracing::error!(volume = %hex(volume), %socket, why, "not attached again");
+                let why = failure.to_string();
+                let place = &attached.place;
+                tracing::error!(volume = %hex(volume), ?place, why, "not attached again");
                 why
             });
-            attachments.note(at, state);
+            if let (true, Err(why)) = (is_lost, &state) {
+                // The next start finds nothing missing any more: this one says so for good.
+                attached.lost.clone_from(why);
+                let entry = Entry {
+                    state: state.clone(),
+                    attached,
+                };
+                let (of, id) = (entry.attached.volume, entry.attached.id);
+                attachments.change(of, &[id], Some(entry)).await?;
+                continue;
+            }
+            attachments.note(attached.volume, attached.id, state).await;
         }
+        Ok(())
     }
 
     /// Attachments that should serve and do not, and why.
-    pub async fn not_serving(&self) -> Vec<(String, String)> {
-        let attachments = self.inner.attachments.lock().await;
-        let failed = attachments.entries().iter().filter_map(|entry| {
-            let why = entry.state.as_ref().err()?;
-            Some((hex(VolumeId(entry.attached.volume)), why.clone()))
+    pub fn not_serving(&self) -> Vec<(String, String)> {
+        let all = self.inner.attachments.all().into_iter();
+        let failed = all.filter_map(|entry| {
+            let why = entry.state.err()?;
+            Some((hex(VolumeId(entry.attached.volume)), why))
         });
         failed.collect()
+    }
+
+    /// Held by whoever attaches, detaches, rolls back or removes the volume.
+    async fn order(&self, volume: VolumeId) -> MutexGuard<'_, ()> {
+        let orders = &self.inner.orders;
+        let place = resource_hash(&[&volume.0.to_le_bytes()]) as usize % orders.len();
+        orders[place].lock().await
     }
 
     fn context(&self, caller: &Caller) -> CallContext {
@@ -165,21 +200,34 @@ impl VolumeService {
         self.inner.bridge.call(&context, target, f).await
     }
 
-    /// A call of the node's own, not of a user's.
+    /// A call of the node's own, not of a user's: it is tried again while there is no room for it.
     async fn own_call<R, E, F, Fut>(&self, volume: VolumeId, f: F) -> Result<R, Failure<E>>
     where
         R: Send + 'static,
         E: Send + 'static,
-        F: FnOnce(std::rc::Rc<VolumesShard>) -> Fut + Send + 'static,
+        F: Fn(std::rc::Rc<VolumesShard>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = Result<R, E>> + 'static,
     {
         let context = CallContext {
-            tenant: Tenant::new(ROOT, (self.inner.tenant_of)(ROOT)),
+            tenant: Tenant::new(NODE, (self.inner.tenant_of)(ROOT)),
             request: RequestId::next(),
-            deadline: Instant::now() + CLEAN_UP_LIMIT,
+            deadline: Instant::now() + OWN_CALL_LIMIT,
         };
-        let target = self.shard_of(volume.partition());
-        self.inner.bridge.call(&context, target, f).await
+        loop {
+            let target = self.shard_of(volume.partition());
+            let called = self.inner.bridge.call(&context, target, f.clone()).await;
+            let Err(Failure::Bridge(error)) = &called else {
+                return called;
+            };
+            let has_no_room = matches!(
+                error.kind(),
+                ErrorKind::TenantBusy | ErrorKind::BridgeBusy | ErrorKind::ShardBusy
+            );
+            if !has_no_room || Instant::now() + OWN_CALL_PAUSE > context.deadline {
+                return called;
+            }
+            tokio::time::sleep(OWN_CALL_PAUSE).await;
+        }
     }
 
     /// Runs work on the partition of a volume.
@@ -248,6 +296,25 @@ impl VolumeService {
             .map_err(|failure| told(failure, &object(owner, name)))?;
         Ok(found.into_iter().flatten().next())
     }
+}
+
+/// Runs a change to its end, also when its caller goes away, with the node's own deadline.
+async fn in_task<R, F, Fut>(caller: &Caller, change: F) -> Result<R, ApiError>
+where
+    R: Send + 'static,
+    F: FnOnce(Caller) -> Fut,
+    Fut: Future<Output = Result<R, ApiError>> + Send + 'static,
+{
+    let caller = Caller {
+        deadline: Instant::now() + OWN_CALL_LIMIT,
+        ..caller.clone()
+    };
+    let changed = tokio::spawn(change(caller)).await;
+    changed.unwrap_or_else(|_| {
+        let what = "the node is shutting down";
+        Err(ApiError::new(Code::Unavailable, "shutting-down", what)
+            .next("retry when /readyz answers 200 again"))
+    })
 }
 
 /// Whose volumes are meant: the caller's own, or for root anybody's.

@@ -1,21 +1,36 @@
 //! One shard's volumes, and what exports them to guests.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
-use coronafs::{Attach, Attachment, Partition, VolumeError, VolumeId, VolumeInfo, VolumeShard};
-use engine::{SchedGroup, ShardId};
+use coronafs::{
+    Attach, Attachment, Partition, PointInTime, SnapshotId, VolumeError, VolumeId, VolumeInfo,
+    VolumeShard,
+};
+use engine::net::Addr;
+use engine::sync::Semaphore;
+use engine::{LocalFut, SchedGroup, ShardId};
 use futures_channel::oneshot;
-use shards::block::BlockDevice as _;
+use futures_util::future::join_all;
+use nbd_export::{ChangedRanges, ChangedSince, Changes, Listen, Server, ServerConfig, Tls};
+use shards::block::{BlockDevice as _, BlockError};
 use shards::placement::PartitionId;
 use shards::{PlacementMap, Service};
-use vhost_blk::{Endpoint, Export, ExportConfig};
+use vhost_blk::{Export, ExportConfig};
 
-use crate::attachments::Attached;
-use crate::metrics::{ExportMetrics, ShardMetrics};
+use crate::attachments::{Attached, Kind, Place};
+use crate::metrics::{Counts, ExportMetrics, ShardMetrics};
 use crate::node::NodeConfig;
+
+/// What an NBD export is called: whoever chooses nothing gets it.
+const EXPORT: &str = "";
+/// Snapshots that an NBD export can be compared with, the newest.
+const CHANGED_SINCE_MAX: usize = 16;
+/// Calls to attach or detach that may wait for their turn.
+const TURNS_MAX: usize = 1024;
 
 /// Why a volume was not attached.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -23,9 +38,22 @@ pub enum AttachError {
     /// The volume refused.
     #[error(transparent)]
     Volume(#[from] VolumeError),
-    /// The socket cannot be served.
+    /// It cannot be served there; nothing has changed.
     #[error("{0}")]
-    Export(String),
+    Place(String),
+    /// A guest that was at work must not go on.
+    #[error(
+        "writes that the guest was told of may be lost ({0}): restart the guest after its volume was detached and attached again"
+    )]
+    Lost(String),
+    /// It could not be served. Attachments that stood in the way have ended.
+    #[error("{why}")]
+    Export {
+        /// Why.
+        why: String,
+        /// Those that have ended.
+        ended: Vec<u64>,
+    },
 }
 
 /// What an attachment is to be.
@@ -35,10 +63,14 @@ pub struct Wanted {
     pub volume: VolumeId,
     /// See [`Attach`].
     pub how: Attach,
-    /// Rings offered.
+    /// How it is served.
+    pub kind: Kind,
+    /// Rings offered, with vhost-user.
     pub queues: u16,
+    /// An address instead of a socket, with NBD.
+    pub listen: Option<SocketAddr>,
     /// Who it was before a restart.
-    pub again: Option<(u64, PathBuf)>,
+    pub again: Option<(u64, Place)>,
 }
 
 /// What came of it.
@@ -52,21 +84,43 @@ pub struct Made {
     pub ended: Vec<u64>,
 }
 
+/// What exports a volume.
+enum Exporter {
+    Vhost(Export),
+    Nbd(Server<Attachment>),
+}
+
 /// A volume that is exported.
 struct Served {
     attachment: Rc<Attachment>,
-    export: Export,
-    queues: u16,
+    exporter: Exporter,
 }
 
 impl Served {
     /// Ends the export, then makes durable what came over it.
     async fn end(self) -> Result<(), VolumeError> {
-        self.export.stop().await;
+        match self.exporter {
+            Exporter::Vhost(export) => export.stop().await,
+            Exporter::Nbd(server) => server.stop().await,
+        }
         match self.attachment.flush().await {
             // Whoever fenced it has waited for its writes, and a partition that closes makes them durable.
-            Ok(()) | Err(shards::block::BlockError::Fenced) => Ok(()),
+            Ok(()) | Err(BlockError::Fenced) => Ok(()),
             Err(error) => Err(VolumeError::Internal(error.to_string())),
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        match &self.exporter {
+            Exporter::Vhost(export) => Counts::Vhost(export.stats()),
+            Exporter::Nbd(server) => {
+                // Those of the export count from when a client has chosen it.
+                let mut counts = server.export_stats(EXPORT).unwrap_or_default();
+                let before = server.stats();
+                counts.turned_away += before.turned_away;
+                counts.refusals += before.refusals;
+                Counts::Nbd(counts)
+            }
         }
     }
 }
@@ -78,6 +132,9 @@ pub struct VolumesShard {
     map: PlacementMap,
     store: OnceCell<Rc<VolumeShard>>,
     served: RefCell<BTreeMap<(VolumeId, u64), Served>>,
+    /// Attaching and detaching go one at a time, so that an end never overtakes a begin.
+    turns: Semaphore,
+    draining: Cell<bool>,
 }
 
 impl VolumesShard {
@@ -88,6 +145,8 @@ impl VolumesShard {
             map,
             store: OnceCell::new(),
             served: RefCell::default(),
+            turns: Semaphore::new(1, TURNS_MAX),
+            draining: Cell::new(false),
         })
     }
 
@@ -139,49 +198,147 @@ impl VolumesShard {
     }
 
     async fn attach_now(&self, wanted: Wanted) -> Result<Made, AttachError> {
-        let Wanted {
-            volume,
-            how,
-            queues,
-            again,
-        } = wanted;
-        let partition = self.partition(volume.partition())?;
-        let attachment = Rc::new(partition.attach(volume, how).await?);
+        let _turn = self.turns.acquire(1).await.map_err(VolumeError::from)?;
+        if self.draining.get() {
+            return Err(VolumeError::Gone.into());
+        }
+        let volume = wanted.volume;
+        let partition = self.partition(volume.partition())?.clone();
+        if let (Some(_), Kind::VhostUser, Some(why)) =
+            (&wanted.again, wanted.kind, partition.survived().lost())
+        {
+            return Err(AttachError::Lost(why.to_owned()));
+        }
+        // Before anybody is fenced for it.
+        let tls = self.tls(&wanted).map_err(AttachError::Place)?;
+        let attachment = Rc::new(partition.attach(volume, wanted.how).await?);
         let generation = attachment.generation();
-        let (id, socket) = again.unwrap_or_else(|| {
-            let name = format!("{:016x}-{generation}.sock", volume.0);
-            (generation, self.config.sockets.join(name))
-        });
-        let config = ExportConfig {
-            endpoint: Endpoint::Listen(socket.clone()),
-            queues,
-            group: SchedGroup::FOREGROUND,
-            ..ExportConfig::listen(&socket, format!("volume {:016x}", volume.0))
+        let id = wanted.again.as_ref().map_or(generation, |(id, _)| *id);
+        let mut ended = Vec::new();
+        for (id, served) in self.take(volume, |served| served.attachment.is_fenced()) {
+            // Its writes have ended, and are made durable with the next flush of whoever has it now.
+            if let Err(error) = served.end().await {
+                tracing::warn!(volume = volume.0, id, %error, "an attachment ended badly");
+            }
+            ended.push(id);
+        }
+        let exported = match wanted.kind {
+            Kind::VhostUser => self.export_vhost(&attachment, &wanted, id),
+            Kind::Nbd => self.export_nbd(&partition, &attachment, &wanted, (id, tls)),
         };
-        let export = Export::start(Rc::clone(&attachment), config)
-            .map_err(|error| AttachError::Export(error.to_string()))?;
+        let (exporter, place) = match exported {
+            Ok(exported) => exported,
+            Err(error) => {
+                let why = error.to_string();
+                return Err(AttachError::Export { why, ended });
+            }
+        };
         let served = Served {
             attachment,
-            export,
-            queues,
+            exporter,
         };
         self.served.borrow_mut().insert((volume, id), served);
-        let fenced = self.take(volume, |served| served.attachment.is_fenced());
-        let ended = fenced.iter().map(|(id, _)| *id).collect();
-        for (_, served) in fenced {
-            served.end().await?;
-        }
         Ok(Made {
             attached: Attached {
                 volume: volume.0,
                 id,
-                access: how.access.into(),
-                queues,
-                socket,
+                access: wanted.how.access.into(),
+                queues: wanted.queues,
+                kind: wanted.kind,
+                place,
+                lost: String::new(),
             },
             generation,
             ended,
         })
+    }
+
+    /// Where an attachment is served: where it was, or at a socket of its own.
+    fn place(&self, wanted: &Wanted, id: u64) -> Place {
+        if let Some((_, place)) = &wanted.again {
+            return place.clone();
+        }
+        if let Some(address) = wanted.listen {
+            return Place::Address(address);
+        }
+        let name = format!("{:016x}-{id}.sock", wanted.volume.0);
+        Place::Socket(self.config.sockets.join(name))
+    }
+
+    fn export_vhost(
+        &self,
+        attachment: &Rc<Attachment>,
+        wanted: &Wanted,
+        id: u64,
+    ) -> io::Result<(Exporter, Place)> {
+        let place = self.place(wanted, id);
+        let Place::Socket(socket) = &place else {
+            let what = "vhost-user is served at a unix socket";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        };
+        let config = ExportConfig {
+            queues: wanted.queues,
+            ..ExportConfig::listen(socket, format!("volume {:016x}", wanted.volume.0))
+        };
+        let export = Export::start(Rc::clone(attachment), config)?;
+        Ok((Exporter::Vhost(export), place))
+    }
+
+    fn export_nbd(
+        &self,
+        partition: &Partition,
+        attachment: &Rc<Attachment>,
+        wanted: &Wanted,
+        (id, tls): (u64, Tls),
+    ) -> io::Result<(Exporter, Place)> {
+        let place = self.place(wanted, id);
+        let listen = match &place {
+            Place::Socket(path) => Listen::Unix(path.clone()),
+            Place::Address(address) => Listen::Tcp(*address),
+        };
+        let server = Server::start(ServerConfig {
+            tls,
+            ..ServerConfig::new(listen)
+        })?;
+        let snapshots = partition.snapshots(wanted.volume).into_iter().rev();
+        let older = snapshots
+            .take(CHANGED_SINCE_MAX)
+            .map(|snapshot| ChangedSince {
+                name: snapshot.name,
+                changes: Rc::new(Since {
+                    partition: partition.clone(),
+                    volume: wanted.volume,
+                    snapshot: snapshot.id,
+                }),
+            });
+        let export = nbd_export::Export {
+            changed_since: older.collect(),
+            ..nbd_export::Export::new(EXPORT, Rc::clone(attachment))
+        };
+        server.add(export).map_err(io::Error::other)?;
+        let place = match server.addr() {
+            Addr::Inet(bound) => Place::Address(*bound),
+            Addr::Unix(_) => place,
+        };
+        Ok((Exporter::Nbd(server), place))
+    }
+
+    /// What clients are served with where they connect.
+    fn tls(&self, wanted: &Wanted) -> Result<Tls, String> {
+        let again = wanted.again.as_ref().map(|(_, place)| place);
+        let address = match (again, &wanted.listen) {
+            (Some(Place::Address(address)), _) | (None, Some(address)) => address,
+            (Some(Place::Socket(_)), _) | (None, None) => return Ok(Tls::None),
+        };
+        match &self.config.nbd_tls {
+            Some(tls) => Ok(Tls::Required(tls.current())),
+            None if address.ip().is_loopback() => Ok(Tls::None),
+            None => {
+                let what =
+                    "an address that others reach wants coronafs.nbd_tls in the node's config";
+                Err(what.to_owned())
+            }
+        }
     }
 
     fn take(&self, volume: VolumeId, which: impl Fn(&Served) -> bool) -> Vec<(u64, Served)> {
@@ -191,8 +348,8 @@ impl VolumesShard {
         taken.map(|((_, id), served)| (id, served)).collect()
     }
 
-    /// Ends the attachments of a volume that are not among these; what they wrote is durable then. Runs to
-    /// its end when the caller goes away.
+    /// Ends the attachments of a volume that are not among these; what they wrote is durable then. Which
+    /// serve now. Runs to its end when the caller goes away.
     ///
     /// # Errors
     /// When something cannot be made durable: they have ended all the same.
@@ -200,22 +357,50 @@ impl VolumesShard {
         self: Rc<Self>,
         volume: VolumeId,
         kept: Vec<u64>,
-    ) -> Result<(), VolumeError> {
+    ) -> Result<Vec<u64>, VolumeError> {
         let ending = async move {
+            let _turn = self.turns.acquire(1).await?;
+            let ids = self.ids(volume).into_iter();
+            let others: Vec<u64> = ids.filter(|id| !kept.contains(id)).collect();
             let mut outcome = Ok(());
-            let ids = self.served.borrow().keys().copied().collect::<Vec<_>>();
-            let others = ids
-                .into_iter()
-                .filter(|(of, id)| *of == volume && !kept.contains(id));
-            for key in others {
-                let served = self.served.borrow_mut().remove(&key);
+            for id in others {
+                let served = self.served.borrow_mut().remove(&(volume, id));
                 if let Some(served) = served {
                     outcome = outcome.and(served.end().await);
                 }
             }
-            outcome
+            outcome.map(|()| self.ids(volume))
         };
         in_task(ending).await.unwrap_or(Err(VolumeError::Busy))
+    }
+
+    fn ids(&self, volume: VolumeId) -> Vec<u64> {
+        let served = self.served.borrow();
+        let of_volume = served.range((volume, 0)..=(volume, u64::MAX));
+        of_volume.map(|((_, id), _)| *id).collect()
+    }
+}
+
+/// What a volume has that one of its snapshots has not.
+struct Since {
+    partition: Partition,
+    volume: VolumeId,
+    snapshot: SnapshotId,
+}
+
+impl Changes for Since {
+    fn changed(&self, offset: u64, len: u64) -> LocalFut<Result<ChangedRanges, BlockError>> {
+        let (partition, volume) = (self.partition.clone(), self.volume);
+        let old = PointInTime::Snapshot(self.snapshot);
+        Box::pin(async move {
+            let found = partition.diff_volume(old, volume, offset).await;
+            let (changed, next) = found.map_err(|error| BlockError::Io(io::Error::other(error)))?;
+            let ranges = changed.iter().map(|one| one.offset..one.offset + one.bytes);
+            Ok(ChangedRanges {
+                ranges: ranges.filter(|range| range.end > offset).collect(),
+                end: next.unwrap_or(offset + len),
+            })
+        })
     }
 }
 
@@ -251,13 +436,21 @@ impl Service for VolumesShard {
     }
 
     async fn drain(self: Rc<Self>) -> Result<(), VolumeError> {
-        let served = self.served.take();
-        for (_, served) in served {
-            served.end().await?;
-        }
+        self.draining.set(true);
+        let turn = self.turns.acquire(1).await?;
+        let ending = self.served.take().into_values().map(Served::end);
+        let ended = join_all(ending)
+            .await
+            .into_iter()
+            .collect::<Result<(), _>>();
+        drop(turn);
         match self.store.get() {
-            Some(store) => store.close().await,
-            None => Ok(()),
+            // Also when one ended badly: the other partitions are closed in order.
+            Some(store) => {
+                let closed = store.close().await;
+                ended.and(closed)
+            }
+            None => ended,
         }
     }
 
@@ -266,9 +459,8 @@ impl Service for VolumesShard {
         let exports = served.iter().map(|((volume, id), served)| ExportMetrics {
             volume: *volume,
             id: *id,
-            queues: served.queues,
             generation: served.attachment.generation(),
-            stats: served.export.stats(),
+            counts: served.counts(),
         });
         let poisoned = self
             .partitions()

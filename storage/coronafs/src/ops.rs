@@ -26,7 +26,7 @@ impl Inner {
     /// # Errors
     /// `Invalid`, `NameTaken`, `Full` of volumes.
     fn check_new(&self, owner: &str, name: &str) -> Result<(), VolumeError> {
-        check_name("owner", owner)?;
+        check_owner(owner)?;
         check_name("name", name)?;
         let state = self.state.borrow();
         if state.volumes.len() >= self.config.volumes_max {
@@ -470,12 +470,38 @@ impl Partition {
         new: SnapshotId,
         from: u64,
     ) -> Result<(Vec<Changed>, Option<u64>), VolumeError> {
+        self.diff_of(old, from, |inner| inner.map_of(PointInTime::Snapshot(new)))
+            .await
+    }
+
+    /// The same of a volume as it is now, flushed or not.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`, `NoSuchSnapshot`.
+    pub async fn diff_volume(
+        &self,
+        old: PointInTime,
+        new: VolumeId,
+        from: u64,
+    ) -> Result<(Vec<Changed>, Option<u64>), VolumeError> {
+        self.diff_of(old, from, |inner| {
+            Ok(inner.volume(new)?.tree.borrow().clone())
+        })
+        .await
+    }
+
+    async fn diff_of(
+        &self,
+        old: PointInTime,
+        from: u64,
+        new: impl Fn(&Inner) -> Result<Tree, VolumeError>,
+    ) -> Result<(Vec<Changed>, Option<u64>), VolumeError> {
         let mut found = Vec::new();
         let mut next = from / CLUSTER;
         loop {
             // Maps are looked up for each step, so that none is held while others work.
             let old = self.inner.map_of(old)?;
-            let new = self.inner.map_of(PointInTime::Snapshot(new))?;
+            let new = new(&self.inner)?;
             let mut leaves = 0;
             let mut stopped = None;
             differing(&old, &new, next, &mut |base, old, new| {

@@ -98,6 +98,22 @@ pub enum Survived {
     Flushed(&'static str),
 }
 
+/// Why a partition has only what was flushed when no guest of before can be alive.
+pub(crate) const MACHINE_RESTARTED: &str = "the machine was restarted";
+
+impl Survived {
+    /// Why a guest that was at work before must not go on: it would flush, and be told that all is durable,
+    /// what is not there any more. `None` when it may, or when it cannot be alive.
+    pub fn lost(self) -> Option<&'static str> {
+        match self {
+            Survived::Closed | Survived::Acknowledged | Survived::Flushed(MACHINE_RESTARTED) => {
+                None
+            }
+            Survived::Flushed(why) => Some(why),
+        }
+    }
+}
+
 /// What is known of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotInfo {
@@ -128,14 +144,40 @@ pub struct Changed {
 
 /// # Errors
 /// `Invalid`.
+pub(crate) fn check_owner(owner: &str) -> Result<(), VolumeError> {
+    // The identity of a user may be an address of mail.
+    check_text(
+        "owner",
+        owner,
+        "._-@",
+        "1 to 128 of A-Z, a-z, 0-9, '.', '_', '-' and '@'",
+    )
+}
+
+/// # Errors
+/// `Invalid`.
 pub(crate) fn check_name(kind: &str, name: &str) -> Result<(), VolumeError> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    check_text(
+        kind,
+        name,
+        "._-",
+        "1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'",
+    )
+}
+
+fn check_text(
+    kind: &str,
+    name: &str,
+    signs: &str,
+    allowed: &'static str,
+) -> Result<(), VolumeError> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || signs.contains(c);
     if !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.chars().all(fine) {
         return Ok(());
     }
     Err(VolumeError::Invalid {
         what: format!("the {kind} {name:?}"),
-        allowed: "1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'",
+        allowed,
     })
 }
 

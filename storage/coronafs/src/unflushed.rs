@@ -46,7 +46,7 @@ use segment_log::durable::Poison;
 use crate::error::VolumeError;
 use crate::map::{BLOCKS, Piece};
 use crate::record::{put_slot, take_pieces};
-use crate::types::VolumeId;
+use crate::types::{MACHINE_RESTARTED, VolumeId};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"UCunfl\r\n");
 const FORMAT: u32 = 1;
@@ -311,7 +311,7 @@ impl Halves {
             ..*head
         };
         if bytes[8..24] != head.boot {
-            return Ok(Err("the machine was restarted"));
+            return Ok(Err(MACHINE_RESTARTED));
         }
         if bytes != ours.encode() {
             return Ok(Err("they are damaged, or another partition's"));

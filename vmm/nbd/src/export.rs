@@ -164,6 +164,11 @@ impl<D: BlockDevice> Entry<D> {
         self.stop.notify_all();
     }
 
+    /// Whether its connections are to end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
     /// Ends when the export does.
     pub(crate) async fn stopped(&self) {
         while !self.stopped.get() {

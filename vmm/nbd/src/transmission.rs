@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::sync::{Semaphore, SemaphorePermit};
 use engine::{SchedGroup, Task};
@@ -30,6 +31,11 @@ mod reads;
 mod status;
 
 use device::Refusal;
+
+/// Between two looks at requests that an export which ends waits for.
+const LOOK: Duration = Duration::from_millis(50);
+/// So many looks a client is given to take its answers.
+const LOOKS_MAX: u32 = 40;
 
 /// A connection that has begun.
 pub(crate) struct Link<D: BlockDevice> {
@@ -83,10 +89,22 @@ impl<D: BlockDevice> Link<D> {
         ended
     }
 
-    /// Waits until every request has ended.
+    /// Waits until every request has ended. When the export has, it hurries what the device holds back, and
+    /// does not wait for a client that does not take its answers.
     pub(crate) async fn drain(&self) {
         // Nobody else takes slots any more.
-        let _ = self.slots.acquire(self.slots_max).await;
+        let mut idle = pin!(self.slots.acquire(self.slots_max));
+        let mut looks = 0;
+        while engine::timeout(LOOK, idle.as_mut()).await.is_none() {
+            if !self.entry.is_stopped() {
+                continue;
+            }
+            self.entry.export.device.hurry();
+            looks += 1;
+            if looks == LOOKS_MAX {
+                self.wire.end();
+            }
+        }
         self.wire.end();
     }
 

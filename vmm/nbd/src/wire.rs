@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use engine::net::TcpStream;
 use engine::sync::{Notify, Semaphore, SemaphorePermit};
 use engine::{DmaBuf, GuestPart};
+use futures_util::future::{Either, select};
 use rustls::{ServerConfig, ServerConnection};
 
 use crate::memory::Lease;
@@ -136,8 +138,11 @@ impl Turn<'_> {
                 self.send_clear(head, body).await
             }
         };
+        // Who ends the wire waits for nobody who does not take what is sent.
+        let (sent, broken) = (pin!(sent), pin!(self.wire.broken()));
+        let sent = select(sent, broken);
         let sent = engine::timeout(self.wire.stall_max, sent).await;
-        if let Some(Ok(())) = sent {
+        if let Some(Either::Left((Ok(()), _))) = sent {
             return Ok(());
         }
         self.wire.end();

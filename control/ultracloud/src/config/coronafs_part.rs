@@ -4,10 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use control_kit::config::Source;
+use control_kit::tls::{ServerTls, TlsFiles};
 use coronafs::VolumeConfig;
 use serde::Deserialize;
 use toml::Spanned;
 use volumes::NodeConfig;
+
+use crate::credentials;
 
 /// The directory of everything of CoronaFS, in the data directory.
 const ROOT: &str = "coronafs";
@@ -20,6 +23,8 @@ const SOCKET_DIR_BYTES_MAX: usize = 64;
 pub(super) struct RawCoronaFs {
     socket_dir: Option<Spanned<PathBuf>>,
     partitions: Option<Spanned<u16>>,
+    master_key_file: Option<PathBuf>,
+    nbd_tls: Option<TlsFiles>,
 }
 
 /// What CoronaFS is told, but for the number of shards.
@@ -28,14 +33,17 @@ pub struct CoronaFsPart {
     root: PathBuf,
     sockets: PathBuf,
     partitions: Option<u16>,
+    master_key_file: Option<PathBuf>,
+    nbd_tls: Option<TlsFiles>,
 }
 
 impl CoronaFsPart {
     /// What a node with so many shards is told.
     ///
     /// # Errors
-    /// When the sockets' paths would be too long for the kernel.
-    pub fn node(&self, shards: usize) -> Result<NodeConfig> {
+    /// When the sockets' paths would be too long for the kernel, or the master key or a certificate cannot be
+    /// read.
+    pub fn node(&self, data_dir: &Path, shards: usize) -> Result<NodeConfig> {
         let bytes = self.sockets.as_os_str().len();
         anyhow::ensure!(
             bytes <= SOCKET_DIR_BYTES_MAX,
@@ -47,7 +55,14 @@ impl CoronaFsPart {
             root: self.root.clone(),
             sockets: self.sockets.clone(),
             partitions: self.partitions.unwrap_or(shards as u16),
-            volumes: VolumeConfig::default(),
+            volumes: VolumeConfig {
+                master_key: Some(credentials::load_master_key(
+                    data_dir,
+                    self.master_key_file.as_deref(),
+                )?),
+                ..VolumeConfig::default()
+            },
+            nbd_tls: self.nbd_tls.clone().map(ServerTls::open).transpose()?,
         })
     }
 }
@@ -76,5 +91,7 @@ pub(super) fn validate(
         root,
         sockets,
         partitions,
+        master_key_file: raw.master_key_file,
+        nbd_tls: raw.nbd_tls,
     })
 }

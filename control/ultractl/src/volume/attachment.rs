@@ -14,9 +14,15 @@ use crate::output::{Format, show};
 pub struct Attach {
     /// The volume's name.
     name: String,
-    /// As a vhost-user-blk device at a unix socket of the node's; this is the only way, and the default.
+    /// As a vhost-user-blk device at a unix socket of the node's, for a guest there; the default.
     #[arg(long)]
     vhost_user: bool,
+    /// As an NBD export, for tools and other hosts, at a unix socket of the node's.
+    #[arg(long, conflicts_with = "vhost_user")]
+    nbd: bool,
+    /// The NBD export at this address and port of the node's instead; port 0 is any free one.
+    #[arg(long, requires = "nbd", value_name = "ADDR")]
+    listen: Option<std::net::SocketAddr>,
     /// What the guest may do, and beside whom.
     #[arg(long, value_enum, default_value_t = AccessArg::Exclusive)]
     access: AccessArg,
@@ -61,9 +67,22 @@ pub async fn attach(
         access: attach.access.name().to_owned(),
         take_over: attach.take_over,
         queues: attach.queues,
+        kind: if attach.nbd { "nbd" } else { "vhost-user" }.to_owned(),
+        listen: attach
+            .listen
+            .map_or_else(String::new, |addr| addr.to_string()),
     };
     let made = client.attach_volume(request).await;
     let made = made.map_err(Failure::from)?.into_inner();
+    if attach.nbd {
+        return show(format, &json!({ "attachment": made }), |_| {
+            let (volume, uri, id) = (&made.volume, &made.uri, made.id);
+            format!(
+                "volume {volume} is served at {uri} (attachment {id})\n\
+                 as to: qemu-img info '{uri}', nbdcopy '{uri}' disk.raw\n"
+            )
+        });
+    }
     let flags = qemu_flags(&made);
     let answer = json!({ "attachment": made, "qemu": flags });
     show(format, &answer, |_| {
@@ -141,8 +160,10 @@ pub fn described(attachment: &v1::Attachment) -> String {
     } else {
         format!(", NOT SERVED: {}", attachment.why)
     };
-    format!(
-        "{} {} at {}, {} rings{state}",
-        attachment.id, attachment.access, attachment.socket, attachment.queues
-    )
+    let place = match attachment.uri.as_str() {
+        "" => format!("{}, {} rings", attachment.socket, attachment.queues),
+        uri => uri.to_owned(),
+    };
+    let (id, access) = (attachment.id, &attachment.access);
+    format!("{id} {access} at {place}{state}")
 }

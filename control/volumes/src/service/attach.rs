@@ -1,17 +1,23 @@
 //! Attachments: made and ended in tasks of their own, so that what a shard serves and what is written down
 //! agree whatever becomes of the caller.
 
+use std::net::SocketAddr;
+
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
-use coronafs::Attach;
+use coronafs::{Access, Attach, VolumeError};
 use coronafs_api::v1;
+use shard_bridge::Failure;
 use tonic::Code;
 use vhost_blk::QUEUES_MAX;
 
-use super::{Found, SHUT_DOWN, VolumeService, audit};
-use crate::attachments::{AccessName, Entry};
+use super::{Found, VolumeService, audit, in_task};
+use crate::attachments::{AccessName, Entry, Kind, Place};
 use crate::error::{attach_told, invalid, told};
-use crate::shard::Wanted;
+use crate::shard::{AttachError, Wanted};
+
+/// Most attachments of a volume: each has threads and descriptors of the node's.
+const ATTACHMENTS_MAX: usize = 16;
 
 impl VolumeService {
     /// Serves a volume at a socket.
@@ -30,12 +36,16 @@ impl VolumeService {
                 access: access(&request.access)?.into(),
                 take_over: request.take_over,
             },
+            kind: kind(&request.kind)?,
             queues: queues(request.queues)?,
+            listen: listen(&request)?,
             again: None,
         };
-        let (service, caller) = (self.clone(), caller.clone());
-        let attaching = tokio::spawn(async move { service.attach_now(&caller, of, wanted).await });
-        attaching.await.unwrap_or_else(|_| Err(shut_down()))
+        let service = self.clone();
+        in_task(caller, |caller| async move {
+            service.attach_now(&caller, of, wanted).await
+        })
+        .await
     }
 
     async fn attach_now(
@@ -44,43 +54,93 @@ impl VolumeService {
         of: Found,
         wanted: Wanted,
     ) -> Result<v1::Attachment, ApiError> {
-        let mut attachments = self.inner.attachments.lock().await;
+        let attachments = &self.inner.attachments;
+        let _order = self.order(of.id).await;
+        let mut ended = self.absent_in_the_way(&of, wanted.how)?;
         let made = self.on_shard(caller, of.id, move |shard| shard.attach(wanted));
-        let made = made.await;
-        let done = match made {
+        let done = match made.await {
             Ok(made) => {
                 let entry = Entry {
                     attached: made.attached,
                     state: Ok(made.generation),
                 };
                 let answer = shown_attachment(&entry, &of.name);
-                let written = tokio::task::block_in_place(|| attachments.add(entry, &made.ended));
+                ended.extend(made.ended);
+                let written = attachments.change(of.id.0, &ended, Some(entry)).await;
                 written
                     .map(|()| answer)
                     .map_err(|error| not_written(&of, &error))
             }
-            Err(failure) => Err(attach_told(failure, &of.object())),
+            Err(failure) => {
+                if let Failure::Service(AttachError::Export { ended, .. }) = &failure {
+                    let written = attachments.change(of.id.0, ended, None).await;
+                    if let Err(error) = written {
+                        not_written(&of, &error);
+                    }
+                }
+                Err(attach_told(failure, &of.object()))
+            }
         };
         if done.is_err() {
-            // It may serve all the same: there was no answer, or it cannot be written down.
-            let kept = attachments
-                .of(of.id.0)
-                .map(|entry| entry.attached.id)
-                .collect();
-            let id = of.id;
-            let ended = self.own_call(
-                id,
-                move |shard| async move { shard.keep_only(id, kept).await },
-            );
-            if let Err(error) = ended.await {
+            self.clean_up(&of).await;
+            return done;
+        }
+        audit(caller, "volume-attach", of.object());
+        done
+    }
+
+    /// Attachments that are listed, do not serve, and stand in the way: nobody on the shard speaks for them.
+    ///
+    /// # Errors
+    /// When they are not to be taken over, or there are too many.
+    fn absent_in_the_way(&self, of: &Found, how: Attach) -> Result<Vec<u64>, ApiError> {
+        let listed = self.inner.attachments.of(of.id.0);
+        if listed.len() >= ATTACHMENTS_MAX {
+            let what = format!("a volume has at most {ATTACHMENTS_MAX} attachments");
+            let code = "too-many-attachments";
+            return Err(ApiError::new(Code::ResourceExhausted, code, what)
+                .object(of.object())
+                .next("detach those that nobody uses"));
+        }
+        let in_the_way = |entry: &&Entry| match (how.access, entry.attached.access) {
+            (Access::ReadOnly, _) | (_, AccessName::ReadOnly) => false,
+            (Access::Shared, access) => access != AccessName::Shared,
+            (Access::Exclusive, _) => true,
+        };
+        let absent = listed.iter().filter(|entry| entry.state.is_err());
+        let ids: Vec<u64> = absent
+            .filter(in_the_way)
+            .map(|entry| entry.attached.id)
+            .collect();
+        match ids.first() {
+            Some(id) if !how.take_over => {
+                let attached = VolumeError::Attached(*id);
+                Err(told(Failure::Service(attached), &of.object()))
+            }
+            _ => Ok(ids),
+        }
+    }
+
+    /// After an attach that failed, or had no answer: what serves is what is listed, or is said not to.
+    async fn clean_up(&self, of: &Found) {
+        let attachments = &self.inner.attachments;
+        let (id, listed) = (of.id, attachments.of(of.id.0));
+        let kept: Vec<u64> = listed.iter().map(|entry| entry.attached.id).collect();
+        let serving = self.own_call(id, move |shard| shard.keep_only(id, kept.clone()));
+        match serving.await {
+            Ok(serving) => {
+                let gone = listed.iter().filter(|entry| entry.state.is_ok());
+                let gone = gone.filter(|entry| !serving.contains(&entry.attached.id));
+                for entry in gone {
+                    let why = "an attachment that failed has taken the volume over";
+                    let gone = entry.attached.id;
+                    attachments.note(id.0, gone, Err(why.to_owned())).await;
+                }
+            }
+            Err(error) => {
                 tracing::warn!(%error, object = of.object(), "an attachment may be left");
             }
         }
-        drop(attachments);
-        if done.is_ok() {
-            audit(caller, "volume-attach", of.object());
-        }
-        done
     }
 
     /// Ends an attachment.
@@ -93,10 +153,11 @@ impl VolumeService {
         request: v1::DetachVolumeRequest,
     ) -> Result<v1::DetachVolumeResponse, ApiError> {
         let of = self.find(caller, &request.owner, &request.volume).await?;
-        let (service, caller) = (self.clone(), caller.clone());
-        let detaching =
-            tokio::spawn(async move { service.detach_now(&caller, of, request.id).await });
-        detaching.await.unwrap_or_else(|_| Err(shut_down()))
+        let service = self.clone();
+        in_task(caller, |caller| async move {
+            service.detach_now(&caller, of, request.id).await
+        })
+        .await
     }
 
     async fn detach_now(
@@ -106,27 +167,39 @@ impl VolumeService {
         id: u64,
     ) -> Result<v1::DetachVolumeResponse, ApiError> {
         let object = format!("attachment {id} of {}", of.object());
-        let mut attachments = self.inner.attachments.lock().await;
-        let removed = tokio::task::block_in_place(|| attachments.remove(of.id.0, id));
-        if !removed.map_err(|error| not_written(&of, &error))? {
+        let attachments = &self.inner.attachments;
+        let _order = self.order(of.id).await;
+        let listed = attachments.of(of.id.0);
+        let found = listed.iter().find(|entry| entry.attached.id == id);
+        if found.is_some() {
+            let written = attachments.change(of.id.0, &[id], None).await;
+            written.map_err(|error| not_written(&of, &error))?;
+        }
+        // Also when it is not listed: an earlier try may have come this far.
+        let others = listed.iter().map(|entry| entry.attached.id);
+        let kept: Vec<u64> = others.filter(|other| *other != id).collect();
+        let volume = of.id;
+        let ended = self.own_call(volume, move |shard| shard.keep_only(volume, kept.clone()));
+        ended.await.map_err(|failure| told(failure, &object))?;
+        let Some(entry) = found else {
             let what = "the volume has no such attachment";
             return Err(ApiError::new(Code::NotFound, "no-such-attachment", what)
                 .object(object)
                 .next("look at the volume's attachments"));
-        }
-        let kept = attachments
-            .of(of.id.0)
-            .map(|entry| entry.attached.id)
-            .collect();
-        let volume = of.id;
-        let ended = self.own_call(volume, move |shard| async move {
-            shard.keep_only(volume, kept).await
-        });
-        ended.await.map_err(|failure| told(failure, &object))?;
-        drop(attachments);
+        };
+        forget_lock(&entry.attached.place).await;
         audit(caller, "volume-detach", object);
         Ok(v1::DetachVolumeResponse {})
     }
+}
+
+/// Removes the file that kept others from a socket: no other attachment is ever called so.
+async fn forget_lock(place: &Place) {
+    let Place::Socket(path) = place else { return };
+    let mut lock = path.clone().into_os_string();
+    lock.push(".lock");
+    // It may be gone; it is in nobody's way.
+    let _ = tokio::fs::remove_file(lock).await;
 }
 
 fn not_written(of: &Found, error: &std::io::Error) -> ApiError {
@@ -135,11 +208,6 @@ fn not_written(of: &Found, error: &std::io::Error) -> ApiError {
     ApiError::new(Code::Internal, "attachments-not-written", what)
         .object(of.object())
         .next("see that the node's disk has room and works")
-}
-
-fn shut_down() -> ApiError {
-    ApiError::new(Code::Unavailable, "shutting-down", SHUT_DOWN)
-        .next("retry when /readyz answers 200 again")
 }
 
 fn access(name: &str) -> Result<AccessName, ApiError> {
@@ -151,6 +219,34 @@ fn access(name: &str) -> Result<AccessName, ApiError> {
         let what = format!("there is no access {name:?}");
         invalid("access", what, "give exclusive, shared or read-only")
     })
+}
+
+fn kind(name: &str) -> Result<Kind, ApiError> {
+    if name.is_empty() {
+        return Ok(Kind::VhostUser);
+    }
+    let found = Kind::ALL.iter().find(|(known, _)| *known == name);
+    found.map(|(_, kind)| *kind).ok_or_else(|| {
+        let what = format!("there is no kind {name:?}");
+        invalid("kind", what, "give vhost-user or nbd")
+    })
+}
+
+fn listen(request: &v1::AttachVolumeRequest) -> Result<Option<SocketAddr>, ApiError> {
+    if request.listen.is_empty() {
+        return Ok(None);
+    }
+    let next = "leave it out, or give an address and port with the kind nbd";
+    let address = request.listen.parse();
+    let address = address.map_err(|_| {
+        let what = format!("{:?} is no address with a port", request.listen);
+        invalid("listen", what, next)
+    })?;
+    if kind(&request.kind)? != Kind::Nbd {
+        let what = "only NBD is served at an address";
+        return Err(invalid("listen", what, next));
+    }
+    Ok(Some(address))
 }
 
 fn queues(count: u32) -> Result<u16, ApiError> {
@@ -168,10 +264,22 @@ pub(super) fn shown_attachment(entry: &Entry, volume: &str) -> v1::Attachment {
         id: attached.id,
         volume: volume.to_owned(),
         access: attached.access.name().to_owned(),
-        socket: attached.socket.display().to_string(),
-        queues: u32::from(attached.queues),
+        socket: match &attached.place {
+            Place::Socket(path) => path.display().to_string(),
+            Place::Address(_) => String::new(),
+        },
+        queues: match attached.kind {
+            Kind::VhostUser => u32::from(attached.queues),
+            Kind::Nbd => 0,
+        },
         generation: entry.state.as_ref().copied().unwrap_or_default(),
         serving: entry.state.is_ok(),
         why: entry.state.as_ref().err().cloned().unwrap_or_default(),
+        kind: attached.kind.name().to_owned(),
+        uri: match (&attached.kind, &attached.place) {
+            (Kind::VhostUser, _) => String::new(),
+            (Kind::Nbd, Place::Socket(path)) => format!("nbd+unix:///?socket={}", path.display()),
+            (Kind::Nbd, Place::Address(address)) => format!("nbd://{address}"),
+        },
     }
 }

@@ -111,6 +111,8 @@ impl VolumeService {
     ) -> Result<v1::Volume, ApiError> {
         let of = self.find(caller, &request.owner, &request.name).await?;
         let snapshot = self.find_snapshot(caller, &of, &request.snapshot).await?;
+        let _order = self.order(of.id).await;
+        self.check_detached(&of)?;
         let id = of.id;
         let gone_back = self.on_partition(caller, id, move |partition| async move {
             partition.rollback(id, snapshot.id).await?;
@@ -121,7 +123,7 @@ impl VolumeService {
             .map_err(|failure| told(failure, &of.object()))?;
         let object = format!("{} to {}", of.object(), request.snapshot);
         audit(caller, "volume-rollback", object);
-        Ok(self.shown(info).await)
+        Ok(self.shown(info))
     }
 
     /// A page of the ranges in which a snapshot differs from an older state.

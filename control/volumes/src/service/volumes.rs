@@ -9,7 +9,7 @@ use shard_bridge::Failure;
 use tonic::Code;
 
 use super::attach::shown_attachment;
-use super::{Found, ROOT, VolumeService, audit, hex, object, owner_of};
+use super::{Found, ROOT, VolumeService, audit, hex, in_task, object, owner_of};
 use crate::attachments::Attachments;
 use crate::error::{denied, invalid, told};
 
@@ -24,6 +24,19 @@ impl VolumeService {
         request: v1::CreateVolumeRequest,
     ) -> Result<v1::Volume, ApiError> {
         let owner = owner_of(caller, &request.owner)?;
+        let service = self.clone();
+        in_task(caller, |caller| async move {
+            service.create_now(&caller, owner, request).await
+        })
+        .await
+    }
+
+    async fn create_now(
+        &self,
+        caller: &Caller,
+        owner: String,
+        request: v1::CreateVolumeRequest,
+    ) -> Result<v1::Volume, ApiError> {
         let object = object(&owner, &request.name);
         let limits = limits_of(request.limits);
         let _names = self.inner.names.lock().await;
@@ -66,7 +79,7 @@ impl VolumeService {
             };
         }
         audit(caller, "volume-create", object);
-        Ok(self.shown(made).await)
+        Ok(self.shown(made))
     }
 
     async fn create_empty(
@@ -79,6 +92,7 @@ impl VolumeService {
             owner: owner.to_owned(),
             name: request.name.clone(),
             bytes: request.bytes,
+            encrypted: request.encrypted,
         };
         let place = partition_for(self.inner.node.map(), owner, &request.name);
         let place = VolumeId(u64::from(place.0) << 48);
@@ -158,8 +172,8 @@ impl VolumeService {
         listed.truncate(limit);
         let last = listed.last().filter(|_| more);
         let last = last.map(|last| format!("{}/{}", last.owner, last.name));
-        let attachments = self.inner.attachments.lock().await;
-        let volumes = listed.into_iter().map(|info| shown(info, &attachments));
+        let attachments = &self.inner.attachments;
+        let volumes = listed.into_iter().map(|info| shown(info, attachments));
         Ok(v1::ListVolumesResponse {
             volumes: volumes.collect(),
             next: page::token(last.as_deref()),
@@ -187,7 +201,7 @@ impl VolumeService {
             move |partition| async move { partition.stat(id) },
         );
         let info = info.await.map_err(|failure| told(failure, &of.object()))?;
-        Ok(self.shown(info).await)
+        Ok(self.shown(info))
     }
 
     /// Removes a volume.
@@ -200,14 +214,8 @@ impl VolumeService {
         request: v1::DeleteVolumeRequest,
     ) -> Result<v1::DeleteVolumeResponse, ApiError> {
         let found = self.find(caller, &request.owner, &request.name).await?;
-        {
-            // One that does not serve, as its socket could not be made, is attached all the same.
-            let attachments = self.inner.attachments.lock().await;
-            if let Some(entry) = attachments.of(found.id.0).next() {
-                let attached = VolumeError::Attached(entry.attached.id);
-                return Err(told(Failure::Service(attached), &found.object()));
-            }
-        }
+        let _order = self.order(found.id).await;
+        self.check_detached(&found)?;
         let id = found.id;
         let deleted = self.on_partition(caller, id, move |partition| async move {
             partition.delete(id).await
@@ -224,6 +232,18 @@ impl VolumeService {
     /// # Errors
     /// What the user is told.
     pub async fn rename(
+        &self,
+        caller: &Caller,
+        request: v1::RenameVolumeRequest,
+    ) -> Result<v1::Volume, ApiError> {
+        let service = self.clone();
+        in_task(caller, |caller| async move {
+            service.rename_now(&caller, request).await
+        })
+        .await
+    }
+
+    async fn rename_now(
         &self,
         caller: &Caller,
         request: v1::RenameVolumeRequest,
@@ -273,7 +293,7 @@ impl VolumeService {
             "volume-resize",
             format!("{} to {bytes} bytes", found.object()),
         );
-        Ok(self.shown(info).await)
+        Ok(self.shown(info))
     }
 
     /// Limits what a volume may do.
@@ -295,11 +315,21 @@ impl VolumeService {
             .await
             .map_err(|failure| told(failure, &found.object()))?;
         audit(caller, "volume-limit", found.object());
-        Ok(self.shown(info).await)
+        Ok(self.shown(info))
     }
 
-    pub(super) async fn shown(&self, info: VolumeInfo) -> v1::Volume {
-        shown(info, &*self.inner.attachments.lock().await)
+    /// One that does not serve, as its socket could not be made, say, is attached all the same.
+    pub(super) fn check_detached(&self, of: &Found) -> Result<(), ApiError> {
+        let listed = self.inner.attachments.of(of.id.0);
+        let Some(entry) = listed.first() else {
+            return Ok(());
+        };
+        let attached = VolumeError::Attached(entry.attached.id);
+        Err(told(Failure::Service(attached), &of.object()))
+    }
+
+    pub(super) fn shown(&self, info: VolumeInfo) -> v1::Volume {
+        shown(info, &self.inner.attachments)
     }
 }
 
@@ -317,6 +347,7 @@ fn shown(info: VolumeInfo, attachments: &Attachments) -> v1::Volume {
     v1::Volume {
         id: hex(info.id),
         attachments: of_it
+            .iter()
             .map(|entry| shown_attachment(entry, &info.name))
             .collect(),
         name: info.name,
@@ -329,6 +360,7 @@ fn shown(info: VolumeInfo, attachments: &Attachments) -> v1::Volume {
             .map_or_else(String::new, |origin| hex(VolumeId(origin.0))),
         generation: info.generation,
         snapshots: info.snapshots as u32,
+        encrypted: info.key.is_some(),
         limits: Some(v1::Limits {
             ops_per_s: info.limits.ops_per_s,
             bytes_per_s: info.limits.bytes_per_s,

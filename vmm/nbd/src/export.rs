@@ -164,6 +164,10 @@ impl<D: BlockDevice> Entry<D> {
         self.stop.notify_all();
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
     /// Ends when the export does.
     pub(crate) async fn stopped(&self) {
         while !self.stopped.get() {

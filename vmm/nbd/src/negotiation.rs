@@ -110,8 +110,10 @@ impl<D: BlockDevice> Negotiation<D> {
                 Next::Abort
             }
             ClientOption::List => {
-                for name in self.exports.borrow().keys() {
-                    OptionReply::Server(name.clone()).encode(code, out);
+                for (name, entry) in &*self.exports.borrow() {
+                    if !entry.is_stopped() {
+                        OptionReply::Server(name.clone()).encode(code, out);
+                    }
                 }
                 OptionReply::Ack.encode(code, out);
                 Next::Option
@@ -136,7 +138,9 @@ impl<D: BlockDevice> Negotiation<D> {
     }
 
     fn find(&self, name: &str) -> Option<Rc<Entry<D>>> {
-        self.exports.borrow().get(name).cloned()
+        let exports = self.exports.borrow();
+        let found = exports.get(name).filter(|entry| !entry.is_stopped());
+        found.cloned()
     }
 
     fn begin(&mut self, entry: Rc<Entry<D>>) -> Next<D> {

@@ -115,8 +115,8 @@ pub struct Server<D: BlockDevice> {
     shared: Rc<Shared<D>>,
     addr: Addr,
     /// Holds the listener.
-    accepting: Option<Task<()>>,
-    _file: Option<SocketFile>,
+    accepting: Cell<Option<Task<()>>>,
+    file: Cell<Option<SocketFile>>,
 }
 
 impl<D: BlockDevice> Server<D> {
@@ -141,11 +141,12 @@ impl<D: BlockDevice> Server<D> {
         });
         let accept = accept_all(Rc::clone(&shared), listener);
         let accepting = engine::try_spawn_own(SchedGroup::FOREGROUND, accept);
+        let accepting = accepting.map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Server {
             shared,
             addr,
-            accepting: Some(accepting.map_err(|error| io::Error::other(error.to_string()))?),
-            _file: file,
+            accepting: Cell::new(Some(accepting)),
+            file: Cell::new(file),
         })
     }
 
@@ -169,14 +170,20 @@ impl<D: BlockDevice> Server<D> {
     }
 
     /// Removes an export: its connections end, and when this returns nothing of it is in progress and
-    /// its device is not used any more. False when there was none.
+    /// its device is not used any more. False when there was none. Cancel-safe: called again it goes on
+    /// waiting, and until it has returned the name is taken, and no client gets the export.
     pub async fn remove(&self, name: &str) -> bool {
-        let removed = self.shared.terms.exports.borrow_mut().remove(name);
-        let Some(entry) = removed else {
+        let exports = &self.shared.terms.exports;
+        let Some(entry) = exports.borrow().get(name).cloned() else {
             return false;
         };
         entry.stop();
         entry.closed().await;
+        let ours = |there: &Rc<Entry<D>>| Rc::ptr_eq(there, &entry);
+        let mut exports = exports.borrow_mut();
+        if exports.get(name).is_some_and(ours) {
+            exports.remove(name);
+        }
         true
     }
 
@@ -192,13 +199,15 @@ impl<D: BlockDevice> Server<D> {
         self.shared.counters.read()
     }
 
-    /// Ends the server: closes all connections and waits until nothing is in progress.
-    pub async fn stop(mut self) {
-        self.accepting.take();
+    /// Ends the server: closes the listener and all connections, waits until nothing is in progress, and
+    /// removes a socket of the file system. Cancel-safe: called again it goes on waiting.
+    pub async fn stop(&self) {
+        drop(self.accepting.take());
         self.shared.end();
         while self.shared.open.get() > 0 {
             self.shared.closed.notified().await;
         }
+        drop(self.file.take());
     }
 }
 

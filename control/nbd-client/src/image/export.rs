@@ -101,14 +101,16 @@ pub async fn export(
     let total = Some(bytes);
     if export.verify {
         let (job, wanted) = (export.clone(), digest.clone());
-        let checked = tokio::task::spawn_blocking(move || verify(&job, &wanted));
+        let (outbox, mut inbox) = mpsc::channel(IN_FLIGHT);
+        let checked = tokio::task::spawn_blocking(move || verify(&job, &wanted, &outbox));
+        let phase = Phase::Verify;
+        while let Some(done) = inbox.recv().await {
+            progress(Progress { phase, done, total });
+        }
         checked.await.map_err(|error| {
             let error = std::io::Error::other(error);
             ImageError::file(export.path(), "reading", 0, error)
         })??;
-        let phase = Phase::Verify;
-        let done = bytes;
-        progress(Progress { phase, done, total });
     }
     Ok(Summary {
         bytes,
@@ -164,13 +166,14 @@ fn write(
     Err(ImageError::file(export.path(), "writing", 0, gone))
 }
 
-fn verify(export: &Export, wanted: &str) -> Result<(), ImageError> {
+/// Reads the file back, and tells how far it is.
+fn verify(export: &Export, wanted: &str, outbox: &mpsc::Sender<u64>) -> Result<(), ImageError> {
     let path = export.path();
     let mut digest = ContentDigest::default();
     let source = Source::file(path, Some(export.format), None)?;
     source.read(path, &mut |piece| {
         digest.update(&piece);
-        true
+        outbox.blocking_send(piece.offset() + piece.len()).is_ok()
     })?;
     let (found, _) = digest.finish();
     if found == wanted {

@@ -161,3 +161,60 @@ fn stream_piece(stream: &mut Box<dyn Write + Send>, piece: &Piece) -> (u64, io::
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Keeps what is written.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stream_has_all_zeros_in_it() {
+        let kept = Kept::default();
+        let path = Path::new("stream");
+        let mut sink = Sink::Stream(Box::new(kept.clone()));
+        let data = vec![7; 100].into();
+        for piece in [
+            Piece::Zeros {
+                offset: 0,
+                len: 9000,
+            },
+            Piece::Data { offset: 9000, data },
+            Piece::Zeros {
+                offset: 9100,
+                len: 1,
+            },
+        ] {
+            sink.write(path, &piece).expect("it is kept");
+        }
+        sink.end(path).expect("it is kept");
+        let expected = [vec![0; 9000], vec![7; 100], vec![0]].concat();
+        assert_eq!(*kept.0.lock().expect("nobody panics"), expected);
+    }
+
+    #[test]
+    fn a_file_that_is_not_finished_is_not_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("image");
+        for format in [Format::Raw, Format::Qcow2] {
+            let sink = Sink::file(&path, format, 1 << 20, false).expect("a file");
+            drop(sink);
+            let left = std::fs::read_dir(dir.path()).expect("it is there").count();
+            assert_eq!(left, 0, "{format:?}");
+        }
+    }
+}

@@ -245,3 +245,36 @@ impl Qcow2Source {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(bytes: Vec<u8>) -> Source {
+        Source::Stream(Box::new(io::Cursor::new(bytes)))
+    }
+
+    #[test]
+    fn a_stream_is_read_to_its_end() {
+        let mut bytes = vec![0; 3 << 20];
+        bytes.extend([5; 1000]);
+        let mut seen = Vec::new();
+        let read = stream(bytes.clone()).read(Path::new("stream"), &mut |piece: Piece| {
+            assert_eq!(piece.offset(), seen.len() as u64);
+            match piece {
+                Piece::Zeros { len, .. } => seen.resize(seen.len() + len as usize, 0),
+                Piece::Data { data, .. } => seen.extend(data),
+            }
+            true
+        });
+        assert_eq!(read.expect("bytes"), bytes.len() as u64);
+        assert!(seen == bytes);
+    }
+
+    #[test]
+    fn a_qcow2_image_is_not_taken_for_a_raw_stream() {
+        let refused = stream(b"QFI\xfb and more".to_vec());
+        let refused = refused.read(Path::new("stream"), &mut |_| true);
+        assert!(matches!(refused, Err(ImageError::Image { .. })));
+    }
+}

@@ -32,7 +32,7 @@ fn same(image: &Path, format: &str, volume: &Volume) {
         "-F",
         "raw",
         text(image),
-        &volume.uri(),
+        &volume.uri("disk"),
     ];
     qemu_img(&args);
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 #![forbid(unsafe_code)]
 
+mod changes;
 mod client;
 mod hostile_images;
 mod hostile_servers;

@@ -29,9 +29,9 @@ pub struct Volume {
     dir: TempDir,
 }
 
-struct Running {
-    server: std::cell::RefCell<Option<Server<Attachment>>>,
-    partition: Partition,
+pub struct Running {
+    pub server: Server<Attachment>,
+    pub partition: Partition,
 }
 
 async fn run(dir: PathBuf, tls: Tls) -> Running {
@@ -61,10 +61,7 @@ async fn run(dir: PathBuf, tls: Tls) -> Running {
     };
     server.add(frozen).unwrap();
     server.add(Export::new("disk", device)).unwrap();
-    Running {
-        server: std::cell::RefCell::new(Some(server)),
-        partition,
-    }
+    Running { server, partition }
 }
 
 impl Volume {
@@ -90,13 +87,16 @@ impl Volume {
     }
 
     pub fn target(&self, export: &str) -> Target {
-        Target::new(Address::Unix(self.dir.path().join("nbd")), export)
+        Target::new(Address::Unix(self.socket()), export)
     }
 
     /// For clients that others wrote.
-    pub fn uri(&self) -> String {
-        let socket = self.dir.path().join("nbd");
-        format!("nbd+unix:///disk?socket={}", socket.display())
+    pub fn uri(&self, export: &str) -> String {
+        format!("nbd+unix:///{export}?socket={}", self.socket().display())
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("nbd")
     }
 
     /// Bytes that the volume has in the data file.
@@ -107,7 +107,7 @@ impl Volume {
         })
     }
 
-    fn on_shard<R: Send + 'static>(
+    pub fn on_shard<R: Send + 'static>(
         &self,
         f: impl AsyncFnOnce(Rc<Running>) -> R + Send + 'static,
     ) -> R {
@@ -123,8 +123,7 @@ impl Volume {
 impl Drop for Volume {
     fn drop(&mut self) {
         self.on_shard(async |running| {
-            let server = running.server.borrow_mut().take();
-            server.unwrap().stop().await;
+            running.server.stop().await;
             running.partition.close().await.unwrap();
         });
         self.engine.take().unwrap().shutdown().unwrap();

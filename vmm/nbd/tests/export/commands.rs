@@ -231,25 +231,24 @@ fn an_export_that_is_removed_waits_for_what_is_in_progress() {
     backend.on_shard(async |running| running.devices[0].shut.set(true));
     let flush = client.begin(request(Command::Flush, 0, 0), &[]);
     backend.wait_for("the flush", |stats| stats.requests == 1);
-    let removed = backend.on_shard(async |running| {
-        let server = running.server.take().unwrap();
-        let early = {
-            let removal = std::pin::pin!(server.remove("disk"));
-            let limit = std::time::Duration::from_millis(20);
-            engine::timeout(limit, removal).await
-        };
-        assert_eq!(early, None, "a flush is in progress");
-        running.devices[0].open_gate();
-        assert!(!server.remove("disk").await);
-        running.server.replace(Some(server));
-        std::rc::Rc::strong_count(&running.devices[0])
+    let early = backend.on_shard(async |running| {
+        let removal = running.server.remove("disk");
+        let limit = std::time::Duration::from_millis(20);
+        engine::timeout(limit, removal).await
     });
-    assert!(removed >= 1);
-    assert_eq!(client.answer(0, 0).cookie, flush);
-    assert!(client.is_ended());
+    assert_eq!(early, None, "a flush is in progress");
     let mut late = Client::connect(backend.socket());
     let listed = late.ask(&nbd_wire::ClientOption::List);
     assert_eq!(listed, [nbd_wire::OptionReply::Ack]);
+    let holders = backend.on_shard(async |running| {
+        running.devices[0].open_gate();
+        assert!(running.server.remove("disk").await);
+        assert!(!running.server.remove("disk").await);
+        std::rc::Rc::strong_count(&running.devices[0])
+    });
+    assert_eq!(holders, 1, "nobody else has the device any more");
+    assert_eq!(client.answer(0, 0).cookie, flush);
+    assert!(client.is_ended());
     backend.stop();
 }
 

@@ -232,7 +232,7 @@ pub struct Backend {
 }
 
 pub struct Running {
-    pub server: RefCell<Option<Server<MemoryDevice>>>,
+    pub server: Server<MemoryDevice>,
     pub devices: Vec<Rc<MemoryDevice>>,
 }
 
@@ -300,10 +300,8 @@ impl Backend {
     /// Of the server and all exports together.
     pub fn stats(&self) -> Stats {
         self.on_shard(async |running| {
-            let server = running.server.borrow();
-            let server = server.as_ref().unwrap();
-            let mut all = server.stats();
-            all += server.export_stats("disk").unwrap_or_default();
+            let mut all = running.server.stats();
+            all += running.server.export_stats("disk").unwrap_or_default();
             all
         })
     }
@@ -322,10 +320,7 @@ impl Backend {
     }
 
     pub fn stop(self) {
-        self.on_shard(async |running| {
-            let server = running.server.borrow_mut().take();
-            server.unwrap().stop().await;
-        });
+        self.on_shard(async |running| running.server.stop().await);
         assert!(!self.socket.exists());
         self.engine.shutdown().unwrap();
     }
@@ -353,10 +348,7 @@ fn run(setup: Setup, socket: PathBuf) -> Running {
         server.add(export).unwrap();
         devices.push(device);
     }
-    Running {
-        server: RefCell::new(Some(server)),
-        devices,
-    }
+    Running { server, devices }
 }
 
 /// Bytes that differ everywhere.

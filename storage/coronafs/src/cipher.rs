@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 const UNIT: usize = 512;
 /// Bytes of a block of the cipher.
 const CELL: usize = 16;
-/// Units whose tweaks are made together: as many blocks as the CPU works on side by side.
+/// Units that are worked on together: 4 KiB, so that the CPU has many blocks side by side.
 const GROUP: usize = 8;
 
 /// The two keys of a volume: for its data, then for the tweaks.
@@ -70,25 +70,28 @@ impl Cipher {
                 number += 1;
             }
             self.tweaks.encrypt_blocks(&mut tweaks);
-            for (unit, tweak) in group.chunks_mut(UNIT).zip(tweaks) {
-                self.unit(unit, u128::from_le_bytes(tweak.into()), way);
+            let masks = masks(tweaks.map(|tweak| u128::from_le_bytes(tweak.into())));
+            let (blocks, _) = Block::<Aes256>::slice_as_chunks_mut(group);
+            mask(blocks, masks.as_flattened());
+            match way {
+                Way::Encrypt => self.data.encrypt_blocks(blocks),
+                Way::Decrypt => self.data.decrypt_blocks(blocks),
             }
+            mask(blocks, masks.as_flattened());
         }
     }
+}
 
-    fn unit(&self, unit: &mut [u8], tweak: u128, way: Way) {
-        let mut masks = [tweak; UNIT / CELL];
-        for at in 1..masks.len() {
-            masks[at] = doubled(masks[at - 1]);
+/// What is added to the blocks of each unit, side by side: one doubling waits for the one before.
+fn masks(mut tweaks: [u128; GROUP]) -> [[u128; UNIT / CELL]; GROUP] {
+    let mut masks = [[0; UNIT / CELL]; GROUP];
+    for at in 0..UNIT / CELL {
+        for (unit, tweak) in masks.iter_mut().zip(&mut tweaks) {
+            unit[at] = *tweak;
+            *tweak = doubled(*tweak);
         }
-        let (blocks, _) = Block::<Aes256>::slice_as_chunks_mut(unit);
-        mask(blocks, &masks);
-        match way {
-            Way::Encrypt => self.data.encrypt_blocks(blocks),
-            Way::Decrypt => self.data.decrypt_blocks(blocks),
-        }
-        mask(blocks, &masks);
     }
+    masks
 }
 
 fn mask(blocks: &mut [Block<Aes256>], masks: &[u128]) {

@@ -472,7 +472,8 @@ pub(crate) async fn take_buf(bytes: u64) -> Result<DmaBuf, VolumeError> {
 }
 
 /// Waits until nobody else has the file. A process that was killed has it until the kernel has ended the
-/// last of its operations: none of them may meet what is written from here on.
+/// last operation of its rings, whose tables of files refer to it: none of them, of the log neither, may
+/// meet what is written from here on.
 async fn lock(file: &File) -> Result<(), VolumeError> {
     let deadline = engine::now() + LOCK_WAIT;
     loop {

@@ -32,20 +32,22 @@ async fn content(device: &Attachment) -> Vec<u8> {
     bytes
 }
 
-async fn work(root: &std::path::Path) {
-    let config = VolumeConfig::default();
+async fn work(root: &std::path::Path, encrypted: bool) {
+    let config = VolumeConfig {
+        master_key: encrypted.then(|| MasterKey::new([3; 32])),
+        ..VolumeConfig::default()
+    };
+    let partition = PartitionId(2 + u16::from(encrypted));
     let writer = Attach {
         access: Access::Exclusive,
         take_over: false,
     };
-    let store = Partition::open(root, PartitionId(0), &config)
-        .await
-        .unwrap();
+    let store = Partition::open(root, partition, &config).await.unwrap();
     let new = NewVolume {
         owner: "me".into(),
         name: "disk".into(),
         bytes: LEN as u64,
-        ..NewVolume::default()
+        encrypted,
     };
     let id = store.create(new).await.unwrap().id;
     let device = store.attach(id, writer).await.unwrap();
@@ -84,9 +86,7 @@ async fn work(root: &std::path::Path) {
     drop(device);
     store.close().await.unwrap();
     drop(store);
-    let store = Partition::open(root, PartitionId(0), &config)
-        .await
-        .unwrap();
+    let store = Partition::open(root, partition, &config).await.unwrap();
     let device = store.attach(id, writer).await.unwrap();
     assert_eq!(device.generation(), 2);
     assert!(content(&device).await == model);
@@ -159,7 +159,8 @@ fn volumes_work_on_the_real_kernel() {
     let handle = engine.handle();
     let answer = handle.call_blocking(ShardId(0), move |_| {
         Box::pin(async move {
-            work(&root).await;
+            work(&root, false).await;
+            work(&root, true).await;
             hostile(&root).await;
         })
     });

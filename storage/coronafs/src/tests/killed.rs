@@ -201,3 +201,62 @@ fn a_failed_flush_is_told_after_a_kill() {
         assert_eq!(store.survived(), Survived::Flushed("a flush had failed"));
     });
 }
+
+#[test]
+fn starts_that_are_killed_lose_nothing_and_undo_nothing() {
+    for seed in 0..24 {
+        let (sim, node) = world(seed);
+        let id = sim.run(node, 0, async move {
+            let store = open().await;
+            let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+            let device = attach(&store, volume).await;
+            write(&device, 0, &sectors(1, 2048)).await.unwrap();
+            device.flush().await.unwrap();
+            store.snapshot(volume, "s".into()).await.unwrap();
+            for at in 0..16 {
+                let wrote = write(&device, at * 64 * KIB + 4096, &sectors(2, 3)).await;
+                wrote.unwrap();
+            }
+            device.discard(64 * KIB * 3, 64 * KIB).await.unwrap();
+            volume
+        });
+        let mut rng = engine::Rng::new(seed);
+        for _ in 0..4 {
+            kill(&sim, node);
+            let _killed = sim.spawn(node, 0, open());
+            sim.run_for(std::time::Duration::from_micros(rng.below(3_000)));
+        }
+        kill(&sim, node);
+        sim.run(node, 0, async move {
+            let store = open().await;
+            assert_eq!(store.survived(), Survived::Acknowledged);
+            let mut model = vec![1; 2048];
+            for at in 0..16 {
+                model[at * 128 + 8..][..3].fill(2);
+            }
+            model[3 * 128..4 * 128].fill(0);
+            assert_eq!(all(&attach(&store, id).await).await, model, "seed {seed}");
+            audit(&store).await;
+        });
+    }
+}
+
+#[test]
+fn a_partition_is_opened_when_nobody_else_has_it() {
+    let (sim, node) = world(7);
+    sim.run(node, 0, async move {
+        let first = open().await;
+        let begin = engine::now();
+        let refused = open_with(&config()).await.unwrap_err();
+        assert!(refused.to_string().contains("in use"), "{refused}");
+        assert!(engine::now().since(begin).as_secs() >= 60);
+        let second = futures_util::future::join(open(), async move {
+            engine::sleep(std::time::Duration::from_secs(5)).await;
+            let ended = engine::now();
+            drop(first);
+            ended
+        });
+        let (_store, ended) = second.await;
+        assert!(engine::now() >= ended);
+    });
+}

@@ -120,12 +120,11 @@ impl Image {
         image
     }
 
-    /// After a kill it holds this, and what it held before is what it may hold when it is not flushed.
+    /// After a kill it holds this, and until that is flushed a power cut may bring back what it held
+    /// before, or what was in progress: that may lie in a block that was emptied since the last flush.
     pub(super) fn survive(&mut self, seen: &[u64], now: u64) {
         self.resize(seen.len());
         for (sector, seen) in self.sectors.iter_mut().zip(seen) {
-            // What was in progress either is there, or never will be.
-            sector.retain(|write| write.ended.is_some());
             sector.push(Write {
                 stamp: *seen,
                 began: now,

@@ -121,7 +121,7 @@ mod tests {
         let bytes = archive(&[entry]);
         assert!(bytes.len().is_multiple_of(4));
         assert!(bytes.starts_with(b"07070100000001000081A4"));
-        assert_eq!(&bytes[110..120], b"a\012345\0\0\0");
+        assert_eq!(&bytes[110..120], b"a\x0012345\0\0\0");
         assert!(bytes[120..].windows(10).any(|name| name == b"TRAILER!!!"));
     }
 }

@@ -23,6 +23,9 @@ pub use serde_json::{Value, json};
 /// How long anything may take: an emulated guest on a machine that is busy.
 pub const PATIENCE: Duration = Duration::from_mins(2);
 
+/// Between two looks at what nobody tells of.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// What did not work.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -283,6 +286,9 @@ impl Guest {
     /// # Errors
     /// When the migration fails.
     pub fn migrate(&self, qmp: &mut Qmp, socket: &Path) -> Result<Value, GuestError> {
+        // A guest that writes all the time comes to an end, too.
+        let limits = json!({"max-bandwidth": 1_u64 << 30, "downtime-limit": 2000});
+        qmp.run("migrate-set-parameters", &limits)?;
         let uri = format!("unix:{}", socket.display());
         qmp.run("migrate", &json!({"uri": uri}))?;
         let end = Instant::now() + PATIENCE;
@@ -298,7 +304,7 @@ impl Guest {
                     answer: info.to_string(),
                 });
             }
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -323,7 +329,7 @@ impl Guest {
                 None if Instant::now() > end => {
                     return Err(self.console.silent("QEMU does not end"));
                 }
-                None => std::thread::sleep(Duration::from_millis(10)),
+                None => std::thread::sleep(LOOK),
             }
         }
     }

@@ -2,8 +2,8 @@
 //! batches and calls the driver once a batch.
 //!
 //! Between requests the task first polls the ring, for a window that adapts: it is as long as may be
-//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps. A ring
-//! that has no kicks is looked at each [`TICK`] instead.
+//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps. While the
+//! kernel works for it, it does not poll. A ring that has no kicks is looked at each [`TICK`] instead.
 
 mod call;
 mod pace;
@@ -411,7 +411,9 @@ where
         }
         let polled = self.pace.looked(now, worked);
         add(&self.queue.session.counters.polled_ns, polled);
-        if self.pace.polls(now) {
+        // What this task hands to the kernel goes there when it rests, and its end wakes it.
+        let waits = self.slab.len() > 0 || self.call.is_on_its_way();
+        if !waits && self.pace.polls(now) {
             self.queue.ring.silence();
             return true;
         }

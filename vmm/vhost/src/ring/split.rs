@@ -41,6 +41,8 @@ pub(crate) struct Split {
     used: u16,
     /// What the driver has been shown, and was called for or did not want to be.
     shown: u16,
+    /// Whether the driver was asked for kicks; who was here before may have.
+    listening: bool,
     log: Option<u64>,
     dirty: SmallVec<[Dirty; 3]>,
 }
@@ -66,6 +68,7 @@ impl Split {
             offered: next,
             used,
             shown: used,
+            listening: true,
             log: spec.addr.log,
             dirty: SmallVec::new(),
             memory,
@@ -214,22 +217,33 @@ impl Split {
     /// Asks the driver for no kicks.
     #[inline]
     pub(super) fn silence(&mut self) {
-        if !self.event_idx {
-            self.device
-                .u16(FLAGS)
-                .store(NO_KICK.to_le(), Ordering::Relaxed);
+        if !self.listening {
+            return;
+        }
+        self.listening = false;
+        if self.event_idx {
+            // A place that was passed already: the next time round it may bring a kick too many.
+            self.kick_at(self.next.wrapping_sub(1));
+        } else {
+            let flags = self.device.u16(FLAGS);
+            flags.store(NO_KICK.to_le(), Ordering::Relaxed);
         }
     }
 
     /// Asks the driver for kicks from now on. What came meanwhile must be looked for after that.
     pub(super) fn listen(&mut self) {
+        self.listening = true;
         if self.event_idx {
-            let event = self.device.u16(ENTRIES + 8 * usize::from(self.size));
-            event.store(self.next.to_le(), Ordering::Relaxed);
+            self.kick_at(self.next);
         } else {
             self.device.u16(FLAGS).store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
+    }
+
+    fn kick_at(&self, index: u16) {
+        let event = self.device.u16(ENTRIES + 8 * usize::from(self.size));
+        event.store(index.to_le(), Ordering::Relaxed);
     }
 
     /// The next head to take.

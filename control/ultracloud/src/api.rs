@@ -96,17 +96,15 @@ impl volumes::HasVolumes for NodeState {
 
 /// Why a role's verbs do nothing now.
 fn not_served(state: &NodeState, role: &str) -> ApiError {
-    match state.phase().why_not() {
-        Some(why) => ApiError::new(Code::Unavailable, "not-ready", why)
+    if let Some(why) = state.phase().why_not() {
+        return ApiError::new(Code::Unavailable, "not-ready", why)
             .object("this node")
-            .next("retry when /readyz answers 200"),
-        None => {
-            let what = format!("the node does not have the role {role}");
-            ApiError::new(Code::FailedPrecondition, "no-such-role", what)
-                .object("this node")
-                .next("ask another node, or start this one with that role too")
-        }
+            .next("retry when /readyz answers 200");
     }
+    let what = format!("the node does not have the role {role}");
+    ApiError::new(Code::FailedPrecondition, "no-such-role", what)
+        .object("this node")
+        .next("ask another node, or start this one with that role too")
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ pub struct Front {
     _driver: Blkio,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what maps an error takes it")]
 fn told(error: blkio::Error) -> anyhow::Error {
     anyhow!("libblkio: {error}")
 }

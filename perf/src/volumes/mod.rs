@@ -96,7 +96,9 @@ pub fn run(args: &VolumesArgs) -> Result<Vec<Row>> {
         None if args.strict => bail!("{QEMU} is missing: run `cargo xtask setup --bench`"),
         None => eprintln!("missing: {QEMU}; `cargo xtask setup --bench` installs it"),
     }
-    facts.iter().for_each(|fact| eprintln!("{fact}"));
+    for fact in facts.iter() {
+        eprintln!("{fact}");
+    }
     machine::pin(LOAD_CPU)?;
     let bench = Bench::start(args, &disk, peer.is_some())?;
     let rows = bench.run()?;
@@ -112,7 +114,7 @@ struct Bench<'a> {
     backends: Vec<Backend>,
     series: Vec<Series>,
     /// Removed with everything in them when the run ends.
-    _dirs: [tempfile::TempDir; 2],
+    dirs: [tempfile::TempDir; 2],
 }
 
 impl<'a> Bench<'a> {
@@ -122,7 +124,7 @@ impl<'a> Bench<'a> {
             args,
             backends: Vec::new(),
             series: Vec::new(),
-            _dirs: dirs,
+            dirs,
         };
         let wanted = |name: &str| {
             let mut starts = args.cells.iter();
@@ -155,7 +157,7 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         eprintln!("starting {} on {place:?}", contender.name());
-        let [disk, memory] = &self._dirs;
+        let [disk, memory] = &self.dirs;
         let dir = if place == Place::Disk { disk } else { memory };
         let bytes = self.args.mib << 20;
         let started = Backend::start(contender, place, dir.path(), bytes);

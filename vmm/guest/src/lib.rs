@@ -1,97 +1,218 @@
-//! A small Linux guest under QEMU, for tests and proofs: Debian's kernel and busybox in an initramfs, driven
-//! line by line from its serial console, and QEMU itself over QMP.
+//! Real guests for tests and lanes: QEMU with Debian's kernel and busybox, commands on its console, and
+//! QMP. QEMU emulates the CPU, so that a guest runs where there is no KVM.
 //!
-//! The guest runs under QEMU's own emulation (TCG), which needs no KVM. It waits for commands: each line
-//! that the host writes is a shell command, whose output and exit status come back. All waits are
-//! bounded. A guest ends with the value that stands for it.
-
+//! A guest waits for one line on its serial console, runs it in a shell, and says how it ended. Every wait
+//! has a deadline, and an error carries what the console said. A guest that is dropped is killed.
 #![forbid(unsafe_code)]
 
+mod console;
 mod initramfs;
 mod qmp;
+pub mod stories;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-
+pub use console::Console;
+pub use initramfs::initramfs;
 pub use qmp::Qmp;
+pub use serde_json::{Value, json};
 
-/// Longest that the guest may be silent: it is emulated, on a machine that does other things.
-const SILENCE_MAX: Duration = Duration::from_mins(3);
-/// Slots into which disks can be plugged while the guest runs, beside those of its first disks.
-const SPARE_PORTS: usize = 2;
-/// Between two looks at a QEMU that starts.
-const PAUSE: Duration = Duration::from_millis(10);
-/// The guest's memory: no multiple of 256 KiB. Of whole pieces of that size QEMU before 9.0 loses stores that
-/// the emulated CPU makes during a migration (it clears marks of changed pages and not its own cache of them).
-const MEMORY: &str = "196616K";
+/// How long anything may take: an emulated guest on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
-const READY: &str = "@READY";
-const DONE: &str = "@DONE ";
+/// Between two looks at what nobody tells of.
+const LOOK: Duration = Duration::from_millis(10);
 
-/// A disk of the guest's.
+/// What did not work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// A program or a file.
+    #[error("{what}")]
+    Io {
+        /// What was done.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The guest ended or did not answer, and this is what it had said.
+    #[error("{what}; the console:\n{said}")]
+    Console {
+        /// What was waited for.
+        what: String,
+        /// The console since the last command.
+        said: String,
+    },
+    /// A command ended with an error in the guest.
+    #[error("{command}: status {status}; the console:\n{said}")]
+    Failed {
+        /// The command.
+        command: String,
+        /// How it ended.
+        status: i32,
+        /// What it printed.
+        said: String,
+    },
+    /// QEMU refused something.
+    #[error("{command}: {answer}")]
+    Qmp {
+        /// What was asked.
+        command: String,
+        /// What it said.
+        answer: String,
+    },
+}
+
+impl GuestError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> GuestError {
+        let what = what.into();
+        |source| GuestError::Io { what, source }
+    }
+}
+
+/// A disk by vhost-user.
 #[derive(Clone, Debug)]
 pub struct Disk {
-    /// The socket of a vhost-user-blk device.
+    /// The device's name in QEMU.
+    pub id: String,
+    /// The backend's socket.
     pub socket: PathBuf,
-    /// Rings that the guest uses.
-    pub queues: u16,
-    /// Whether the guest uses packed rings.
+    /// Whether its rings are packed ones.
     pub packed: bool,
 }
 
+/// A machine to boot.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The directory with `vmlinux` and `modules`, as `cargo xtask setup` makes it.
+    pub vm: PathBuf,
+    /// Where the machine's files go: its initramfs and its QMP socket, by its name.
+    pub dir: PathBuf,
+    /// Names it there.
+    pub name: String,
+    /// Disks from the start; `/dev/vda` is the first.
+    pub disks: Vec<Disk>,
+    /// Waits for a migration that comes to this socket instead of booting.
+    pub incoming: Option<PathBuf>,
+    /// Whether a reboot of the guest boots it again; else it ends QEMU.
+    pub reboots: bool,
+}
+
+/// The guest's memory: no multiple of 256 KiB. Of whole pieces of that size QEMU before 9.0 loses stores that
+/// the emulated CPU makes during a migration: it clears the marks of changed pages, and not its CPU's cache of
+/// them.
+const MEMORY: &str = "196616K";
+
+/// Root ports that disks can be plugged into, those from the start included.
+pub const PORTS: usize = 4;
+
 impl Disk {
-    /// A disk with one split ring.
-    pub fn at(socket: impl Into<PathBuf>) -> Disk {
+    /// A disk with split rings.
+    pub fn new(id: &str, socket: impl Into<PathBuf>) -> Disk {
         Disk {
+            id: id.to_owned(),
             socket: socket.into(),
-            queues: 1,
             packed: false,
         }
     }
+}
 
-    /// QEMU's chardev of the socket, which is connected to again when the other side was away.
-    pub fn chardev(&self, id: &str) -> String {
-        let path = self.socket.display().to_string().replace(',', ",,");
-        format!("socket,id={id},path={path},reconnect=1")
+impl Machine {
+    /// A machine without disks.
+    pub fn new(vm: &Path, dir: &Path, name: &str) -> Machine {
+        Machine {
+            vm: vm.to_owned(),
+            dir: dir.to_owned(),
+            name: name.to_owned(),
+            disks: Vec::new(),
+            incoming: None,
+            reboots: false,
+        }
     }
 
-    fn device(&self, id: &str, chardev: &str, port: &str) -> String {
-        let queues = self.queues;
-        let packed = if self.packed { ",packed=on" } else { "" };
-        format!(
-            "vhost-user-blk-pci,id={id},chardev={chardev},num-queues={queues},queue-size=128,bus={port}{packed}"
-        )
+    /// The same with one more disk.
+    #[must_use]
+    pub fn with_disk(mut self, id: &str, socket: &Path) -> Machine {
+        self.disks.push(Disk::new(id, socket));
+        self
+    }
+
+    fn file(&self, suffix: &str) -> PathBuf {
+        self.dir.join(format!("{}.{suffix}", self.name))
+    }
+
+    fn command(&self, initrd: &Path) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-accel", "tcg,thread=multi,tb-size=256", "-m", MEMORY]);
+        command.args(["-M", "q35,memory-backend=mem", "-nodefaults"]);
+        let memory = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
+        command.args(["-object", &memory]);
+        command.args(["-display", "none", "-serial", "stdio"]);
+        if !self.reboots {
+            command.arg("-no-reboot");
+        }
+        command.arg("-kernel").arg(self.vm.join("vmlinux"));
+        command.arg("-initrd").arg(initrd);
+        command.args(["-append", "console=ttyS0 panic=-1 quiet reboot=t tsc=reliable no_timer_check mitigations=off nokaslr random.trust_cpu=on"]);
+        let qmp = format!("unix:{},server=on,wait=off", self.file("qmp").display());
+        command.args(["-qmp", &qmp]);
+        for port in 0..PORTS {
+            let port = format!("pcie-root-port,id=rp{port},chassis={}", port + 1);
+            command.args(["-device", &port]);
+        }
+        for (port, disk) in self.disks.iter().enumerate() {
+            let Disk { id, socket, packed } = disk;
+            let (socket, packed) = (socket.display(), if *packed { "on" } else { "off" });
+            let chardev = format!("socket,id=c-{id},path={socket},reconnect=1");
+            command.args(["-chardev", &chardev]);
+            let device = format!(
+                "vhost-user-blk-pci,id={id},chardev=c-{id},num-queues=2,queue-size=128,bus=rp{port},packed={packed}"
+            );
+            command.args(["-device", &device]);
+        }
+        if let Some(socket) = &self.incoming {
+            command.args(["-incoming", &format!("unix:{}", socket.display())]);
+        }
+        command
+    }
+
+    /// Starts it, and waits until its shell answers, or until it waits for a migration.
+    ///
+    /// # Errors
+    /// When QEMU does not start, or the guest does not boot.
+    pub fn boot(&self) -> Result<Guest, GuestError> {
+        let initrd = self.file("initrd");
+        std::fs::write(&initrd, initramfs(&self.vm)?)
+            .map_err(GuestError::io(format!("write {}", initrd.display())))?;
+        let mut child = self
+            .command(&initrd)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(GuestError::io("start qemu-system-x86_64"))?;
+        let (said, keys) = (child.stdout.take(), child.stdin.take());
+        let pipes = said.zip(keys).ok_or_else(|| io::Error::other("no pipes"));
+        let (said, keys) = pipes.map_err(GuestError::io("open the console"))?;
+        let mut guest = Guest {
+            child,
+            console: Console::new(said, keys)?,
+            qmp: self.file("qmp"),
+        };
+        if self.incoming.is_none() {
+            guest.console.is_ready()?;
+        }
+        Ok(guest)
     }
 }
 
-/// How a guest is started.
-#[derive(Clone, Debug)]
-pub struct Boot {
-    /// Directory with `vmlinux` and `modules`.
-    pub kernel: PathBuf,
-    /// Directory for the guest's sockets and initramfs; short, as the kernel bounds paths of sockets.
-    pub work: PathBuf,
-    /// Tells guests in one directory apart.
-    pub name: String,
-    /// The disks, as /dev/vda and so on.
-    pub disks: Vec<Disk>,
-    /// Waits for another guest to migrate to it, at this socket.
-    pub incoming: Option<PathBuf>,
-}
-
-/// A running guest. Dropping it ends QEMU.
+/// A running machine.
 pub struct Guest {
     child: Child,
-    console: Receiver<String>,
-    keys: ChildStdin,
+    console: Console,
     qmp: PathBuf,
-    /// What it has said and nobody has waited for.
-    seen: String,
 }
 
 impl Drop for Guest {
@@ -103,258 +224,144 @@ impl Drop for Guest {
 }
 
 impl Guest {
-    /// Starts QEMU; returns when the guest waits for commands, or for a migration.
+    /// Runs a line in the guest's shell; what it printed.
     ///
     /// # Errors
-    /// When QEMU is not installed, ends, or the guest does not come up.
-    pub fn boot(boot: &Boot) -> Result<Guest> {
-        let initrd = boot.work.join(format!("{}.initrd", boot.name));
-        initramfs::build(&boot.kernel, &initrd)?;
-        let qmp = boot.work.join(format!("{}.qmp", boot.name));
-        let mut command = qemu(boot, &initrd, &qmp);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot run qemu-system-x86_64")?;
-        let keys = child.stdin.take().context("QEMU has no stdin")?;
-        let stdout = child.stdout.take().context("QEMU has no stdout")?;
-        let mut guest = Guest {
-            child,
-            console: read_lines(stdout),
-            keys,
-            qmp,
-            seen: String::new(),
-        };
-        match &boot.incoming {
-            None => {
-                guest.wait_for(READY)?;
-            }
-            Some(socket) => {
-                let uri = format!("unix:{}", socket.display());
-                let mut qmp = guest.first_qmp()?;
-                qmp.run("migrate-incoming", &serde_json::json!({ "uri": uri }))?;
-            }
-        }
-        Ok(guest)
+    /// When it fails, or does not end in time.
+    pub fn run(&mut self, line: &str) -> Result<String, GuestError> {
+        self.console.run(line)
     }
 
-    /// Runs a shell command; what it printed.
-    ///
-    /// # Errors
-    /// When it fails, or the guest dies or is silent for too long.
-    pub fn run(&mut self, command: &str) -> Result<String> {
-        self.begin(command)?;
-        self.end(command)
-    }
-
-    /// Begins a shell command, whose end [`Guest::end`] waits for.
+    /// Begins a line, of which [`Guest::finish`] tells the end.
     ///
     /// # Errors
     /// When the guest is gone.
-    pub fn begin(&mut self, command: &str) -> Result<()> {
-        ensure!(!command.contains('\n'), "a command is one line");
-        self.seen.clear();
-        let line = format!("{command}\n");
-        self.keys
-            .write_all(line.as_bytes())
-            .context("the guest is gone")
+    pub fn begin(&mut self, line: &str) -> Result<(), GuestError> {
+        self.console.begin(line)
     }
 
-    /// Waits until a command has ended; what it printed.
+    /// Waits for the end of what was begun, here or before a migration.
     ///
     /// # Errors
-    /// When it fails, or the guest dies or is silent for too long.
-    pub fn end(&mut self, command: &str) -> Result<String> {
-        let status = self.wait_for(DONE)?;
-        let printed = std::mem::take(&mut self.seen);
-        ensure!(status == "0", "`{command}` ended with {status}: {printed}");
-        Ok(printed.trim().to_owned())
+    /// As [`Guest::run`].
+    pub fn finish(&mut self, line: &str) -> Result<String, GuestError> {
+        self.console.finish(line)
     }
 
-    /// Waits for a line that begins so, as [`Guest::begin`]'s command prints; the rest of it.
+    /// Waits until the shell is there again, as after a reset.
     ///
     /// # Errors
-    /// When the guest dies or is silent for too long.
-    pub fn wait_for(&mut self, what: &str) -> Result<String> {
-        loop {
-            let line = match self.console.recv_timeout(SILENCE_MAX) {
-                Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => bail!("no {what}, and silence: {}", self.seen),
-                Err(RecvTimeoutError::Disconnected) => bail!("QEMU ended: {}", self.seen),
-            };
-            let line = line.trim();
-            ensure!(!line.contains("Kernel panic"), "{}{line}", self.seen);
-            if let Some(rest) = line.strip_prefix(what) {
-                return Ok(rest.trim().to_owned());
-            }
-            self.seen.push_str(line);
-            self.seen.push('\n');
-        }
+    /// When it does not come.
+    pub fn is_ready(&mut self) -> Result<(), GuestError> {
+        self.console.is_ready()
     }
 
-    /// Reboots by QEMU's reset, as a button; returns when the guest waits for commands again.
+    /// A connection to QEMU's monitor.
     ///
     /// # Errors
-    /// When it does not come up.
-    pub fn reset(&mut self) -> Result<()> {
-        self.qmp()?.run("system_reset", &serde_json::json!({}))?;
-        self.wait_for(READY).map(|_| ())
-    }
-
-    /// QEMU's own control, of a QEMU that has just been started.
-    fn first_qmp(&mut self) -> Result<Qmp> {
-        let until = Instant::now() + SILENCE_MAX;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("QEMU ended with {status}");
-            }
-            match self.qmp() {
-                Err(_) if Instant::now() < until => std::thread::sleep(PAUSE),
-                reached => return reached,
-            }
-        }
-    }
-
-    /// QEMU's own control.
-    ///
-    /// # Errors
-    /// When QEMU is gone.
-    pub fn qmp(&self) -> Result<Qmp> {
+    /// When QEMU does not answer.
+    pub fn qmp(&self) -> Result<Qmp, GuestError> {
         Qmp::connect(&self.qmp)
     }
 
-    /// Plugs a disk in, into a spare slot: 0 or 1.
+    /// Plugs a disk into a free root port.
     ///
     /// # Errors
-    /// When QEMU refuses.
-    pub fn plug(&self, disk: &Disk, slot: usize) -> Result<()> {
-        let mut qmp = self.qmp()?;
-        let (chardev, id) = (format!("spare{slot}-c"), format!("spare{slot}"));
-        let path = disk.socket.display().to_string();
-        qmp.run(
-            "chardev-add",
-            &serde_json::json!({
-                "id": chardev,
-                "backend": { "type": "socket", "data": {
-                    "addr": { "type": "unix", "data": { "path": path } },
-                    "server": false, "reconnect": 1,
-                } },
-            }),
-        )?;
-        qmp.run(
-            "device_add",
-            &serde_json::json!({
-                "driver": "vhost-user-blk-pci", "id": id, "chardev": chardev,
-                "num-queues": disk.queues, "bus": format!("spare-port{slot}"),
-                "packed": disk.packed,
-            }),
-        )?;
-        Ok(())
+    /// When QEMU refuses it.
+    pub fn plug(&self, qmp: &mut Qmp, disk: &Disk, port: usize) -> Result<(), GuestError> {
+        let (id, path) = (&disk.id, disk.socket.display().to_string());
+        let addr = json!({"type": "unix", "data": {"path": path}});
+        let backend = json!({"addr": addr, "server": false, "reconnect": 1});
+        let backend = json!({"type": "socket", "data": backend});
+        let chardev = json!({"id": format!("c-{id}"), "backend": backend});
+        qmp.run("chardev-add", &chardev)?;
+        let device = json!({
+            "driver": "vhost-user-blk-pci", "id": id, "chardev": format!("c-{id}"),
+            "num-queues": 2, "queue-size": 128, "packed": disk.packed,
+            "bus": format!("rp{port}"),
+        });
+        qmp.run("device_add", &device).map(drop)
     }
 
-    /// Unplugs the disk of a spare slot; returns when the guest has let it go.
+    /// Unplugs a disk, and waits until the guest has let it go.
     ///
     /// # Errors
-    /// When QEMU refuses, or the guest does not let go.
-    pub fn unplug(&self, slot: usize) -> Result<()> {
-        let mut qmp = self.qmp()?;
-        let (chardev, id) = (format!("spare{slot}-c"), format!("spare{slot}"));
-        qmp.run("device_del", &serde_json::json!({ "id": id }))?;
-        qmp.event("DEVICE_DELETED", |data| data["device"] == *id)?;
-        qmp.run("chardev-remove", &serde_json::json!({ "id": chardev }))?;
-        Ok(())
+    /// When QEMU refuses it, or the guest does not let it go.
+    pub fn unplug(&self, qmp: &mut Qmp, id: &str) -> Result<(), GuestError> {
+        qmp.run("device_del", &json!({"id": id}))?;
+        qmp.event("DEVICE_DELETED", |data| data["device"] == id)?;
+        let chardev = json!({"id": format!("c-{id}")});
+        qmp.run("chardev-remove", &chardev).map(drop)
     }
 
-    /// Migrates the guest, while it runs, to one that was booted with [`Boot::incoming`]; returns when it has
-    /// stopped here.
+    /// Migrates it to a machine that waits at a socket; this one has stopped then.
     ///
     /// # Errors
     /// When the migration fails.
-    pub fn migrate(&self, to: &Path) -> Result<()> {
-        let mut qmp = self.qmp()?;
-        let events = serde_json::json!({
-            "capabilities": [{ "capability": "events", "state": true }]
-        });
-        qmp.run("migrate-set-capabilities", &events)?;
-        let uri = format!("unix:{}", to.display());
-        qmp.run("migrate", &serde_json::json!({ "uri": uri }))?;
-        let ended = qmp.event("MIGRATION", |data| {
-            data["status"] == "completed" || data["status"] == "failed"
-        })?;
-        if ended["status"] == "failed" {
-            let status = qmp.run("query-migrate", &serde_json::json!({}))?;
-            bail!("the migration failed: {status}");
+    pub fn migrate(&self, qmp: &mut Qmp, socket: &Path) -> Result<Value, GuestError> {
+        // A guest that writes all the time comes to an end, too.
+        let limits = json!({"max-bandwidth": 1_u64 << 30, "downtime-limit": 2000});
+        qmp.run("migrate-set-parameters", &limits)?;
+        let uri = format!("unix:{}", socket.display());
+        qmp.run("migrate", &json!({"uri": uri}))?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let info = qmp.run("query-migrate", &json!({}))?;
+            let status = info["status"].as_str().unwrap_or_default();
+            if status == "completed" {
+                return Ok(info);
+            }
+            if status == "failed" || status == "cancelled" || Instant::now() > end {
+                return Err(GuestError::Qmp {
+                    command: "migrate".to_owned(),
+                    answer: info.to_string(),
+                });
+            }
+            std::thread::sleep(LOOK);
         }
-        Ok(())
     }
 
-    /// Ends the guest's operating system and waits for QEMU.
+    /// Resets the machine, as by its button, and waits until its shell is there again.
     ///
     /// # Errors
-    /// When the guest is gone already.
-    pub fn power_off(mut self) -> Result<ExitStatus> {
+    /// When it does not come.
+    pub fn reset(&mut self) -> Result<(), GuestError> {
+        self.qmp()?.run("system_reset", &json!({}))?;
+        self.is_ready()
+    }
+
+    /// Ends the guest's operating system, and waits for QEMU.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn power_off(mut self) -> Result<ExitStatus, GuestError> {
         self.begin("sync; poweroff -f")?;
-        Ok(self.child.wait()?)
+        self.wait()
     }
 
-    /// Kills QEMU.
-    pub fn kill(self) {}
+    /// Ends QEMU as a power cut ends a machine.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(mut self) -> Result<(), GuestError> {
+        self.child.kill().map_err(GuestError::io("kill QEMU"))
+    }
 
-    /// QEMU's process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-}
-
-fn qemu(boot: &Boot, initrd: &Path, qmp: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-accel", "tcg,thread=multi,tb-size=256", "-m", MEMORY]);
-    command.args(["-M", "q35,memory-backend=mem", "-nodefaults"]);
-    let object = format!("memory-backend-memfd,id=mem,size={MEMORY},share=on");
-    command.args(["-object", &object, "-display", "none", "-serial", "stdio"]);
-    command.arg("-kernel").arg(boot.kernel.join("vmlinux"));
-    command.arg("-initrd").arg(initrd);
-    command.args(["-append", "console=ttyS0 panic=-1 quiet reboot=t tsc=reliable no_timer_check mitigations=off nokaslr random.trust_cpu=on"]);
-    let qmp = format!("unix:{},server=on,wait=off", qmp.display());
-    command.args(["-qmp", &qmp]);
-    for (number, disk) in boot.disks.iter().enumerate() {
-        let (chardev, port) = (format!("c{number}"), format!("port{number}"));
-        command.args(["-chardev", &disk.chardev(&chardev)]);
-        let slot = format!("pcie-root-port,id={port},chassis={}", number + 1);
-        command.args(["-device", &slot]);
-        let device = disk.device(&format!("disk{number}"), &chardev, &port);
-        command.args(["-device", &device]);
-    }
-    for spare in 0..SPARE_PORTS {
-        let slot = format!(
-            "pcie-root-port,id=spare-port{spare},chassis={}",
-            spare + 100
-        );
-        command.args(["-device", &slot]);
-    }
-    if boot.incoming.is_some() {
-        command.args(["-incoming", "defer"]);
-    }
-    command
-}
-
-/// Lines as they come; the channel ends with the guest.
-fn read_lines(stdout: std::process::ChildStdout) -> Receiver<String> {
-    let (lines, receiver) = channel();
-    std::thread::spawn(move || {
-        let mut stdout = BufReader::new(stdout);
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn wait(mut self) -> Result<ExitStatus, GuestError> {
+        let end = Instant::now() + PATIENCE;
         loop {
-            let mut line = Vec::new();
-            match stdout.read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-            let line = String::from_utf8_lossy(&line).into_owned();
-            if lines.send(line).is_err() {
-                return;
+            let ended = self.child.try_wait();
+            match ended.map_err(GuestError::io("look after QEMU"))? {
+                Some(status) => return Ok(status),
+                None if Instant::now() > end => {
+                    return Err(self.console.silent("QEMU does not end"));
+                }
+                None => std::thread::sleep(LOOK),
             }
         }
-    });
-    receiver
+    }
 }

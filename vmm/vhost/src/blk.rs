@@ -61,6 +61,7 @@ pub(crate) mod feature {
     pub(crate) const EVENT_IDX: u64 = 1 << 29;
     pub(crate) const PROTOCOL: u64 = 1 << 30;
     pub(crate) const VERSION_1: u64 = 1 << 32;
+    pub(crate) const RING_PACKED: u64 = 1 << 34;
 }
 
 /// What a device of this geometry offers.
@@ -75,7 +76,8 @@ pub(crate) fn features(geometry: &Geometry) -> u64 {
         | feature::INDIRECT_DESC
         | feature::EVENT_IDX
         | feature::PROTOCOL
-        | feature::VERSION_1;
+        | feature::VERSION_1
+        | feature::RING_PACKED;
     if geometry.read_only {
         bits |= feature::RO;
     } else {

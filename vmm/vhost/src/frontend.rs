@@ -15,10 +15,10 @@ use crate::blk::{self, feature};
 use crate::cache::{Cache, Durability};
 use crate::command::{Answer, Command, InflightShape, Refusal, SharedMemory};
 use crate::dirty::DirtyLog;
-use crate::inflight::{Inflight, marks_bytes};
+use crate::inflight::{Inflight, Marked, marks_bytes};
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::{Polling, Queue, Session, Shared, Stopped};
-use crate::ring::{Ring, RingAddr, RingFeatures, RingSpec, SIZE_MAX};
+use crate::ring::{Base, Ring, RingAddr, RingFeatures, RingSpec, SIZE_MAX};
 use crate::stats::{Counters, add};
 
 /// Most bytes of a log: one bit for each page of 32 TiB.
@@ -29,7 +29,7 @@ const LOG_BYTES_MAX: u64 = 1 << 30;
 struct Vring {
     size: u16,
     addr: Option<RingAddr>,
-    base: u16,
+    base: Base,
     /// A kick was set: the ring is started. It may be one without a descriptor.
     started: bool,
     enabled: bool,
@@ -127,7 +127,7 @@ impl<D: BlockDevice> Frontend<D> {
             Command::SetAddr { queue, addr } => self.set_addr(queue, addr).await?,
             Command::SetBase { queue, base } => {
                 let ring = self.drained(queue).await?;
-                (ring.base, ring.faulty) = (base as u16, false);
+                (ring.base, ring.faulty) = (base, false);
                 self.start(queue)?;
             }
             Command::TakeBase { queue } => {
@@ -291,7 +291,8 @@ impl<D: BlockDevice> Frontend<D> {
             return Ok(());
         };
         let (size, base, index) = (ring.size, ring.base, queue as u16);
-        if size == 0 || !size.is_power_of_two() {
+        let packed = self.features & feature::RING_PACKED != 0;
+        if size == 0 || !(packed || size.is_power_of_two()) {
             return Err(Refusal::Size {
                 size: u32::from(size),
             });
@@ -302,7 +303,7 @@ impl<D: BlockDevice> Frontend<D> {
         self.spawn(index, ring, inflight)
     }
 
-    fn spec(&self, addr: RingAddr, size: u16, base: u16) -> RingSpec {
+    fn spec(&self, addr: RingAddr, size: u16, base: Base) -> RingSpec {
         RingSpec {
             memory: Rc::clone(&self.memory),
             size,
@@ -310,8 +311,10 @@ impl<D: BlockDevice> Frontend<D> {
             features: RingFeatures {
                 event_idx: self.features & feature::EVENT_IDX != 0,
                 indirect: self.features & feature::INDIRECT_DESC != 0,
+                packed: self.features & feature::RING_PACKED != 0,
             },
             base,
+            marked: self.inflight.is_some(),
         }
     }
 
@@ -348,7 +351,12 @@ impl<D: BlockDevice> Frontend<D> {
             let queue = u32::from(queue);
             return Err(Refusal::Queue { queue, queues });
         }
-        Ok(Some(Inflight::open(memory, queue, shape.size, size)?))
+        let of = Marked {
+            queue,
+            size,
+            packed: self.features & feature::RING_PACKED != 0,
+        };
+        Ok(Some(Inflight::open(memory, shape.size, of)?))
     }
 
     fn spawn(&mut self, index: u16, ring: Ring, inflight: Option<Inflight>) -> Result<(), Refusal> {
@@ -462,9 +470,9 @@ impl<D: BlockDevice> Frontend<D> {
     }
 
     /// As after connecting, except for what is the front end's and not the driver's (the memory, the
-    /// marks and the log), and for write-through. QEMU resets at every pause of its guest, of which the
-    /// driver knows nothing: it would go on to send no flush. How far each ring was stays too: QEMU 7.2
-    /// asks for that after the reset, and without it the guest cannot go on elsewhere.
+    /// marks and the log), for write-through, and for how far rings were worked on. QEMU resets at every
+    /// pause of its guest, of which the driver knows nothing: it would go on to send no flush. And it asks
+    /// for the bases after that.
     async fn reset(&mut self) {
         self.stop().await;
         for ring in &mut self.rings {

@@ -14,7 +14,7 @@ use crate::blk::Request;
 use crate::devices::NullDevice;
 use crate::export::serve;
 use crate::frontend::Terms;
-use crate::inflight::Inflight;
+use crate::inflight::{Inflight, Marked};
 use crate::memory::Memory;
 use crate::queue::Polling;
 use crate::ring::{CHAIN_BYTES_MAX, Published, Ring, RingAddr, RingFeatures, RingSpec};
@@ -23,6 +23,8 @@ use crate::session::{self, Notice, Shard};
 const GUEST: u64 = 0x1_0000;
 const USER: u64 = 0x7000_0000;
 const RAM: usize = 64 << 10;
+/// Bytes of marks: enough for the largest ring here.
+const MARKS: usize = 8 << 10;
 
 /// A guest's memory as it likes: the first four bytes say which ring it is, the others are the memory,
 /// in which the parts of the ring lie at its start.
@@ -36,18 +38,15 @@ pub fn ring(input: &[u8]) {
     let features = RingFeatures {
         event_idx: how[0] & 1 != 0,
         indirect: how[0] & 2 != 0,
+        packed: how[0] & 16 != 0,
     };
     let spec = RingSpec {
         memory: Rc::new(Memory::over(GUEST, USER, memory)),
         size: 1 << (how[1] % 8),
-        addr: RingAddr {
-            descriptors: USER,
-            driver: USER + 0x800,
-            device: USER + 0xC00,
-            log: (how[0] & 8 != 0).then_some(GUEST),
-        },
+        addr: ring_at(how[0] & 8 != 0),
         features,
-        base: u16::from_le_bytes([how[2], how[3]]),
+        base: u32::from_le_bytes([how[2], how[3], how[3], how[2]]),
+        marked: false,
     };
     let size = spec.size;
     let mut ring = Ring::new(spec).expect("the ring is in the memory");
@@ -56,13 +55,13 @@ pub fn ring(input: &[u8]) {
             Ok(Some(mut chain)) => {
                 let bytes = chain.readable.len() + chain.writable.len();
                 assert!(bytes <= CHAIN_BYTES_MAX, "{bytes} bytes in one request");
-                let head = chain.head;
+                let token = chain.token;
                 let room = chain.writable.len();
                 if let Ok(request) = Request::parse(&mut chain) {
                     assert_eq!(request.status.len(), 1);
                     assert!(request.bytes() <= bytes);
                 }
-                ring.push(head, room as u32);
+                ring.push(token, room as u32);
             }
             Ok(None) => break,
             Err(_) => return,
@@ -82,23 +81,62 @@ pub fn marks(input: &[u8]) {
     let Some((how, bytes)) = input.split_at_checked(3) else {
         return;
     };
-    let memory = GuestMem::anonymous(4096).expect("memory");
-    let taken = bytes.len().min(4096);
+    let memory = GuestMem::anonymous(MARKS).expect("memory");
+    let taken = bytes.len().min(MARKS);
     memory.copy_in(0, &bytes[..taken]).expect("inside");
-    let size = 1 << (how[0] % 8);
-    let Ok(mut marks) = Inflight::open(&memory, 0, size, size) else {
+    let (size, packed) = (1 << (how[0] % 8), how[0] & 8 != 0);
+    let of = Marked {
+        queue: 0,
+        size,
+        packed,
+    };
+    // The ring is behind the marks, and as the front end likes it, too.
+    let guest = GuestMem::anonymous(RAM).expect("memory");
+    guest
+        .copy_in(0, &bytes[taken..][..(bytes.len() - taken).min(RAM)])
+        .expect("inside");
+    let spec = RingSpec {
+        memory: Rc::new(Memory::over(GUEST, USER, guest)),
+        size,
+        addr: ring_at(false),
+        features: RingFeatures {
+            event_idx: false,
+            indirect: how[0] & 16 != 0,
+            packed,
+        },
+        base: u32::from_le_bytes([how[1], how[2], how[1], how[2]]),
+        marked: true,
+    };
+    let Ok(mut marks) = Inflight::open(&memory, size, of) else {
         return;
     };
-    let used = u16::from_le_bytes([how[1], how[2]]);
-    let heads = marks.recover(used);
-    assert!(heads.len() <= usize::from(size));
-    for head in &heads {
-        marks.giving(*head);
+    let mut ring = Ring::new(spec.clone()).expect("the ring is in the memory");
+    let chains = marks.recover(&mut ring);
+    assert!(chains.len() <= usize::from(size));
+    if chains.iter().any(Result::is_err) {
+        return;
     }
-    let used = used.wrapping_add(heads.len() as u16);
-    marks.given(used);
-    let mut again = Inflight::open(&memory, 0, size, size).expect("marks that were made right");
-    assert!(again.recover(used).is_empty());
+    for chain in chains.into_iter().flatten() {
+        marks.giving(chain.token.mark);
+        ring.push(chain.token, 1);
+    }
+    if !ring.is_shown() {
+        marks.showing(ring.used());
+        assert_ne!(ring.publish(), Published::Nothing);
+        marks.given(ring.used());
+    }
+    let mut again = Inflight::open(&memory, size, of).expect("marks that were made right");
+    let mut ring = Ring::new(spec).expect("the ring is in the memory");
+    assert!(again.recover(&mut ring).is_empty());
+}
+
+fn ring_at(logged: bool) -> RingAddr {
+    RingAddr {
+        descriptors: USER,
+        driver: USER + 0x800,
+        device: USER + 0xC00,
+        log: logged.then_some(GUEST),
+    }
 }
 
 /// A shard that never ends, and the way to it.

@@ -1,40 +1,36 @@
-//! Which requests of a split ring are in progress, in memory that the front end keeps while we are
-//! dead (vhost-user, "Inflight I/O tracking"): who comes after us does them again, in their order.
+//! Which requests of a ring are in progress, in memory that the front end keeps while we are dead
+//! (vhost-user, "Inflight I/O tracking"): who comes after us does them again, in their order.
 //!
-//! A region a queue, each a multiple of 64 bytes, and one of our own behind them ([`Cache`]); numbers
-//! are in the order of this machine:
+//! A region a queue, in the form for its ring ([`split`], [`packed`]), each with room for either, and one of
+//! our own behind them ([`Cache`]). Numbers are in the order of this machine. Every region begins so:
 //!
 //! ```text
-//!  0  8  features (0)                 16 + 16 n:  state of the chain whose head is n
-//!  8  2  version (1)                   0  1  whether it is in progress
-//! 10  2  number of states              6  2  next of the batch
-//! 12  2  head of the last batch        8  8  counter: the order in which chains were taken
-//! 14  2  used index that was shown
+//!  0  8  features: 0 split, bit 34 packed
+//!  8  2  version (1)
+//! 10  2  number of states
 //! ```
-//!
-//! Order of writes: a chain is marked before its request starts. A batch is linked, head first, before
-//! the used index is shown; then its marks are cleared, then the region's used index follows. So when
-//! the two indexes differ, exactly the last batch was shown and is still marked.
 //!
 //! What is read back was in the front end's hands: every index is checked, and a list is followed for
 //! no more steps than the ring has places.
 
+mod packed;
+mod split;
+
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use engine::{GuestMem, GuestWindow};
 
 use crate::cache::Cache;
 use crate::command::InflightShape;
+use crate::ring::{Chain, Fault, Ring};
 
-const HEAD: usize = 16;
-const STATE: usize = 16;
+use packed::PackedMarks;
+use split::SplitMarks;
+
+const FEATURES_AT: usize = 0;
 const VERSION_AT: usize = 8;
 const COUNT_AT: usize = 10;
-const BATCH_AT: usize = 12;
-const USED_AT: usize = 14;
-const NEXT_AT: usize = 6;
-const COUNTER_AT: usize = 8;
 const VERSION: u16 = 1;
 
 /// Bytes of a last region, which is our own: the driver's choice of cache.
@@ -43,6 +39,14 @@ const CHOICE_BYTES: usize = 64;
 /// Bytes of all regions.
 pub(crate) fn marks_bytes(queues: u16, size: u16) -> u64 {
     u64::from(queues) * region_bytes(size) as u64 + CHOICE_BYTES as u64
+}
+
+/// Bytes of one queue's region.
+fn region_bytes(size: u16) -> usize {
+    let bytes = |head, state| head + state * usize::from(size);
+    let split = bytes(split::HEAD, split::STATE);
+    let packed = bytes(packed::HEAD, packed::STATE);
+    split.max(packed).next_multiple_of(64)
 }
 
 /// The driver's choice of cache in the marks.
@@ -76,201 +80,198 @@ impl Cache {
     }
 }
 
-/// Bytes of one queue's region.
-fn region_bytes(size: u16) -> usize {
-    (HEAD + STATE * usize::from(size)).next_multiple_of(64)
+/// Of which ring marks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marked {
+    /// The queue's number.
+    pub(crate) queue: u16,
+    /// Entries of its ring.
+    pub(crate) size: u16,
+    pub(crate) packed: bool,
 }
 
 /// The marks of one ring.
-pub(crate) struct Inflight {
-    region: GuestWindow,
-    size: u16,
-    counter: u64,
-    /// Heads that are being given back, until the driver was shown them.
-    batch: Vec<u16>,
+pub(crate) enum Inflight {
+    Split(SplitMarks),
+    Packed(PackedMarks),
 }
 
 impl Inflight {
-    /// The marks of the queue `index` of those that lie in `memory`.
+    /// The marks of a ring of those that lie in `memory`, with `states` for each.
     ///
     /// # Errors
-    /// When the memory is too short, or holds marks of another form.
-    pub(crate) fn open(
-        memory: &GuestMem,
-        index: u16,
-        queue_size: u16,
-        size: u16,
-    ) -> io::Result<Inflight> {
-        let bytes = region_bytes(queue_size);
-        let region = memory.window(u64::from(index) * bytes as u64, bytes, 64)?;
-        let (version, count) = (region.u16(VERSION_AT), region.u16(COUNT_AT));
-        if version.load(Ordering::Acquire) == 0 {
-            count.store(queue_size, Ordering::Relaxed);
-            version.store(VERSION, Ordering::Release);
+    /// When the memory is too short, or holds something else.
+    pub(crate) fn open(memory: &GuestMem, states: u16, of: Marked) -> io::Result<Inflight> {
+        if of.packed {
+            let region = opened(memory, states, of, packed::FEATURES)?;
+            return Ok(Inflight::Packed(PackedMarks::new(region, of.size)));
         }
-        let found = (
-            version.load(Ordering::Acquire),
-            count.load(Ordering::Relaxed),
-        );
-        if found != (VERSION, queue_size) || size > queue_size {
-            let (version, count) = found;
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!(
-                    "marks of version {version} for {count} requests; a ring of {size} needs version {VERSION} for {queue_size}"
-                ),
-            ));
-        }
-        Ok(Inflight {
-            region,
-            size,
-            counter: 0,
-            batch: Vec::new(),
-        })
-    }
-
-    fn mark(&self, head: u16) -> &AtomicU8 {
-        self.region.u8(HEAD + STATE * usize::from(head))
-    }
-
-    fn next(&self, head: u16) -> &AtomicU16 {
-        self.region.u16(HEAD + STATE * usize::from(head) + NEXT_AT)
-    }
-
-    fn counter(&self, head: u16) -> &AtomicU64 {
-        self.region
-            .u64(HEAD + STATE * usize::from(head) + COUNTER_AT)
+        let region = opened(memory, states, of, split::FEATURES)?;
+        Ok(Inflight::Split(SplitMarks::new(region, of.size)))
     }
 
     /// Whether the memory behind was cut short.
     pub(crate) fn is_broken(&self) -> bool {
-        self.region.is_broken()
+        self.region().is_broken()
     }
 
-    /// Finishes what who died has begun, and tells the heads to be done again, in order. `used` is
-    /// the index that the driver was shown.
-    pub(crate) fn recover(&mut self, used: u16) -> Vec<u16> {
-        let shown = self.region.u16(USED_AT);
-        let unmarked = used.wrapping_sub(shown.load(Ordering::Acquire));
-        let mut head = self.region.u16(BATCH_AT).load(Ordering::Relaxed);
-        for _ in 0..unmarked.min(self.size) {
-            if head >= self.size {
-                break;
-            }
-            self.mark(head).store(0, Ordering::Relaxed);
-            head = self.next(head).load(Ordering::Relaxed);
+    fn region(&self) -> &GuestWindow {
+        match self {
+            Inflight::Split(marks) => &marks.region,
+            Inflight::Packed(marks) => &marks.region,
         }
-        shown.store(used, Ordering::Release);
-        let marked = (0..self.size).filter(|head| self.mark(*head).load(Ordering::Acquire) == 1);
-        let mut found: Vec<(u64, u16)> = marked
-            .map(|head| (self.counter(head).load(Ordering::Relaxed), head))
-            .collect();
-        found.sort_unstable();
-        self.counter = found
-            .last()
-            .map_or(0, |(counter, _)| counter.wrapping_add(1));
-        found.into_iter().map(|(_, head)| head).collect()
+    }
+
+    /// Finishes what who died has begun, sets the ring to where that was, and tells the requests to be
+    /// done again, in order.
+    ///
+    /// # Panics
+    /// When the ring is of the other form: marks are opened for theirs.
+    pub(crate) fn recover(&mut self, ring: &mut Ring) -> Vec<Result<Chain, Fault>> {
+        match (self, ring) {
+            (Inflight::Split(marks), Ring::Split(ring)) => {
+                let heads = marks.recover(ring.used());
+                ring.resume(heads.len() as u16);
+                heads.into_iter().map(|head| ring.chain(head)).collect()
+            }
+            (Inflight::Packed(marks), Ring::Packed(ring)) => {
+                let found = marks.recover(ring.used(), |place| ring.was_shown(place));
+                let Some(used) = found.used else {
+                    return Vec::new();
+                };
+                let places = found.kept.iter().map(|kept| kept.descriptors.len());
+                ring.resume(used, places.sum::<usize>() as u16);
+                let again = found.kept.into_iter().map(|kept| {
+                    let mut chain = ring.chain(&kept.descriptors)?;
+                    chain.token.mark = kept.states[0];
+                    Ok(chain)
+                });
+                again.collect()
+            }
+            _ => panic!("marks of one form on a ring of the other"),
+        }
     }
 
     /// A request begins.
     #[inline]
-    pub(crate) fn taken(&mut self, head: u16) {
-        self.counter(head).store(self.counter, Ordering::Relaxed);
-        self.counter = self.counter.wrapping_add(1);
-        self.mark(head).store(1, Ordering::Release);
+    pub(crate) fn taken(&mut self, chain: &mut Chain) {
+        match self {
+            Inflight::Split(marks) => marks.taken(chain.token.mark),
+            Inflight::Packed(marks) => chain.token.mark = marks.taken(&chain.descriptors),
+        }
     }
 
     /// A request is being given back.
     #[inline]
-    pub(crate) fn giving(&mut self, head: u16) {
-        let batch = self.region.u16(BATCH_AT);
-        let before = batch.load(Ordering::Relaxed);
-        self.next(head).store(before, Ordering::Relaxed);
-        batch.store(head, Ordering::Release);
-        self.batch.push(head);
+    pub(crate) fn giving(&mut self, mark: u16) {
+        match self {
+            Inflight::Split(marks) => marks.giving(mark),
+            Inflight::Packed(marks) => marks.giving(mark),
+        }
+    }
+
+    /// The driver is about to be shown all that is being given back, up to `used`.
+    #[inline]
+    pub(crate) fn showing(&mut self, used: u16) {
+        if let Inflight::Packed(marks) = self {
+            marks.showing(used);
+        }
     }
 
     /// The driver was shown all that was being given back.
+    #[inline]
     pub(crate) fn given(&mut self, used: u16) {
-        for head in &self.batch {
-            self.mark(*head).store(0, Ordering::Release);
+        match self {
+            Inflight::Split(marks) => marks.given(used),
+            Inflight::Packed(marks) => marks.given(used),
         }
-        self.batch.clear();
-        self.region.u16(USED_AT).store(used, Ordering::Release);
+    }
+
+    /// The ring has stopped, with nothing in progress.
+    pub(crate) fn rest(&mut self) {
+        if let Inflight::Packed(marks) = self {
+            marks.rest();
+        }
     }
 }
 
+/// The region of a ring, made new when it is, or was used by a ring of the other form.
+fn opened(memory: &GuestMem, states: u16, of: Marked, features: u64) -> io::Result<GuestWindow> {
+    let bytes = region_bytes(states);
+    let region = memory.window(u64::from(of.queue) * bytes as u64, bytes, 64)?;
+    let (version, count) = (region.u16(VERSION_AT), region.u16(COUNT_AT));
+    let form = region.u64(FEATURES_AT);
+    let found = (
+        version.load(Ordering::Acquire),
+        form.load(Ordering::Relaxed),
+    );
+    let other = split::FEATURES ^ packed::FEATURES ^ features;
+    if found.0 == 0 || found == (VERSION, other) {
+        version.store(0, Ordering::Release);
+        (0..bytes / 8).for_each(|word| region.u64(8 * word).store(0, Ordering::Relaxed));
+        form.store(features, Ordering::Relaxed);
+        count.store(states, Ordering::Relaxed);
+        version.store(VERSION, Ordering::Release);
+    }
+    let form = form.load(Ordering::Relaxed);
+    let (version, count) = (
+        version.load(Ordering::Acquire),
+        count.load(Ordering::Relaxed),
+    );
+    if (form, version, count) == (features, VERSION, states) && of.size <= states {
+        return Ok(region);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "marks of version {version} and form {form:#x} for {count} requests; {of:?} needs version {VERSION} and form {features:#x} for {states}"
+        ),
+    ))
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn marks(memory: &GuestMem) -> Inflight {
-        Inflight::open(memory, 1, 8, 8).expect("marks")
+    pub(super) const STATES: u16 = 8;
+
+    pub(super) fn memory() -> GuestMem {
+        GuestMem::anonymous(2 * region_bytes(STATES)).expect("memory")
     }
 
-    fn memory() -> GuestMem {
-        GuestMem::anonymous(2 * region_bytes(8)).expect("memory")
+    /// Where the second ring's marks are.
+    pub(super) fn base() -> u64 {
+        region_bytes(STATES) as u64
+    }
+
+    pub(super) fn open(memory: &GuestMem, packed: bool) -> io::Result<Inflight> {
+        let of = Marked {
+            queue: 1,
+            size: STATES,
+            packed,
+        };
+        Inflight::open(memory, STATES, of)
     }
 
     #[test]
-    fn what_was_taken_and_not_given_is_done_again_in_its_order() {
-        let memory = memory();
-        let mut first = marks(&memory);
-        assert_eq!(first.recover(40), [0_u16; 0]);
-        for head in [3, 1, 7, 0] {
-            first.taken(head);
+    fn marks_of_something_else_are_refused_and_those_of_the_other_form_made_new() {
+        for packed in [false, true] {
+            let memory = memory();
+            open(&memory, packed).expect("new marks");
+            open(&memory, !packed).expect("marks of the other form");
+            open(&memory, packed).expect("and back");
+            let mut of = Marked {
+                queue: 1,
+                size: 2 * STATES,
+                packed,
+            };
+            assert!(Inflight::open(&memory, STATES, of).is_err());
+            (of.queue, of.size) = (2, STATES);
+            assert!(Inflight::open(&memory, STATES, of).is_err());
+            memory.copy_in(base() + 10, &[9, 0]).expect("inside");
+            assert!(open(&memory, packed).is_err());
+            memory.copy_in(base(), &[7; 16]).expect("inside");
+            assert!(open(&memory, packed).is_err());
         }
-        first.giving(1);
-        first.given(41);
-        let mut second = marks(&memory);
-        assert_eq!(second.recover(41), [3, 7, 0]);
-        second.taken(1);
-        assert_eq!(marks(&memory).recover(41), [3, 7, 0, 1]);
-    }
-
-    #[test]
-    fn a_batch_that_was_shown_is_not_done_again() {
-        let memory = memory();
-        let mut first = marks(&memory);
-        first.recover(65_535);
-        for head in [0, 1, 2, 3] {
-            first.taken(head);
-        }
-        // It dies between showing and clearing: two were shown.
-        first.giving(2);
-        first.giving(0);
-        assert_eq!(marks(&memory).recover(1), [1, 3]);
-    }
-
-    #[test]
-    fn a_batch_that_was_not_shown_is_done_again() {
-        let memory = memory();
-        let mut first = marks(&memory);
-        first.recover(5);
-        first.taken(4);
-        first.taken(2);
-        first.giving(2);
-        assert_eq!(marks(&memory).recover(5), [4, 2]);
-    }
-
-    #[test]
-    fn marks_of_a_front_end_that_lies_do_no_harm() {
-        let memory = memory();
-        let mut first = marks(&memory);
-        first.recover(0);
-        first.taken(5);
-        let base = region_bytes(8) as u64;
-        // The batch is a circle, then it leaves the ring.
-        memory.copy_in(base + 12, &[5, 0]).expect("inside");
-        memory
-            .copy_in(base + 16 + 5 * 16 + 6, &[5, 0])
-            .expect("inside");
-        assert_eq!(marks(&memory).recover(30_000), [0_u16; 0]);
-        memory.copy_in(base + 12, &[255, 255]).expect("inside");
-        assert_eq!(marks(&memory).recover(1), [0_u16; 0]);
-        memory.copy_in(base + 10, &[9, 0]).expect("inside");
-        assert!(Inflight::open(&memory, 1, 8, 8).is_err());
-        assert!(Inflight::open(&memory, 2, 8, 8).is_err());
-        assert!(Inflight::open(&memory, 0, 8, 16).is_err());
     }
 }

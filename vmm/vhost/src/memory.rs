@@ -168,6 +168,19 @@ impl Memory {
         Ok(())
     }
 
+    /// Where in the guest an address of the front end's process is.
+    ///
+    /// # Errors
+    /// [`Outside`].
+    pub(crate) fn guest_of(&self, user: u64) -> Result<u64, Outside> {
+        let holds = |region: &&Region| user.wrapping_sub(region.user) < region.bytes;
+        let region = self.regions.iter().find(holds);
+        let outside = Outside { addr: user, len: 1 };
+        region
+            .map(|region| region.guest + (user - region.user))
+            .ok_or(outside)
+    }
+
     /// A range of one region, named by its place in the guest.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 //! batches and calls the driver once a batch.
 //!
 //! Between requests the task first polls the ring, for a window that adapts: it is as long as may be
-//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps. A ring
-//! that has no kicks is looked at each [`TICK`] instead.
+//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps. While the
+//! kernel works for it, it does not poll. A ring that has no kicks is looked at each [`TICK`] instead.
 
 mod call;
 mod pace;
@@ -24,7 +24,7 @@ use crate::blk::{Done, Kind, Request, Status};
 use crate::cache::Durability;
 use crate::dirty::DirtyLog;
 use crate::inflight::Inflight;
-use crate::ring::{Chain, Dirty, Fault, Published, Ring};
+use crate::ring::{Base, Chain, Dirty, Fault, Published, Ring, Token};
 use crate::slab::Slab;
 use crate::stats::{Counters, add};
 
@@ -113,18 +113,18 @@ pub(crate) struct Queue<D> {
 
 /// A ring that has stopped.
 pub(crate) struct Stopped {
-    pub(crate) base: u16,
+    pub(crate) base: Base,
     pub(crate) fault: Option<Fault>,
 }
 
 /// What is kept of a request in progress.
 struct Tag {
-    head: u16,
+    token: Token,
     status: GuestList,
     kind: Kind,
     bytes: u64,
     room: u64,
-    dirty: SmallVec<[Dirty; 4]>,
+    dirty: SmallVec<[Dirty; 2]>,
 }
 
 impl<D: BlockDevice> Queue<D> {
@@ -155,6 +155,9 @@ impl<D: BlockDevice> Queue<D> {
         };
         work.resubmit();
         poll_fn(|cx| work.poll(cx)).await;
+        if let Some(inflight) = &mut work.queue.inflight {
+            inflight.rest();
+        }
         Stopped {
             base: work.queue.ring.base(),
             fault: work.fault,
@@ -301,7 +304,8 @@ where
                 Ok(None) => break,
                 Ok(Some(chain)) => {
                     started += 1;
-                    self.queue.mark_taken(chain.head);
+                    let mut chain = chain;
+                    self.queue.mark_taken(&mut chain);
                     self.start(chain);
                 }
                 Err(fault) => self.fail(fault),
@@ -321,11 +325,11 @@ where
                     tracing::warn!(device = name, queue, %error, "a guest sent no request");
                 }
                 add(&counters.errors, 1);
-                return self.queue.give(chain.head, 0);
+                return self.queue.give(chain.token, 0);
             }
         };
         let tag = Tag {
-            head: chain.head,
+            token: chain.token,
             status: request.status.clone(),
             kind: request.kind,
             bytes: request.bytes(),
@@ -344,21 +348,17 @@ where
         let Some(inflight) = &mut self.queue.inflight else {
             return;
         };
-        let ring = &mut self.queue.ring;
-        let heads = inflight.recover(ring.used());
-        ring.resume(heads.len() as u16);
-        for head in heads {
-            match self.queue.ring.chain(head) {
+        for chain in inflight.recover(&mut self.queue.ring) {
+            match chain {
                 Ok(chain) if !self.slab.is_full() => {
                     add(&self.queue.session.counters.resubmitted, 1);
                     self.start(chain);
                 }
                 // More than this backend ever has in progress: not ours.
                 Ok(_) => {
-                    return self.fail(Fault::Ahead {
-                        ahead: head,
-                        size: DEPTH_MAX as u16,
-                    });
+                    let size = DEPTH_MAX as u16;
+                    let ahead = size + 1;
+                    return self.fail(Fault::Ahead { ahead, size });
                 }
                 Err(fault) => return self.fail(fault),
             }
@@ -384,6 +384,7 @@ where
             }
             return;
         }
+        self.queue.mark_showing();
         let published = self.queue.ring.publish();
         if published != Published::Nothing {
             self.queue.mark_given();
@@ -410,7 +411,9 @@ where
         }
         let polled = self.pace.looked(now, worked);
         add(&self.queue.session.counters.polled_ns, polled);
-        if self.pace.polls(now) {
+        // What this task hands to the kernel goes there when it rests, and its end wakes it.
+        let waits = self.slab.len() > 0 || self.call.is_on_its_way();
+        if !waits && self.pace.polls(now) {
             self.queue.ring.silence();
             return true;
         }
@@ -437,9 +440,18 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     #[inline]
-    fn mark_taken(&mut self, head: u16) {
+    fn mark_taken(&mut self, chain: &mut Chain) {
         if let Some(inflight) = &mut self.inflight {
-            inflight.taken(head);
+            inflight.taken(chain);
+        }
+    }
+
+    #[inline]
+    fn mark_showing(&mut self) {
+        if let Some(inflight) = &mut self.inflight
+            && !self.ring.is_shown()
+        {
+            inflight.showing(self.ring.used());
         }
     }
 
@@ -472,14 +484,14 @@ impl<D: BlockDevice> Queue<D> {
         }
         // What is told is written from the start on without a gap, and the status is at the end.
         let whole = told && u64::from(done.written) == tag.room;
-        self.give(tag.head, done.written + u32::from(whole));
+        self.give(tag.token, done.written + u32::from(whole));
     }
 
     #[inline]
-    fn give(&mut self, head: u16, written: u32) {
+    fn give(&mut self, token: Token, written: u32) {
         if let Some(inflight) = &mut self.inflight {
-            inflight.giving(head);
+            inflight.giving(token.mark);
         }
-        self.ring.push(head, written);
+        self.ring.push(token, written);
     }
 }

@@ -1,4 +1,4 @@
-//! The rings between guest and device (virtio 1.2, section 2.7). Packed rings are not offered.
+//! The rings between guest and device (virtio 1.2, sections 2.7 and 2.8).
 //!
 //! The other side is hostile. Whatever it wrote is read once, into a value of our own, and checked
 //! before it is used: an index is below the ring's size, a chain is no longer than the ring or its
@@ -6,16 +6,20 @@
 //! not hold is a [`Fault`], and a ring with a fault is not looked at again until it is set up anew.
 
 mod chain;
+mod packed;
 mod split;
 
 use std::rc::Rc;
+
+use smallvec::SmallVec;
 
 use crate::memory::{Memory, Outside};
 
 #[cfg(fuzzing)]
 pub(crate) use chain::CHAIN_BYTES_MAX;
-pub(crate) use chain::Chain;
-pub(crate) use split::Ring;
+pub(crate) use chain::{Chain, Descriptor};
+pub(crate) use packed::Packed;
+pub(crate) use split::Split;
 
 /// Most entries of a ring.
 pub(crate) const SIZE_MAX: u16 = 1024;
@@ -41,7 +45,8 @@ pub(crate) enum Fault {
     CutShort,
 }
 
-/// Where a ring lies in the front end's process.
+/// Where a ring lies in the front end's process; of a packed ring, `driver` and `device` are what each
+/// side says of when it is to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RingAddr {
     /// The table of descriptors.
@@ -59,7 +64,12 @@ pub(crate) struct RingAddr {
 pub(crate) struct RingFeatures {
     pub(crate) event_idx: bool,
     pub(crate) indirect: bool,
+    pub(crate) packed: bool,
 }
+
+/// How far a ring was worked on, as SET_VRING_BASE and GET_VRING_BASE have it. Split: the next head to
+/// take. Packed: the next place to take from, and above it the next to give back at, with wrap counters.
+pub(crate) type Base = u32;
 
 /// How a ring is made.
 #[derive(Clone)]
@@ -68,8 +78,20 @@ pub(crate) struct RingSpec {
     pub(crate) size: u16,
     pub(crate) addr: RingAddr,
     pub(crate) features: RingFeatures,
-    /// The first head to take.
-    pub(crate) base: u16,
+    pub(crate) base: Base,
+    /// Whether requests in progress are marked.
+    pub(crate) marked: bool,
+}
+
+/// What identifies a request to its ring and to its marks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// Split: the first descriptor. Packed: the buffer's id.
+    pub(crate) id: u16,
+    /// Places of a packed ring that it takes.
+    pub(crate) places: u16,
+    /// Where it is marked.
+    pub(crate) mark: u16,
 }
 
 /// What publishing did.
@@ -98,4 +120,105 @@ impl Published {
 pub(crate) struct Dirty {
     pub(crate) addr: u64,
     pub(crate) len: u64,
+}
+
+/// Either form of a ring, on the device's side.
+pub(crate) enum Ring {
+    Split(Split),
+    Packed(Packed),
+}
+
+macro_rules! either {
+    ($ring:expr, $inner:ident => $do:expr) => {
+        match $ring {
+            Ring::Split($inner) => $do,
+            Ring::Packed($inner) => $do,
+        }
+    };
+}
+
+impl Ring {
+    /// # Errors
+    /// When it is not in the guest's memory.
+    pub(crate) fn new(spec: RingSpec) -> Result<Ring, Outside> {
+        if spec.features.packed {
+            Packed::new(spec).map(Ring::Packed)
+        } else {
+            Split::new(spec).map(Ring::Split)
+        }
+    }
+
+    /// Whether nothing was ever taken from it or given back: a driver begins with zeros.
+    pub(crate) fn is_untouched(&self) -> bool {
+        either!(self, ring => ring.is_untouched())
+    }
+
+    /// Whether a request waits.
+    #[inline]
+    pub(crate) fn is_pending(&self) -> Result<bool, Fault> {
+        match self {
+            Ring::Split(ring) => ring.is_pending(),
+            Ring::Packed(ring) => Ok(ring.is_pending()),
+        }
+    }
+
+    /// The next request that the driver offers.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+        either!(self, ring => ring.pop())
+    }
+
+    /// Gives a request back, `written` bytes of it written. The driver sees it after [`Ring::publish`].
+    #[inline]
+    pub(crate) fn push(&mut self, token: Token, written: u32) {
+        match self {
+            Ring::Split(ring) => ring.push(token.id, written),
+            Ring::Packed(ring) => ring.push(token, written),
+        }
+    }
+
+    /// Whether the driver was shown all that was given back.
+    #[inline]
+    pub(crate) fn is_shown(&self) -> bool {
+        either!(self, ring => ring.is_shown())
+    }
+
+    /// Shows the driver what was given back.
+    #[inline]
+    pub(crate) fn publish(&mut self) -> Published {
+        either!(self, ring => ring.publish())
+    }
+
+    /// Asks the driver for no kicks.
+    #[inline]
+    pub(crate) fn silence(&mut self) {
+        either!(self, ring => ring.silence());
+    }
+
+    /// Asks the driver for kicks from now on. What came meanwhile must be looked for after that.
+    #[inline]
+    pub(crate) fn listen(&mut self) {
+        either!(self, ring => ring.listen());
+    }
+
+    /// How far it was worked on.
+    pub(crate) fn base(&self) -> Base {
+        either!(self, ring => ring.base())
+    }
+
+    /// Up to where requests were given back: an index, or a place with its wrap counter.
+    #[inline]
+    pub(crate) fn used(&self) -> u16 {
+        either!(self, ring => ring.used())
+    }
+
+    /// Whether the memory that it lies in was cut short.
+    pub(crate) fn is_broken(&self) -> bool {
+        either!(self, ring => ring.is_broken())
+    }
+
+    /// The parts of the guest that the last [`Ring::publish`] wrote, when they are to be logged.
+    pub(crate) fn dirty(&self) -> SmallVec<[Dirty; 3]> {
+        either!(self, ring => ring.dirty())
+    }
 }

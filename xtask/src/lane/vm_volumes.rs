@@ -10,9 +10,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use guest::{Disk, Guest, Machine};
 use proof::Accelerator;
 use serde_json::{Value, json};
-use test_guest::{Boot, Disk, Guest};
 
 use super::artifacts::{About, Artifacts, Part, Scope};
 use crate::process::{self, Running};
@@ -80,7 +80,7 @@ struct Story<'a> {
     dir: PathBuf,
     node: Option<(Running, String)>,
     starts: u32,
-    boot: Boot,
+    machine: Machine,
     guest: Option<Guest>,
 }
 
@@ -94,12 +94,9 @@ pub fn run(server: &Path, cli: &Path, kernel: &Path, artifacts: &mut Artifacts) 
         dir: artifacts.dir().to_owned(),
         node: None,
         starts: 0,
-        boot: Boot {
-            kernel: kernel.to_owned(),
-            work: sockets.path().to_owned(),
-            name: "guest".to_owned(),
-            disks: Vec::new(),
-            incoming: None,
+        machine: Machine {
+            reboots: true,
+            ..Machine::new(kernel, sockets.path(), "guest")
         },
         guest: None,
     };
@@ -136,7 +133,7 @@ impl Story<'_> {
             .arg(self.dir.join("data"))
             .env(
                 "ULTRACLOUD_CORONAFS__SOCKET_DIR",
-                format!("{:?}", self.boot.work),
+                format!("{:?}", self.machine.dir),
             );
         let log = self.dir.join(format!("node-{}.log", self.starts));
         let mut process = Running::start(&mut command, &log)?;
@@ -174,11 +171,11 @@ impl Story<'_> {
     }
 
     fn attach_one(&self, name: &str, more: &[&str]) -> Result<(Value, Disk)> {
-        let mut args = vec!["attach", name];
+        let mut args = vec!["attach", name, "--queues", "2"];
         args.extend_from_slice(more);
         let made = self.ctl(&args)?;
         let socket = made["attachment"]["socket"].as_str();
-        let disk = Disk::at(socket.context("no socket")?);
+        let disk = Disk::new(name, socket.context("no socket")?);
         Ok((made, disk))
     }
 
@@ -187,12 +184,12 @@ impl Story<'_> {
         self.ctl(&["create", "disk", "--size", "96MiB"])?;
         let (made, disk) = self.attach_one("disk", &["--access", "shared"])?;
         out.keep("attach", &made)?;
-        self.boot.disks = vec![disk];
+        self.machine.disks = vec![disk];
         Ok(())
     }
 
     fn prepare(&mut self, out: &mut Artifacts) -> Result<()> {
-        let mut guest = Guest::boot(&self.boot)?;
+        let mut guest = self.machine.boot()?;
         guest.run(r"printf 'o\nn\np\n1\n2048\n131071\nw\n' | fdisk -u /dev/vda >/dev/null")?;
         guest.run("mke2fs /dev/vda1 >/dev/null")?;
         guest.run(MOUNT)?;
@@ -231,7 +228,7 @@ impl Story<'_> {
         let command = writing(name);
         self.guest()?.begin(&command)?;
         happen(self)?;
-        self.guest()?.end(&command)?;
+        self.guest()?.finish(&command)?;
         self.guest()?.run(&checking(name))?;
         self.guest()?.run(&checking("first")).map(|_| ())
     }
@@ -259,7 +256,7 @@ impl Story<'_> {
         self.ctl(&["clone", "disk", "before", "copy"])?;
         let (_, disk) = self.attach_one("copy", &[])?;
         let guest = self.guest()?;
-        guest.plug(&disk, 0)?;
+        guest.plug(&mut guest.qmp()?, &disk, 2)?;
         guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done")?;
         guest.run("mkdir -p /tmp/c; mount -t ext4 /dev/vdb1 /tmp/c")?;
         guest.run("cd /tmp/c && sha256sum -c -s first.sums && sha256sum -c -s killed.sums")?;
@@ -267,7 +264,7 @@ impl Story<'_> {
             "rm /tmp/c/first*; dd if=/dev/zero of=/tmp/c/own bs=1M count=2 conv=fsync 2>/dev/null",
         )?;
         guest.run("umount /tmp/c")?;
-        guest.unplug(0)?;
+        guest.unplug(&mut guest.qmp()?, &disk.id)?;
         guest.run("until [ ! -b /dev/vdb ]; do usleep 10000; done")?;
         guest.run(&checking("first"))?;
         self.ctl(&["detach", "copy"])?;
@@ -300,8 +297,8 @@ impl Story<'_> {
 
     fn kill_qemu(&mut self) -> Result<()> {
         self.guest()?.run("sync")?;
-        self.guest.take().context("no guest runs")?.kill();
-        let mut guest = Guest::boot(&self.boot)?;
+        self.guest.take().context("no guest runs")?.kill()?;
+        let mut guest = self.machine.boot()?;
         guest.run(MOUNT)?;
         for name in ["first", "killed", "drained"] {
             guest.run(&checking(name))?;
@@ -312,27 +309,28 @@ impl Story<'_> {
 
     fn migrate(&mut self, out: &mut Artifacts) -> Result<()> {
         let (_, disk) = self.attach_one("disk", &["--access", "shared"])?;
-        let incoming = self.boot.work.join("m");
-        let there = Guest::boot(&Boot {
+        let incoming = self.machine.dir.join("m");
+        let machine = Machine {
             name: "there".to_owned(),
             disks: vec![disk],
             incoming: Some(incoming.clone()),
-            ..self.boot.clone()
-        })?;
+            ..self.machine.clone()
+        };
+        let mut there = machine.boot()?;
+        // It listens for the migration when it answers.
+        drop(there.qmp()?);
         let command = writing("migrated");
         let mut here = self.guest.take().context("no guest runs")?;
         here.begin(&command)?;
-        here.migrate(&incoming)?;
-        let status = here.qmp()?.run("query-migrate", &json!({}))?;
+        let status = here.migrate(&mut here.qmp()?, &incoming)?;
         for (fact, field) in [
             ("migration_total_ms", "total-time"),
             ("migration_downtime_ms", "downtime"),
         ] {
             out.fact(fact, status[field].clone());
         }
-        here.kill();
-        let mut there = there;
-        there.end(&command)?;
+        here.kill()?;
+        there.finish(&command)?;
         for name in ["migrated", "first", "killed"] {
             there.run(&checking(name))?;
         }
@@ -350,8 +348,8 @@ impl Story<'_> {
         }
         self.ctl(&["rollback", "disk", "before"])?;
         let (_, disk) = self.attach_one("disk", &[])?;
-        self.boot.disks = vec![disk];
-        let mut guest = Guest::boot(&self.boot)?;
+        self.machine.disks = vec![disk];
+        let mut guest = self.machine.boot()?;
         guest.run(MOUNT)?;
         for name in ["first", "killed", "drained"] {
             guest.run(&checking(name))?;
@@ -365,7 +363,7 @@ impl Story<'_> {
     fn take_over(&mut self, out: &mut Artifacts) -> Result<()> {
         let (made, _) = self.attach_one("disk", &["--take-over"])?;
         out.keep("taken-over", &made)?;
-        self.guest.take().context("no guest runs")?.kill();
+        self.guest.take().context("no guest runs")?.kill()?;
         let shown = self.ctl(&["stat", "disk"])?;
         let attachments = shown["attachments"].as_array().map_or(0, Vec::len);
         ensure!(

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use guest::{Disk, Guest, Machine};
 use serde_json::Value;
 use tempfile::TempDir;
-use test_guest::{Boot, Disk, Guest};
 
 use super::node::Spec;
 use super::show::Show;
@@ -65,9 +65,9 @@ impl Volumes {
     }
 
     fn attach(&self, name: &str) -> Result<Disk> {
-        let made = self.ctl(&["attach", name])?;
+        let made = self.ctl(&["attach", name, "--queues", "2"])?;
         let socket = made["attachment"]["socket"].as_str();
-        Ok(Disk::at(socket.context("no socket")?))
+        Ok(Disk::new(name, socket.context("no socket")?))
     }
 
     /// Makes and attaches a volume, and boots a guest that puts a file system on it.
@@ -77,13 +77,11 @@ impl Volumes {
             CLIENT,
             || {
                 self.ctl(&["create", "disk", "--size", "1GiB"])?;
-                let mut guest = Guest::boot(&Boot {
-                    kernel: self.kernel.clone(),
-                    work: self.work.path().to_owned(),
-                    name: "guest".to_owned(),
+                let machine = Machine {
                     disks: vec![self.attach("disk")?],
-                    incoming: None,
-                })?;
+                    ..Machine::new(&self.kernel, self.work.path(), "guest")
+                };
+                let mut guest = machine.boot()?;
                 for command in PREPARE {
                     guest.run(command)?;
                 }
@@ -103,14 +101,14 @@ impl Volumes {
 
     /// The guest goes on writing while the node dies.
     pub fn begin_writing(&mut self) -> Result<()> {
-        self.guest()?.begin(SECOND)
+        Ok(self.guest()?.begin(SECOND)?)
     }
 
     /// What it wrote is there, also in a clone of a snapshot; then it ends.
     pub fn read_back(&mut self, show: &mut Show) -> Result<()> {
         let what = "the guest goes on, and reads all that it wrote";
         show.step(what, CLIENT, || {
-            self.guest()?.end(SECOND)?;
+            self.guest()?.finish(SECOND)?;
             let (guest, digest) = self.guest.as_mut().context("no guest runs")?;
             guest.run("umount /mnt; echo 3 >/proc/sys/vm/drop_caches")?;
             guest.run("mount -t ext4 /dev/vda1 /mnt")?;
@@ -126,7 +124,7 @@ impl Volumes {
             self.ctl(&["clone", "disk", "now", "copy"])?;
             let disk = self.attach("copy")?;
             let (mut guest, digest) = self.guest.take().context("no guest runs")?;
-            guest.plug(&disk, 0)?;
+            guest.plug(&mut guest.qmp()?, &disk, 2)?;
             guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done; mkdir /tmp/c")?;
             guest.run("mount -t ext4 /dev/vdb1 /tmp/c")?;
             let read = guest.run("sha256sum </tmp/c/second")?;

@@ -11,9 +11,10 @@ use toml::{Table, Value};
 use super::tree::{Finding, SourceFile, Tree};
 
 /// Edges between crates of one rank-3 area: (from, to).
-const SIBLINGS: [(&str, &str); 2] = [
+const SIBLINGS: [(&str, &str); 3] = [
     ("coronafs", "segment-log"),
     ("lightningstor", "segment-log"),
+    ("vhost-blk", "guest"),
 ];
 
 const DEPENDENCY_TABLES: [&str; 3] = ["dependencies", "dev-dependencies", "build-dependencies"];

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use guest::{Disk, Machine};
 use serde_json::{Value, json};
-use test_guest::{Boot, Disk, Guest};
 
 use crate::api::{ANN, BOB, body, error, rest, root_token, start};
 use crate::support::{Node, admin, command, data_of};
@@ -311,18 +311,11 @@ fn a_guest_keeps_its_volume_when_the_node_is_killed_and_when_it_is_cloned() {
         "/v1/volumes/disk/attachments",
         &json!({ "queues": 2 }),
     );
-    let disk = Disk {
-        queues: 2,
-        ..Disk::at(made["socket"].as_str().unwrap())
+    let machine = Machine {
+        disks: vec![Disk::new("disk", made["socket"].as_str().unwrap())],
+        ..Machine::new(&kernel, dir.path(), "guest")
     };
-    let boot = Boot {
-        kernel,
-        work: dir.path().to_owned(),
-        name: "guest".to_owned(),
-        disks: vec![disk],
-        incoming: None,
-    };
-    let mut guest = Guest::boot(&boot).unwrap();
+    let mut guest = machine.boot().unwrap();
     for command in PREPARE {
         guest.run(command).unwrap();
     }
@@ -335,7 +328,7 @@ fn a_guest_keeps_its_volume_when_the_node_is_killed_and_when_it_is_cloned() {
     guest.begin(copying).unwrap();
     node.kill();
     let node = restart(dir.path());
-    guest.end(copying).unwrap();
+    guest.finish(copying).unwrap();
     guest
         .run("sync; umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda1 /mnt")
         .unwrap();
@@ -350,14 +343,18 @@ fn a_guest_keeps_its_volume_when_the_node_is_killed_and_when_it_is_cloned() {
     guest.run("rm /mnt/a; sync").unwrap();
     let clone = json!({ "name": "copy", "from_volume": "disk", "from_snapshot": "s" });
     post(&node, "/v1/volumes", &clone);
-    let second = post(&node, "/v1/volumes/copy/attachments", &json!({}));
-    guest
-        .plug(&Disk::at(second["socket"].as_str().unwrap()), 0)
-        .unwrap();
+    let second = post(
+        &node,
+        "/v1/volumes/copy/attachments",
+        &json!({ "queues": 2 }),
+    );
+    let mut qmp = guest.qmp().unwrap();
+    let disk = Disk::new("copy", second["socket"].as_str().unwrap());
+    guest.plug(&mut qmp, &disk, 2).unwrap();
     guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done; mkdir /tmp/c; mount -t ext4 /dev/vdb1 /tmp/c").unwrap();
     assert_eq!(guest.run("sha256sum </tmp/c/a").unwrap(), digest);
     guest.run("umount /tmp/c").unwrap();
-    guest.unplug(0).unwrap();
+    guest.unplug(&mut qmp, "copy").unwrap();
     let path = format!("/v1/volumes/copy/attachments/{}", second["id"]);
     assert_eq!(rest(&node, ANN, "DELETE", &path, "").status, 200);
 

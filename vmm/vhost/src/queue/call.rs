@@ -23,6 +23,11 @@ impl Call {
         self.again = Some(Rc::clone(event));
     }
 
+    /// Whether the kernel has a call, or is about to get one.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        self.posted.is_some()
+    }
+
     /// Whether a call waits that the shard had no room for.
     pub(super) fn is_held_up(&self) -> bool {
         self.posted.is_none() && self.again.is_some()

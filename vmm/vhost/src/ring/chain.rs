@@ -1,11 +1,11 @@
 //! A request's chain of descriptors, walked once.
 //!
 //! ```text
-//! descriptor, 16 bytes
-//!  0  8  address in the guest
-//!  8  4  length
-//! 12  2  flags
-//! 14  2  next descriptor
+//! descriptor, 16 bytes             of a packed ring
+//!  0  8  address in the guest       0  8  address in the guest
+//!  8  4  length                     8  4  length
+//! 12  2  flags                     12  2  id of the buffer
+//! 14  2  next descriptor           14  2  flags
 //! ```
 
 use std::sync::atomic::{Ordering, fence};
@@ -13,7 +13,7 @@ use std::sync::atomic::{Ordering, fence};
 use engine::{GuestList, GuestWindow};
 use smallvec::SmallVec;
 
-use super::{Dirty, Fault};
+use super::{Dirty, Fault, Token};
 use crate::memory::Memory;
 
 pub(super) const DESCRIPTOR: usize = 16;
@@ -28,12 +28,13 @@ pub(crate) const CHAIN_BYTES_MAX: u64 = 64 << 20;
 const TABLE_MAX: u16 = 1024;
 
 /// One descriptor, copied out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Descriptor {
-    pub(super) addr: u64,
-    pub(super) len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    pub(crate) flags: u16,
+    /// The next descriptor, or in a packed ring the buffer's id.
+    pub(crate) link: u16,
 }
 
 impl Descriptor {
@@ -44,25 +45,38 @@ impl Descriptor {
             addr: bytes as u64,
             len: (bytes >> 64) as u32,
             flags: (bytes >> 96) as u16,
-            next: (bytes >> 112) as u16,
+            link: (bytes >> 112) as u16,
+        }
+    }
+
+    #[inline]
+    pub(super) fn read_packed(ring: &GuestWindow, index: u16) -> Descriptor {
+        let bytes = u128::from_le_bytes(ring.read(usize::from(index) * DESCRIPTOR));
+        Descriptor {
+            addr: bytes as u64,
+            len: (bytes >> 64) as u32,
+            flags: (bytes >> 112) as u16,
+            link: (bytes >> 96) as u16,
         }
     }
 }
 
 /// A request: what the device may read, then what it may write.
 pub(crate) struct Chain {
-    /// Its first descriptor, which identifies it.
-    pub(crate) head: u16,
+    pub(crate) token: Token,
+    /// Its descriptors, for the marks of a packed ring: there nothing else keeps them.
+    pub(crate) descriptors: Vec<Descriptor>,
     pub(crate) readable: GuestList,
     pub(crate) writable: GuestList,
     /// The writable part by its place in the guest.
-    pub(crate) dirty: SmallVec<[Dirty; 4]>,
+    pub(crate) dirty: SmallVec<[Dirty; 2]>,
 }
 
 impl Chain {
-    pub(super) fn new(head: u16) -> Chain {
+    pub(super) fn new(token: Token) -> Chain {
         Chain {
-            head,
+            token,
+            descriptors: Vec::new(),
             readable: GuestList::new(),
             writable: GuestList::new(),
             dirty: SmallVec::new(),

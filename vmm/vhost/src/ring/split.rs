@@ -15,7 +15,7 @@ use engine::GuestWindow;
 use smallvec::SmallVec;
 
 use super::chain::{Chain, DESCRIPTOR, Descriptor, INDIRECT, NEXT, table};
-use super::{Dirty, Fault, Published, RingSpec};
+use super::{Base, Dirty, Fault, Published, RingSpec, Token};
 use crate::memory::{Memory, Outside};
 
 const FLAGS: usize = 0;
@@ -25,7 +25,7 @@ const NO_CALL: u16 = 1;
 const NO_KICK: u16 = 1;
 
 /// See the module's head.
-pub(crate) struct Ring {
+pub(crate) struct Split {
     memory: Rc<Memory>,
     size: u16,
     descriptors: GuestWindow,
@@ -41,21 +41,23 @@ pub(crate) struct Ring {
     used: u16,
     /// What the driver has been shown, and was called for or did not want to be.
     shown: u16,
+    /// Whether the driver was asked for kicks; who was here before may have.
+    listening: bool,
     log: Option<u64>,
     dirty: SmallVec<[Dirty; 3]>,
 }
 
-impl Ring {
+impl Split {
     /// # Errors
     /// When it is not in the guest's memory.
-    pub(crate) fn new(spec: RingSpec) -> Result<Ring, Outside> {
+    pub(super) fn new(spec: RingSpec) -> Result<Split, Outside> {
         let (memory, size) = (spec.memory, usize::from(spec.size));
         let table = memory.user_window(spec.addr.descriptors, size * DESCRIPTOR, 16)?;
         let driver = memory.user_window(spec.addr.driver, ENTRIES + 2 * size + 2, 2)?;
         let device = memory.user_window(spec.addr.device, ENTRIES + 8 * size + 2, 4)?;
         let used = u16::from_le(device.u16(INDEX).load(Ordering::Acquire));
-        let next = spec.base;
-        Ok(Ring {
+        let next = spec.base as u16;
+        Ok(Split {
             size: spec.size,
             descriptors: table,
             driver,
@@ -66,6 +68,7 @@ impl Ring {
             offered: next,
             used,
             shown: used,
+            listening: true,
             log: spec.addr.log,
             dirty: SmallVec::new(),
             memory,
@@ -73,14 +76,14 @@ impl Ring {
     }
 
     /// Whether nothing was ever taken from it or given back: a driver begins with zeros.
-    pub(crate) fn is_untouched(&self) -> bool {
+    pub(super) fn is_untouched(&self) -> bool {
         let mut entries = (0..usize::from(self.size)).map(|place| ENTRIES + 8 * place);
         self.next == 0 && self.used == 0 && entries.all(|at| self.device.read::<8>(at) == [0; 8])
     }
 
     /// Whether a request waits.
     #[inline]
-    pub(crate) fn is_pending(&self) -> Result<bool, Fault> {
+    pub(super) fn is_pending(&self) -> Result<bool, Fault> {
         if self.offered != self.next {
             return Ok(true);
         }
@@ -111,7 +114,7 @@ impl Ring {
 
     /// The next request that the driver offers.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+    pub(super) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
         if self.offered == self.next {
             self.offered = self.look()?;
             if self.offered == self.next {
@@ -137,7 +140,11 @@ impl Ring {
     }
 
     fn walk(&self, head: u16) -> Result<Chain, Fault> {
-        let mut chain = Chain::new(head);
+        let mut chain = Chain::new(Token {
+            id: head,
+            places: 1,
+            mark: head,
+        });
         let (mut index, mut limit) = (head, self.size);
         let mut inner: Option<GuestWindow> = None;
         let mut seen = 0_u16;
@@ -154,7 +161,7 @@ impl Ring {
                 addr,
                 len,
                 flags,
-                next,
+                link,
             } = Descriptor::read(from, index);
             if flags & INDIRECT != 0 {
                 if inner.is_some() || !self.indirect {
@@ -169,21 +176,25 @@ impl Ring {
             if flags & NEXT == 0 {
                 return Ok(chain);
             }
-            index = next;
+            index = link;
         }
     }
 
-    /// Gives a request back, `written` bytes of it written. The driver sees it after [`Ring::publish`].
+    /// Gives a request back, `written` bytes of it written. The driver sees it after [`Split::publish`].
     #[inline]
-    pub(crate) fn push(&mut self, head: u16, written: u32) {
+    pub(super) fn push(&mut self, head: u16, written: u32) {
         let place = usize::from(self.used % self.size);
         let entry = u64::from(head) | u64::from(written) << 32;
         self.device.write(ENTRIES + 8 * place, entry.to_le_bytes());
         self.used = self.used.wrapping_add(1);
     }
 
+    pub(super) fn is_shown(&self) -> bool {
+        self.shown == self.used
+    }
+
     /// Shows the driver what was given back.
-    pub(crate) fn publish(&mut self) -> Published {
+    pub(super) fn publish(&mut self) -> Published {
         let (old, new) = (self.shown, self.used);
         if old == new {
             return Published::Nothing;
@@ -205,32 +216,43 @@ impl Ring {
 
     /// Asks the driver for no kicks.
     #[inline]
-    pub(crate) fn silence(&mut self) {
-        if !self.event_idx {
-            self.device
-                .u16(FLAGS)
-                .store(NO_KICK.to_le(), Ordering::Relaxed);
+    pub(super) fn silence(&mut self) {
+        if !self.listening {
+            return;
+        }
+        self.listening = false;
+        if self.event_idx {
+            // A place that was passed already: the next time round it may bring a kick too many.
+            self.kick_at(self.next.wrapping_sub(1));
+        } else {
+            let flags = self.device.u16(FLAGS);
+            flags.store(NO_KICK.to_le(), Ordering::Relaxed);
         }
     }
 
     /// Asks the driver for kicks from now on. What came meanwhile must be looked for after that.
-    pub(crate) fn listen(&mut self) {
+    pub(super) fn listen(&mut self) {
+        self.listening = true;
         if self.event_idx {
-            let event = self.device.u16(ENTRIES + 8 * usize::from(self.size));
-            event.store(self.next.to_le(), Ordering::Relaxed);
+            self.kick_at(self.next);
         } else {
             self.device.u16(FLAGS).store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
     }
 
+    fn kick_at(&self, index: u16) {
+        let event = self.device.u16(ENTRIES + 8 * usize::from(self.size));
+        event.store(index.to_le(), Ordering::Relaxed);
+    }
+
     /// The next head to take.
-    pub(crate) fn base(&self) -> u16 {
-        self.next
+    pub(super) fn base(&self) -> Base {
+        Base::from(self.next)
     }
 
     /// Whether the memory that it lies in was cut short.
-    pub(crate) fn is_broken(&self) -> bool {
+    pub(super) fn is_broken(&self) -> bool {
         self.descriptors.is_broken() || self.driver.is_broken() || self.device.is_broken()
     }
 
@@ -265,8 +287,8 @@ impl Ring {
         }
     }
 
-    /// The parts of the guest that the last [`Ring::publish`] wrote, when they are to be logged.
-    pub(crate) fn dirty(&self) -> &[Dirty] {
-        &self.dirty
+    /// The parts of the guest that the last [`Split::publish`] wrote, when they are to be logged.
+    pub(super) fn dirty(&self) -> SmallVec<[Dirty; 3]> {
+        self.dirty.clone()
     }
 }

@@ -39,7 +39,7 @@ fn is_durable(backend: &Backend, guest: &mut Guest) -> bool {
 }
 
 /// A front end that comes back with a driver that goes on at `base`, and has no marks.
-fn back(socket: &Path, features: u64, guest: &Guest, base: u16) -> Connection {
+fn back(socket: &Path, features: u64, guest: &Guest, base: u32) -> Connection {
     let mut connection = Connection::open(socket, features);
     connection.share(guest);
     connection.start(guest, base);

@@ -1,5 +1,6 @@
 //! A driver of our own over the `vhost` crate's front end, which can be told to lie.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -24,10 +25,16 @@ pub const INDIRECT: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const VERSION_1: u64 = 1 << 32;
+pub const PACKED: u64 = 1 << 34;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
 pub const TABLE: u16 = 4;
+
+/// Flags of a packed ring's descriptors, and of an index the counter of its round.
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+const WRAP: u16 = 1 << 15;
 
 /// Entries of the ring.
 pub const SIZE: u16 = 16;
@@ -43,7 +50,7 @@ const DEVICE_AT: u64 = 0x2000;
 /// Where data may be.
 pub const DATA_AT: u64 = 0x10_0000;
 
-/// One descriptor.
+/// One descriptor; in a packed ring `next` is the buffer's id.
 #[derive(Clone, Copy)]
 pub struct Desc {
     pub addr: u64,
@@ -58,10 +65,22 @@ pub struct Guest {
     pub kick: EventFd,
     pub call: EventFd,
     pub error: EventFd,
-    /// The driver's index.
+    /// The driver's index; in a packed ring its place and the counter of its round.
     avail: u16,
-    /// How far the used ring was read.
+    /// How far the used ring was read, likewise.
     seen: u16,
+    pub packed: bool,
+    /// Chains of a packed ring by the id, which is their first descriptor's number.
+    chains: BTreeMap<u16, Vec<Desc>>,
+}
+
+/// A place of a packed ring and the counter of its round, so many places later.
+pub fn later(place: u16, by: u16) -> u16 {
+    let index = (place & !WRAP) + by;
+    if index < SIZE {
+        return index | place & WRAP;
+    }
+    (index - SIZE) | (place & WRAP ^ WRAP)
 }
 
 pub fn memfd(bytes: u64) -> File {
@@ -78,14 +97,29 @@ pub fn event() -> EventFd {
 
 impl Guest {
     pub fn new() -> Guest {
+        Guest::with(0)
+    }
+
+    /// With the ring that these features want.
+    pub fn with(features: u64) -> Guest {
+        let packed = features & PACKED != 0;
+        let begin = if packed { WRAP } else { 0 };
         Guest {
             ram: memfd(RAM),
             kick: event(),
             call: event(),
             error: event(),
-            avail: 0,
-            seen: 0,
+            avail: begin,
+            seen: begin,
+            packed,
+            chains: BTreeMap::new(),
         }
+    }
+
+    /// The base of a new ring: a packed one begins in a round whose counter is 1, on both sides.
+    pub fn begin(&self) -> u32 {
+        let counter = if self.packed { WRAP } else { 0 };
+        u32::from(counter) << 16 | u32::from(counter)
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
@@ -110,8 +144,45 @@ impl Guest {
         self.put(table + 16 * u64::from(index), &bytes);
     }
 
-    /// Writes a chain of descriptors from `first` on into the ring's table.
-    pub fn chain(&self, first: u16, parts: &[(u64, u32, u16)]) {
+    /// Writes a descriptor at a place of a packed ring, with flags for its round.
+    pub fn place(&self, place: u16, desc: Desc) {
+        let round = if place & WRAP != 0 { AVAIL } else { USED };
+        let mut bytes = desc.addr.to_le_bytes().to_vec();
+        bytes.extend(desc.len.to_le_bytes());
+        bytes.extend(desc.next.to_le_bytes());
+        bytes.extend((desc.flags | round).to_le_bytes());
+        self.put(TABLE_AT + 16 * u64::from(place & !WRAP), &bytes);
+    }
+
+    /// Where the next chain of a packed ring begins.
+    pub fn next_place(&self) -> u16 {
+        self.avail
+    }
+
+    /// What the driver says of when it wants to be called: with a packed ring its part, else its flags
+    /// and the index of the event.
+    pub fn wants_calls(&self, when: u16, at: u16) {
+        if self.packed {
+            self.put(DRIVER_AT, &[at.to_le_bytes(), when.to_le_bytes()].concat());
+        } else {
+            self.put(DRIVER_AT, &when.to_le_bytes());
+            self.put(DRIVER_AT + 4 + 2 * u64::from(SIZE), &at.to_le_bytes());
+        }
+    }
+
+    /// Makes a chain of descriptors from `first` on.
+    pub fn chain(&mut self, first: u16, parts: &[(u64, u32, u16)]) {
+        if self.packed {
+            let desc = |(place, &(at, len, flags)): (usize, &(u64, u32, u16))| Desc {
+                addr: GUEST + at,
+                len,
+                flags: flags | if place + 1 == parts.len() { 0 } else { NEXT },
+                next: first,
+            };
+            let chain = parts.iter().enumerate().map(desc).collect();
+            self.chains.insert(first, chain);
+            return;
+        }
         for (place, &(at, len, flags)) in parts.iter().enumerate() {
             let index = first + place as u16;
             let last = place + 1 == parts.len();
@@ -127,6 +198,15 @@ impl Guest {
 
     /// Offers a chain, without a kick.
     pub fn offer(&mut self, head: u16) {
+        if self.packed {
+            // The first is written last: it offers all of them.
+            let chain = &self.chains[&head];
+            for (number, desc) in chain.iter().enumerate().rev() {
+                self.place(later(self.avail, number as u16), *desc);
+            }
+            self.avail = later(self.avail, chain.len() as u16);
+            return;
+        }
         let place = u64::from(self.avail % SIZE);
         self.put(DRIVER_AT + 4 + 2 * place, &head.to_le_bytes());
         self.avail = self.avail.wrapping_add(1);
@@ -150,6 +230,9 @@ impl Guest {
 
     /// What was given back since the last time: heads and bytes written.
     pub fn used(&mut self) -> Vec<(u32, u32)> {
+        if self.packed {
+            return std::iter::from_fn(|| self.used_place()).collect();
+        }
         let shown = self.number(DEVICE_AT + 2);
         let mut given = Vec::new();
         while self.seen != shown {
@@ -160,6 +243,20 @@ impl Guest {
             self.seen = self.seen.wrapping_add(1);
         }
         given
+    }
+
+    /// What was given back at the next place of a packed ring.
+    fn used_place(&mut self) -> Option<(u32, u32)> {
+        let at = TABLE_AT + 16 * u64::from(self.seen & !WRAP);
+        let flags = self.number(at + 14);
+        let round = self.seen & WRAP != 0;
+        if (flags & AVAIL != 0) != round || (flags & USED != 0) != round {
+            return None;
+        }
+        let id = self.number(at + 12);
+        let written = u32::from_le_bytes(self.get(at + 8, 4).try_into().unwrap());
+        self.seen = later(self.seen, self.chains[&id].len() as u16);
+        Some((u32::from(id), written))
     }
 
     /// Waits for so many to be given back.
@@ -253,6 +350,11 @@ impl Connection {
         Connection { frontend, stream }
     }
 
+    /// The same for two numbers.
+    fn say_two(&mut self, request: u32, one: u32, two: u32) {
+        self.say(request, u64::from(two) << 32 | u64::from(one));
+    }
+
     /// Sends a message of one number as it is, and waits for the acknowledgement.
     pub fn say(&mut self, request: u32, number: u64) {
         const WANTS_ANSWER: u32 = 8;
@@ -282,10 +384,11 @@ impl Connection {
     }
 
     /// Sets up and starts the ring.
-    pub fn start(&mut self, guest: &Guest, base: u16) {
+    pub fn start(&mut self, guest: &Guest, base: u32) {
+        // SET_VRING_BASE: the front end's own call has room for 16 bits.
+        self.say_two(10, 0, base);
         let frontend = &mut self.frontend;
         frontend.set_vring_num(0, SIZE).unwrap();
-        frontend.set_vring_base(0, base).unwrap();
         frontend.set_vring_addr(0, &ring_at(0)).unwrap();
         frontend.set_vring_call(0, &guest.call).unwrap();
         frontend.set_vring_err(0, &guest.error).unwrap();
@@ -318,9 +421,9 @@ pub fn ring_at(offset: u64) -> VringConfigData {
 
 /// A guest with a ring at work.
 pub fn started(socket: &Path, features: u64) -> (Guest, Connection) {
-    let guest = Guest::new();
+    let guest = Guest::with(features);
     let mut connection = Connection::open(socket, features);
     connection.share(&guest);
-    connection.start(&guest, 0);
+    connection.start(&guest, guest.begin());
     (guest, connection)
 }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 
-use crate::driver::{CONFIG_WCE, Connection, EVENT_IDX, FLUSH, Guest};
+use crate::driver::{CONFIG_WCE, Connection, EVENT_IDX, FLUSH, Guest, PACKED, SIZE};
 use crate::support::{Backend, Disk, image, until};
 use crate::trial::Patience;
 
@@ -73,49 +73,61 @@ fn a_backend_in_a_process_serves_until_it_is_killed() {
 struct Marks(VhostUserInflight, File);
 
 impl Marks {
-    /// Whether the request with this head is marked.
-    fn holds(&self, head: u16) -> bool {
-        let mut byte = [0];
-        let at = 16 + 16 * u64::from(head);
-        self.1.read_exact_at(&mut byte, at).unwrap();
-        byte[0] == 1
+    /// How many requests are marked.
+    fn count(&self, guest: &Guest) -> usize {
+        // Head and state are as long.
+        let unit = if guest.packed { 32 } else { 16 };
+        let mut bytes = vec![0; unit * (usize::from(SIZE) + 1)];
+        self.1.read_exact_at(&mut bytes, 0).unwrap();
+        let states = bytes.chunks(unit).skip(1);
+        states.filter(|state| state[0] == 1).count()
     }
 }
 
+fn features(guest: &Guest) -> u64 {
+    FEATURES | if guest.packed { PACKED } else { 0 }
+}
+
 fn reconnect(socket: &Path, guest: &Guest, marks: &Marks) -> Connection {
-    let mut connection = Connection::open(socket, FEATURES);
+    let mut connection = Connection::open(socket, features(guest));
     connection.share(guest);
     let set = connection
         .frontend
         .set_inflight_fd(&marks.0, marks.1.as_raw_fd());
     set.unwrap();
     // QEMU knows no more than the used index, which the marks make right.
-    connection.start(guest, 0);
+    connection.start(guest, guest.begin());
     connection
 }
 
 #[test]
 fn what_a_killed_backend_had_taken_is_done_by_the_next_in_order_and_once() {
+    done_by_the_next(Guest::new());
+}
+
+#[test]
+fn what_a_killed_backend_had_taken_of_a_packed_ring_is_done_by_the_next() {
+    done_by_the_next(Guest::with(PACKED));
+}
+
+fn done_by_the_next(mut guest: Guest) {
     const HEADS: [u16; 5] = [6, 0, 12, 3, 9];
     let (dir, path) = image(MIB);
     let socket = dir.path().join("s");
     let process = Process::start(&socket, None);
-    let mut guest = Guest::new();
-    let mut connection = Connection::open(&socket, FEATURES);
+    let mut connection = Connection::open(&socket, features(&guest));
     connection.share(&guest);
     let (shape, file) = connection.marks();
     let marks = Marks(shape, file);
     let wce = vhost::vhost_user::message::VhostUserConfigFlags::WRITABLE;
     connection.frontend.set_config(32, wce, &[0]).unwrap();
-    connection.start(&guest, 0);
+    connection.start(&guest, guest.begin());
     for head in HEADS {
         guest.put(Guest::data(head), &[head as u8 + 1; 4096]);
         guest.request(head, 1, u64::from(head) * 8, (4096, 0));
     }
     guest.kick();
-    until("all are taken", || {
-        HEADS.iter().all(|head| marks.holds(*head))
-    });
+    until("all are taken", || marks.count(&guest) == HEADS.len());
     drop((process, connection));
     assert_eq!(guest.used(), []);
     let backend = Backend::listen(Disk::File(path.clone()), &socket);
@@ -130,8 +142,8 @@ fn what_a_killed_backend_had_taken_is_done_by_the_next_in_order_and_once() {
         let at = usize::from(head) * 4096;
         assert_eq!(image[at..at + 4096], [head as u8 + 1; 4096]);
         assert_eq!(guest.status(head), 0);
-        assert!(!marks.holds(head));
     }
+    assert_eq!(marks.count(&guest), 0);
     // The driver's choice of cache holds without being made again.
     let kept = connection.frontend.get_config(32, 1, wce, &[0]);
     assert_eq!(kept.unwrap().1, [0]);
@@ -143,16 +155,24 @@ fn what_a_killed_backend_had_taken_is_done_by_the_next_in_order_and_once() {
 
 #[test]
 fn backends_killed_under_load_lose_and_double_nothing() {
+    killed_under_load(Guest::new());
+}
+
+#[test]
+fn backends_killed_under_load_on_a_packed_ring_lose_and_double_nothing() {
+    killed_under_load(Guest::with(PACKED));
+}
+
+fn killed_under_load(mut guest: Guest) {
     const HEADS: [u16; 5] = [0, 3, 6, 9, 12];
     let (dir, path) = image(4 * MIB);
     let socket = dir.path().join("s");
-    let mut guest = Guest::new();
     let mut process = Process::start(&socket, Some(&path));
-    let mut connection = Connection::open(&socket, FEATURES);
+    let mut connection = Connection::open(&socket, features(&guest));
     connection.share(&guest);
     let (shape, file) = connection.marks();
     let marks = Marks(shape, file);
-    connection.start(&guest, 0);
+    connection.start(&guest, guest.begin());
     let (mut offered, mut given) = (0_u32, 0_u32);
     // The value that each block must have in the end, by its number.
     let mut model = vec![0_u8; 5 * 64];

@@ -9,6 +9,7 @@ mod guest;
 mod hostile;
 mod killed;
 mod messages;
+mod packed;
 mod patience;
 mod support;
 mod trial;

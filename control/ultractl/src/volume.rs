@@ -4,6 +4,8 @@ mod attachment;
 mod image;
 mod snapshot;
 
+use std::fmt::Write as _;
+
 use anyhow::Result;
 use bytesize::ByteSize;
 use clap::Subcommand;
@@ -193,6 +195,26 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
                 table(&heads, &rows)
             })
         }
+        Command::Clone {
+            volume,
+            snapshot,
+            name,
+            size,
+            limits,
+        } => {
+            let request = v1::CreateVolumeRequest {
+                name,
+                owner,
+                bytes: size.map_or(0, |size| size.as_u64()),
+                from_volume: volume,
+                from_snapshot: snapshot,
+                limits: Some(limits.into()),
+                encrypted: false,
+            };
+            let made = client.create_volume(request).await;
+            let made = made.map_err(Failure::from)?.into_inner();
+            show(format, &made, described)
+        }
         Command::Delete { name } => {
             let request = v1::DeleteVolumeRequest {
                 name: name.clone(),
@@ -228,24 +250,6 @@ async fn change(
                 limits: Some(limits.into()),
                 encrypted,
                 ..v1::CreateVolumeRequest::default()
-            };
-            client.create_volume(request).await
-        }
-        Command::Clone {
-            volume,
-            snapshot,
-            name,
-            size,
-            limits,
-        } => {
-            let request = v1::CreateVolumeRequest {
-                name,
-                owner,
-                bytes: size.map_or(0, |size| size.as_u64()),
-                from_volume: volume,
-                from_snapshot: snapshot,
-                limits: Some(limits.into()),
-                encrypted: false,
             };
             client.create_volume(request).await
         }
@@ -344,23 +348,25 @@ fn described(volume: &v1::Volume) -> String {
     if volume.encrypted {
         text += "  encrypted  AES-256-XTS\n";
     }
+    // Writing to a String cannot fail.
     if !volume.origin.is_empty() {
-        text += &format!("  made of    snapshot {}\n", volume.origin);
+        let _ = writeln!(text, "  made of    snapshot {}", volume.origin);
     }
     if let Some(limits) = volume.limits.filter(|l| *l != v1::Limits::default()) {
         let or_none = |value: u64, shown: String| match value {
             0 => "any".to_owned(),
             _ => shown,
         };
-        text += &format!(
-            "  limits     {} operations/s, {}/s, burst {} ms\n",
-            or_none(limits.ops_per_s, limits.ops_per_s.to_string()),
-            or_none(limits.bytes_per_s, size(limits.bytes_per_s)),
-            limits.burst_ms
+        let ops = or_none(limits.ops_per_s, limits.ops_per_s.to_string());
+        let bytes = or_none(limits.bytes_per_s, size(limits.bytes_per_s));
+        let burst = limits.burst_ms;
+        let _ = writeln!(
+            text,
+            "  limits     {ops} operations/s, {bytes}/s, burst {burst} ms"
         );
     }
     for attachment in &volume.attachments {
-        text += &format!("  attached   {}\n", attachment::described(attachment));
+        let _ = writeln!(text, "  attached   {}", attachment::described(attachment));
     }
     text
 }

@@ -36,8 +36,9 @@ pub fn attach_told(failure: Failure<AttachError>, object: &str) -> ApiError {
     })
 }
 
-fn of_volume(error: &VolumeError, object: &str) -> ApiError {
-    let (code, name, next) = match error {
+/// The code, its name, and what to do next.
+fn meaning(error: &VolumeError) -> (Code, &'static str, &'static str) {
+    match error {
         VolumeError::NoSuchVolume => (Code::NotFound, "no-such-volume", "list your volumes"),
         VolumeError::NoSuchSnapshot => (
             Code::NotFound,
@@ -100,7 +101,11 @@ fn of_volume(error: &VolumeError, object: &str) -> ApiError {
             "internal",
             "look for the request id in the node's log",
         ),
-    };
+    }
+}
+
+fn of_volume(error: &VolumeError, object: &str) -> ApiError {
+    let (code, name, next) = meaning(error);
     if matches!(code, Code::Internal) || matches!(error, VolumeError::Poisoned(_)) {
         tracing::error!(%error, object, "an operation on a volume failed");
     }

@@ -96,7 +96,7 @@ pub fn run(args: &VolumesArgs) -> Result<Vec<Row>> {
         None if args.strict => bail!("{QEMU} is missing: run `cargo xtask setup --bench`"),
         None => eprintln!("missing: {QEMU}; `cargo xtask setup --bench` installs it"),
     }
-    for fact in facts.iter() {
+    for fact in &facts {
         eprintln!("{fact}");
     }
     machine::pin(LOAD_CPU)?;

@@ -133,7 +133,7 @@ impl Story<'_> {
             .arg(self.dir.join("data"))
             .env(
                 "ULTRACLOUD_CORONAFS__SOCKET_DIR",
-                format!("{:?}", self.machine.dir),
+                format!("\"{}\"", self.machine.dir.display()),
             );
         let log = self.dir.join(format!("node-{}.log", self.starts));
         let mut process = Running::start(&mut command, &log)?;
@@ -230,7 +230,8 @@ impl Story<'_> {
         happen(self)?;
         self.guest()?.finish(&command)?;
         self.guest()?.run(&checking(name))?;
-        self.guest()?.run(&checking("first")).map(|_| ())
+        self.guest()?.run(&checking("first"))?;
+        Ok(())
     }
 
     fn kill_backend(&mut self) -> Result<()> {
@@ -292,7 +293,8 @@ impl Story<'_> {
         let guest = self.guest()?;
         guest.reset()?;
         guest.run(MOUNT)?;
-        guest.run(&checking("drained")).map(|_| ())
+        guest.run(&checking("drained"))?;
+        Ok(())
     }
 
     fn kill_qemu(&mut self) -> Result<()> {

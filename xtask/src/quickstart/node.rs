@@ -107,7 +107,7 @@ impl Spec<'_> {
             .args(["--admin-listen", &self.ports.admin.to_string()])
             .env(
                 "ULTRACLOUD_CORONAFS__SOCKET_DIR",
-                format!("{:?}", self.sockets),
+                format!("\"{}\"", self.sockets.display()),
             )
             .env_remove("ULTRACLOUD_ACCESS_KEY")
             .env_remove("ULTRACLOUD_SECRET_KEY")
@@ -287,6 +287,7 @@ mod tests {
             server: Path::new("false"),
             data: dir.path().into(),
             log: dir.path().join("log"),
+            sockets: "sockets".into(),
             ports: Ports::free().unwrap(),
         };
         let error = Node::start(&spec, Lifetime::OfThisProcess).err().unwrap();

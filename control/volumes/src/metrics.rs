@@ -6,12 +6,26 @@ use coronafs::VolumeId;
 use engine::ShardId;
 use serde_json::{Map, Value, json};
 use shards::placement::PartitionId;
+use vhost_blk::{LATENCY_BUCKETS, Latency, LatencyByKind, QUEUES_MAX};
+
+/// What an export over vhost-user has done.
+#[derive(Clone, Copy, Debug)]
+pub struct Vhost {
+    /// Its counters.
+    pub stats: vhost_blk::Stats,
+    /// How long its requests took.
+    pub latencies: LatencyByKind,
+    /// Rings offered.
+    pub queues: u16,
+    /// Requests in progress, by ring.
+    pub depths: [u64; QUEUES_MAX as usize],
+}
 
 /// What an export has done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Counts {
     /// Over vhost-user.
-    Vhost(vhost_blk::Stats),
+    Vhost(Box<Vhost>),
     /// Over NBD.
     Nbd(nbd_export::Stats),
 }
@@ -47,14 +61,20 @@ type Column = (&'static str, &'static str, fn(&Counts) -> Option<u64>);
 macro_rules! column {
     ($name:ident, $help:literal) => {
         (stringify!($name), $help, |counts| match counts {
-            Counts::Vhost(stats) => Some(stats.$name),
+            Counts::Vhost(vhost) => Some(vhost.stats.$name),
             Counts::Nbd(stats) => Some(stats.$name),
         })
     };
-    ($kind:ident, $name:ident, $help:literal) => {
+    (Vhost, $name:ident, $help:literal) => {
         (stringify!($name), $help, |counts| match counts {
-            Counts::$kind(stats) => Some(stats.$name),
-            _ => None,
+            Counts::Vhost(vhost) => Some(vhost.stats.$name),
+            Counts::Nbd(_) => None,
+        })
+    };
+    (Nbd, $name:ident, $help:literal) => {
+        (stringify!($name), $help, |counts| match counts {
+            Counts::Nbd(stats) => Some(stats.$name),
+            Counts::Vhost(_) => None,
         })
     };
 }
@@ -90,13 +110,14 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
         let metric = format!("uc_volume_{name}_total");
         let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} counter");
         for (shard, export) in exports(shards) {
-            let (volume, id) = (export.volume.0, export.id);
-            let labels = format!("shard=\"{shard}\",volume=\"{volume:016x}\",attachment=\"{id}\"");
+            let labels = labels(shard, export);
             if let Some(value) = value(&export.counts) {
                 let _ = writeln!(text, "{metric}{{{labels}}} {value}");
             }
         }
     }
+    latencies(&mut text, shards);
+    depths(&mut text, shards);
     let metric = "uc_volume_partitions_read_only";
     let help = "Partitions of volumes that take no writes since one failed.";
     let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} gauge");
@@ -105,6 +126,69 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
         let _ = writeln!(text, "{metric}{{shard=\"{number}\"}} {count}");
     }
     text
+}
+
+fn labels(shard: u16, export: &ExportMetrics) -> String {
+    let (volume, id) = (export.volume.0, export.id);
+    format!("shard=\"{shard}\",volume=\"{volume:016x}\",attachment=\"{id}\"")
+}
+
+fn by_kind(vhost: &Vhost) -> [(&'static str, &Latency); 4] {
+    let LatencyByKind {
+        read,
+        write,
+        flush,
+        unmap,
+    } = &vhost.latencies;
+    [
+        ("read", read),
+        ("write", write),
+        ("flush", flush),
+        ("unmap", unmap),
+    ]
+}
+
+fn latencies(text: &mut String, shards: &[ShardMetrics]) {
+    let metric = "uc_volume_request_seconds";
+    let help = "How long requests of guests took.";
+    let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} histogram");
+    for (shard, export) in exports(shards) {
+        let Counts::Vhost(vhost) = &export.counts else {
+            continue;
+        };
+        for (kind, latency) in by_kind(vhost) {
+            let labels = format!("{},kind=\"{kind}\"", labels(shard, export));
+            let mut count = 0;
+            for (bucket, requests) in latency.counts.iter().enumerate() {
+                count += requests;
+                let bound = if bucket + 1 == LATENCY_BUCKETS {
+                    "+Inf".to_owned()
+                } else {
+                    format!("{}", f64::from(1_u32 << bucket) / 1e6)
+                };
+                let _ = writeln!(text, "{metric}_bucket{{{labels},le=\"{bound}\"}} {count}");
+            }
+            let seconds = latency.total_ns as f64 / 1e9;
+            let _ = writeln!(text, "{metric}_sum{{{labels}}} {seconds}");
+            let _ = writeln!(text, "{metric}_count{{{labels}}} {count}");
+        }
+    }
+}
+
+fn depths(text: &mut String, shards: &[ShardMetrics]) {
+    let metric = "uc_volume_queue_depth";
+    let help = "Requests of guests in progress.";
+    let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} gauge");
+    for (shard, export) in exports(shards) {
+        let Counts::Vhost(vhost) = &export.counts else {
+            continue;
+        };
+        let offered = vhost.depths.iter().take(usize::from(vhost.queues));
+        for (queue, depth) in offered.enumerate() {
+            let labels = labels(shard, export);
+            let _ = writeln!(text, "{metric}{{{labels},queue=\"{queue}\"}} {depth}");
+        }
+    }
 }
 
 fn exports(shards: &[ShardMetrics]) -> impl Iterator<Item = (u16, &ExportMetrics)> {
@@ -133,6 +217,14 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
                 Counts::Nbd(_) => "nbd",
             },
             "counts": counts.collect::<Map<String, Value>>(),
+            "queue_depths": match &export.counts {
+                Counts::Vhost(vhost) => &vhost.depths[..usize::from(vhost.queues)],
+                Counts::Nbd(_) => &[],
+            },
+            "mean_us": match &export.counts {
+                Counts::Vhost(vhost) => means(vhost),
+                Counts::Nbd(_) => Value::Null,
+            },
         })
     };
     let of_shard = |shard: &ShardMetrics| {
@@ -147,4 +239,18 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
         })
     };
     json!({ "shards": shards.iter().map(of_shard).collect::<Vec<_>>() })
+}
+
+/// What a request of each kind took as a rule.
+fn means(vhost: &Vhost) -> Value {
+    let mean = |(kind, latency): (&str, &Latency)| {
+        let count: u64 = latency.counts.iter().sum();
+        let micros = latency.total_ns as f64 / 1e3 / count.max(1) as f64;
+        (kind.to_owned(), json!((micros * 10.0).round() / 10.0))
+    };
+    by_kind(vhost)
+        .map(mean)
+        .into_iter()
+        .collect::<Map<_, _>>()
+        .into()
 }

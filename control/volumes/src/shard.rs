@@ -22,7 +22,7 @@ use shards::{PlacementMap, Service};
 use vhost_blk::{Export, ExportConfig};
 
 use crate::attachments::{Attached, Kind, Place};
-use crate::metrics::{Counts, ExportMetrics, ShardMetrics};
+use crate::metrics::{Counts, ExportMetrics, ShardMetrics, Vhost};
 use crate::node::NodeConfig;
 
 /// What an NBD export is called: whoever chooses nothing gets it.
@@ -94,6 +94,7 @@ enum Exporter {
 struct Served {
     attachment: Rc<Attachment>,
     exporter: Exporter,
+    queues: u16,
 }
 
 impl Served {
@@ -112,7 +113,12 @@ impl Served {
 
     fn counts(&self) -> Counts {
         match &self.exporter {
-            Exporter::Vhost(export) => Counts::Vhost(export.stats()),
+            Exporter::Vhost(export) => Counts::Vhost(Box::new(Vhost {
+                stats: export.stats(),
+                latencies: export.latencies(),
+                queues: self.queues,
+                depths: export.depths(),
+            })),
             Exporter::Nbd(server) => {
                 // Those of the export count from when a client has chosen it.
                 let mut counts = server.export_stats(EXPORT).unwrap_or_default();
@@ -236,6 +242,7 @@ impl VolumesShard {
         let served = Served {
             attachment,
             exporter,
+            queues: wanted.queues,
         };
         self.served.borrow_mut().insert((volume, id), served);
         Ok(Made {

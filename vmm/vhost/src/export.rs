@@ -22,7 +22,7 @@ use crate::command::Refusal;
 use crate::frontend::{Frontend, Terms};
 use crate::queue::Polling;
 use crate::session::{self, Event, Notice, Shard};
-use crate::stats::{Counters, Stats};
+use crate::stats::{Counters, LatencyByKind, Stats};
 
 /// Most rings of a device.
 pub const QUEUES_MAX: u16 = 16;
@@ -142,6 +142,16 @@ impl Export {
     /// What it has done so far.
     pub fn stats(&self) -> Stats {
         self.counters.read()
+    }
+
+    /// How long requests took.
+    pub fn latencies(&self) -> LatencyByKind {
+        self.counters.latencies.read()
+    }
+
+    /// Requests in progress, by ring.
+    pub fn depths(&self) -> [u64; QUEUES_MAX as usize] {
+        std::array::from_fn(|ring| self.counters.depths[ring].get())
     }
 
     /// What the driver that is served has chosen, as far as is known.

@@ -37,4 +37,4 @@ mod stats;
 pub use cache::Cache;
 pub use export::{Endpoint, Export, ExportConfig, QUEUES_MAX};
 pub use queue::Polling;
-pub use stats::Stats;
+pub use stats::{LATENCY_BUCKETS, Latency, LatencyByKind, Stats};

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use engine::{EventFd, EventWatch, GuestList};
+use engine::{EventFd, EventWatch, GuestList, Nanos};
 use shards::block::{BlockDevice, BlockError};
 use smallvec::SmallVec;
 
@@ -125,6 +125,8 @@ struct Tag {
     bytes: u64,
     room: u64,
     dirty: SmallVec<[Dirty; 2]>,
+    /// When it was taken.
+    begun: Nanos,
 }
 
 impl<D: BlockDevice> Queue<D> {
@@ -150,6 +152,7 @@ impl<D: BlockDevice> Queue<D> {
             call: Call::default(),
             pace: Pace::new(self.session.polling),
             fault: None,
+            now: engine::now(),
             run,
             queue: self,
         };
@@ -202,6 +205,8 @@ struct Work<D, R, F: Future> {
     call: Call,
     pace: Pace,
     fault: Option<Fault>,
+    /// When this turn began.
+    now: Nanos,
     run: R,
 }
 
@@ -212,6 +217,7 @@ where
     R: Fn(Request) -> F,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.now = engine::now();
         self.slab.belongs_to(cx.waker());
         let unknown = self.queue.shared.task.borrow().is_none();
         if unknown {
@@ -220,6 +226,8 @@ where
         self.take_kicks(cx);
         let ended = self.give_back();
         let started = self.start_requests();
+        let depths = &self.queue.session.counters.depths;
+        depths[usize::from(self.queue.index)].set(self.slab.len() as u64);
         self.show();
         self.call.poll(cx);
         if self.is_over() {
@@ -287,11 +295,12 @@ where
     /// Gives back what has ended. How many that were.
     fn give_back(&mut self) -> usize {
         let (slab, queue, bytes) = (&mut self.slab, &mut self.queue, &mut self.bytes);
+        let now = self.now;
         let mut ended = 0;
         slab.poll_woken(|tag, done| {
             ended += 1;
             *bytes -= tag.bytes;
-            queue.finish(&tag, done);
+            queue.finish(&tag, done, now);
         });
         ended
     }
@@ -335,11 +344,12 @@ where
             bytes: request.bytes(),
             room: request.room,
             dirty: chain.dirty,
+            begun: self.now,
         };
         self.bytes += tag.bytes;
         if let Some((tag, done)) = self.slab.start((self.run)(request), tag) {
             self.bytes -= tag.bytes;
-            self.queue.finish(&tag, done);
+            self.queue.finish(&tag, done, self.now);
         }
     }
 
@@ -466,13 +476,15 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     /// Writes a request's status and gives it back.
-    fn finish(&mut self, tag: &Tag, done: Done) {
+    fn finish(&mut self, tag: &Tag, done: Done, now: Nanos) {
         let mut done = done;
         let told = tag.status.copy_in(0, &[done.status as u8]).is_ok();
         if !told {
             done = Status::IoError.into();
         }
         let counters = &self.session.counters;
+        let took = now.since(tag.begun);
+        counters.latencies.record(tag.kind, took.as_nanos() as u64);
         match (done.status, tag.kind) {
             (Status::Ok, Kind::Read) => add(&counters.read_bytes, tag.bytes),
             (Status::Ok, Kind::Write) => add(&counters.written_bytes, tag.bytes),

@@ -242,7 +242,7 @@ fn an_attachment_outlives_the_node_and_keeps_its_socket() {
     assert!(socket.exists());
     let (status, metrics) = admin(&node, "/metrics");
     assert!(
-        status == 200 && metrics.contains("uc_volume_requests_total{"),
+        status == 200 && metrics.contains("uc_volume_request_seconds_bucket{"),
         "{metrics}"
     );
     let (status, debug) = admin(&node, "/debug/volumes");

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Leaf, Tree, differing};
-use crate::partition::{Inner, Partition};
+use crate::partition::{For, Inner, Partition};
 use crate::record::Change;
 use crate::types::*;
 use crate::volume::Volume;
@@ -86,7 +86,7 @@ impl Inner {
             volume.layer.set(self.data.space.borrow_mut().new_layer());
             (volume.capture(), volume.frozen())
         };
-        let claim = captured.claim(false);
+        let claim = captured.claim(For::Order);
         if let Err(error) = self.write_captured(&captured, claim).await {
             self.reap(Some(frozen.tree));
             return Err(error);
@@ -109,12 +109,12 @@ impl Inner {
             return Err(VolumeError::NoSuchSnapshot);
         }
         volume.check_detached()?;
-        let room = self.room(1).await?;
+        let room = self.room(1, For::Freeing).await?;
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
         // What was entered of the volume must not be played on what it is rolled back to: void before
         // the rollback can be durable, and durable before it is void.
-        self.commit_captured(&volume, false).await?;
+        self.commit_captured(&volume, For::Freeing).await?;
         room.void(of);
         drop(room);
         let change = Change::Rollback {
@@ -140,7 +140,7 @@ impl Inner {
             // What emptied the end is durable before the end is gone: a restart must not find there
             // what was discarded, for the day on which the volume grows again.
             let captured = volume.capture();
-            let claim = captured.claim(false);
+            let claim = captured.claim(For::Order);
             self.write_captured(&captured, claim).await?;
             captured.end(&mut self.data.space.borrow_mut());
         }

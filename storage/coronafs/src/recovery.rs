@@ -22,7 +22,7 @@ use crate::record::Change;
 use crate::space::{Layer, Space};
 use crate::state::State;
 use crate::types::{Survived, VolumeId};
-use crate::unflushed::{Found, Unflushed};
+use crate::unflushed::{LastSlots, OTHER_VOLUMES, Unflushed};
 use crate::volume::Volume;
 
 /// Plays records in order, refusing a gap.
@@ -79,6 +79,9 @@ impl Partition {
             last: found.start_lsn,
             bytes: 0,
         };
+        // Before the log: it must know how far that may come.
+        let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
+        let (unflushed, left) = opened.await?;
         let (log_dir, start) = (dir.join("log"), Lsn(found.start_lsn));
         let opened = Log::open(&log_dir, config.log.clone(), start, 0, |record| {
             replay.take(&record)
@@ -86,23 +89,39 @@ impl Partition {
         let (log, recovered) = opened.await?;
         // What the last life completed may be in a cache only, and a flush of this one finds nothing
         // that it had to make durable.
-        data.flush().await?;
+        if let Err(error) = data.flush().await {
+            // The kernel says so once: the next start must not believe that all is there.
+            if data.has_lost() {
+                unflushed.doubt();
+            }
+            return Err(error);
+        }
         let state = replay.state;
         let (master, in_use) = (config.master_key.as_ref(), state.keys().collect());
         let keys = Keys::open(&dir, master, &in_use, Rc::clone(&poison)).await?;
-        let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
-        let (unflushed, left) = opened.await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
         let mut state = state;
         count(&mut state, &data).await?;
-        let survived = match restore(&state, &data, left)? {
-            _ if recovered.clean => Survived::Closed,
-            Ok(()) => Survived::Acknowledged,
+        let restored = match unflushed.judge(left, &recovered)? {
+            Ok(Some(slots)) => restore(&state, &data, &slots)?.map(|()| true),
+            Ok(None) => Ok(false),
+            Err(why) => Err(why),
+        };
+        let survived = match restored {
+            Ok(false) => {
+                unflushed.settle();
+                Survived::Closed
+            }
+            Ok(true) => unflushed
+                .lost()?
+                .map_or(Survived::Acknowledged, Survived::Flushed),
             Err(why) => {
-                unflushed.void_all();
+                unflushed.lose(why);
                 Survived::Flushed(why)
             }
         };
+        unflushed.bind(&log, &recovered);
+        poison.check()?;
         own(&state, &data).await;
         tracing::info!(
             partition = id.0,
@@ -137,12 +156,8 @@ impl Partition {
 fn restore(
     state: &State,
     data: &DataFile,
-    left: Found,
+    slots: &LastSlots,
 ) -> Result<Result<(), &'static str>, VolumeError> {
-    let slots = match left {
-        Found::Slots(slots) => slots,
-        Found::Nothing(why) => return Ok(Err(why)),
-    };
     let mut space = data.space.borrow_mut();
     let fits = |((id, index), pieces): (&(VolumeId, u64), &Vec<Piece>)| {
         let Some(volume) = state.volumes.get(id) else {
@@ -153,9 +168,9 @@ fn restore(
         (inside || pieces.is_empty()) && there
     };
     if !slots.iter().all(fits) {
-        return Ok(Err("they are of other volumes"));
+        return Ok(Err(OTHER_VOLUMES));
     }
-    for ((id, index), pieces) in &slots {
+    for ((id, index), pieces) in slots {
         if let Some(volume) = state.volumes.get(id) {
             volume.restore_slot(&mut space, *index, pieces)?;
         }

@@ -152,6 +152,8 @@ impl Inner {
 
     async fn delete(self: Rc<Inner>, id: VolumeId) -> Result<(), VolumeError> {
         let _turn = self.turn().await?;
+        // A removal that is asked for again is answered when its key is gone.
+        self.keys.erase_left().await?;
         let volume = self.volume(id)?;
         volume.check_detached()?;
         let snapshots = self.state.borrow().snapshots_of(id).count();
@@ -168,7 +170,7 @@ impl Inner {
     /// Erases a key that no volume and no snapshot has. The caller has the turn.
     ///
     /// # Errors
-    /// `Busy`, `Poisoned`: what had the key is gone, and the next start erases it.
+    /// `Full`, `Busy`, `Poisoned`: what had the key is gone; the next removal or start erases it.
     async fn erase_unused(&self, key: Option<KeyId>) -> Result<(), VolumeError> {
         let is_used = |key| self.state.borrow().keys().any(|used| used == key);
         match key.filter(|key| !is_used(*key)) {
@@ -303,7 +305,8 @@ impl Partition {
     }
 
     /// Removes a volume. Its space is free a little later. When nothing else has its key, that is
-    /// overwritten, durably, before this returns: whatever is left of it cannot be read.
+    /// overwritten, durably, before this returns: whatever is left of it cannot be read. While a key
+    /// cannot be overwritten this and every other removal is an error, also when it is asked for again.
     ///
     /// # Errors
     /// `NoSuchVolume`, `Attached`, `HasSnapshots`, `Full`, `Busy`, `Poisoned`, `Gone`.
@@ -377,6 +380,7 @@ impl Partition {
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), VolumeError> {
         self.in_task(move |inner| async move {
             let _turn = inner.turn().await?;
+            inner.keys.erase_left().await?;
             inner.snapshot_info(id)?;
             let key = {
                 let state = inner.state.borrow();

@@ -48,7 +48,7 @@ pub(crate) struct Inner {
     pub(crate) log: Rc<Log>,
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
-    pub(crate) unflushed: Unflushed,
+    pub(crate) unflushed: Rc<Unflushed>,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
@@ -70,7 +70,7 @@ pub(crate) struct Parts {
     pub(crate) log: Rc<Log>,
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
-    pub(crate) unflushed: Unflushed,
+    pub(crate) unflushed: Rc<Unflushed>,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: State,
@@ -376,18 +376,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes the data durable that was written before the call.
-    ///
-    /// # Errors
-    /// `Poisoned`, `Busy`.
-    pub(crate) async fn flush_data(&self) -> Result<(), VolumeError> {
-        let flushed = self.data.flush().await;
-        if flushed.is_err() && self.data.has_lost() {
-            self.unflushed.doubt();
-        }
-        flushed
-    }
-
     /// Begins to give space back to the file system when much is free.
     pub(crate) fn give_space_back_if_due(self: &Rc<Inner>) {
         let slack = self.config.data_slack_bytes / CLUSTER;
@@ -423,7 +411,7 @@ impl Inner {
         captured: &crate::volume::Capture<'_>,
         claim: Claim,
     ) -> Result<(), VolumeError> {
-        self.flush_data().await?;
+        self.data.flush().await?;
         for record in captured.records() {
             self.append(MAP, record, claim).await?;
         }

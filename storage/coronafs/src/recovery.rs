@@ -82,6 +82,10 @@ impl Partition {
         // Before the log: it must know how far that may come.
         let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
         let (unflushed, left) = opened.await?;
+        let unflushed = Rc::new(unflushed);
+        // The kernel tells of a failed flush once: no later start may believe that all is there.
+        let doubted = Rc::clone(&unflushed);
+        data.on_loss(move || doubted.doubt());
         let (log_dir, start) = (dir.join("log"), Lsn(found.start_lsn));
         let opened = Log::open(&log_dir, config.log.clone(), start, 0, |record| {
             replay.take(&record)
@@ -89,37 +93,14 @@ impl Partition {
         let (log, recovered) = opened.await?;
         // What the last life completed may be in a cache only, and a flush of this one finds nothing
         // that it had to make durable.
-        if let Err(error) = data.flush().await {
-            // The kernel says so once: the next start must not believe that all is there.
-            if data.has_lost() {
-                unflushed.doubt();
-            }
-            return Err(error);
-        }
-        let state = replay.state;
+        data.flush().await?;
+        let mut state = replay.state;
         let (master, in_use) = (config.master_key.as_ref(), state.keys().collect());
         let keys = Keys::open(&dir, master, &in_use, Rc::clone(&poison)).await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
-        let mut state = state;
         count(&mut state, &data).await?;
-        let restored = match unflushed.judge(left, &recovered)? {
-            Ok(Some(slots)) => restore(&state, &data, &slots)?.map(|()| true),
-            Ok(None) => Ok(false),
-            Err(why) => Err(why),
-        };
-        let survived = match restored {
-            Ok(false) => {
-                unflushed.settle();
-                Survived::Closed
-            }
-            Ok(true) => unflushed
-                .lost()?
-                .map_or(Survived::Acknowledged, Survived::Flushed),
-            Err(why) => {
-                unflushed.lose(why);
-                Survived::Flushed(why)
-            }
-        };
+        let left = unflushed.judge(left, &recovered)?;
+        let survived = survive(&state, &data, &unflushed, left)?;
         unflushed.bind(&log, &recovered);
         poison.check()?;
         own(&state, &data).await;
@@ -149,6 +130,29 @@ impl Partition {
         };
         Ok(Partition::new(parts, config))
     }
+}
+
+/// Takes over what a life before has left, when there is something.
+fn survive(
+    state: &State,
+    data: &DataFile,
+    unflushed: &Unflushed,
+    left: Result<Option<LastSlots>, &'static str>,
+) -> Result<Survived, VolumeError> {
+    let restored = match left {
+        Ok(None) => {
+            unflushed.settle();
+            return Ok(Survived::Closed);
+        }
+        Ok(Some(slots)) => restore(state, data, &slots)?,
+        Err(why) => Err(why),
+    };
+    if let Err(why) = restored {
+        unflushed.lose(why);
+        return Ok(Survived::Flushed(why));
+    }
+    let lost = unflushed.lost()?;
+    Ok(lost.map_or(Survived::Acknowledged, Survived::Flushed))
 }
 
 /// Gives maps the slots that a life before had in memory. What they are durably stays referred to.

@@ -380,3 +380,29 @@ fn a_flush_that_fails_at_a_start_is_told_by_the_next() {
     }
     assert!(told > 0);
 }
+
+/// A guest's connection ends while it waits for a flush, and the kernel has told nobody else.
+#[test]
+fn a_failed_flush_that_nobody_waits_for_ends_writing_and_is_told_after_a_kill() {
+    let (sim, node) = world(10);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 64)).await.unwrap();
+        disk.fail_next_sync();
+        {
+            let mut flush = std::pin::pin!(device.flush());
+            let begun = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(flush.as_mut().poll(context).is_pending())
+            });
+            assert!(begun.await);
+        }
+        assert!(device.flush().await.is_err());
+        assert!(store.poisoned().is_some());
+    });
+    kill(&sim, node);
+    let survived = sim.run(node, 0, async { open().await.survived() });
+    assert_eq!(survived, Survived::Flushed("a flush had failed"));
+}

@@ -202,21 +202,22 @@ impl File {
         done.map(drop).map_err(|e| at(&self.path, &e))
     }
 
-    /// Maps the first `len` bytes, which are given space first: memory that outlives the process. The
-    /// file must not be opened with `direct`.
+    /// Maps the first `len` bytes: memory that outlives the process. What the file is short of is given
+    /// space first; what it has is not asked for again, as a full file system that copies on write would
+    /// refuse it. The file must not be opened with `direct`.
     ///
     /// # Errors
     /// `StorageFull` when there is no space for it, else as the kernel says.
     pub async fn map_surviving(&self, len: usize) -> io::Result<SurvivingMem> {
-        let bytes = len as u64;
-        match self.allocate(0, bytes).await {
-            // Where the file system cannot promise space, a store that gets none is an error of it.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                self.set_len(bytes.max(self.opened_len)).await?;
+        let (bytes, had) = (len as u64, self.opened_len);
+        if had < bytes {
+            match self.allocate(had, bytes - had).await {
+                // Where the file system cannot promise space, a store that gets none is an error of it.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.set_len(bytes).await?;
+                }
+                allocated => allocated?,
             }
-            allocated => allocated?,
-        }
-        if self.opened_len < bytes {
             self.datasync().await?;
         }
         let mapped = self

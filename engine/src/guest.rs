@@ -207,8 +207,10 @@ impl GuestMem {
         ))
     }
 
+    /// # Errors
+    /// `UnexpectedEof` when it is broken.
     #[inline]
-    fn whole(&self) -> io::Result<()> {
+    pub(crate) fn whole(&self) -> io::Result<()> {
         if self.is_broken() {
             return Err(cut_short());
         }

@@ -2,8 +2,9 @@
 //! the file next, also after a kill, as the pages are the kernel's; no store costs a system call. It is
 //! not durable: after a restart of the machine the file holds anything.
 //!
-//! Invariants: the file's space is allocated before it is mapped, so a store needs none. A file that is
-//! cut short under the mapping is an error of the next copy, and no fault ([`crate::GuestMem`]).
+//! Invariants: the file's space is allocated before it is mapped, so a store needs none where the file
+//! system keeps that promise. A file that is cut short under the mapping, or has no space for a page, is
+//! an error of that store or copy, and no fault ([`crate::GuestMem`]).
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -52,18 +53,27 @@ impl SurvivingMem {
 
     /// The 64 bits at a multiple of eight, in the byte order of this machine.
     ///
+    /// # Errors
+    /// `UnexpectedEof` when the file was cut short.
+    ///
     /// # Panics
     /// Outside of the memory, or where no 64 bits are.
-    pub fn load(&self, at: usize) -> u64 {
-        self.words.u64(at).load(Ordering::Acquire)
+    pub fn load(&self, at: usize) -> io::Result<u64> {
+        let value = self.words.u64(at).load(Ordering::Acquire);
+        self.mem.whole()?;
+        Ok(value)
     }
 
     /// Stores 64 bits, whole whatever happens, after everything that was stored before.
     ///
+    /// # Errors
+    /// `UnexpectedEof` when the file was cut short: nothing is kept.
+    ///
     /// # Panics
     /// As [`SurvivingMem::load`].
     #[inline]
-    pub fn store(&self, at: usize, value: u64) {
+    pub fn store(&self, at: usize, value: u64) -> io::Result<()> {
         self.words.u64(at).store(value, Ordering::Release);
+        self.mem.whole()
     }
 }

@@ -57,9 +57,9 @@ const GROWERS_MAX: usize = 65_536;
 
 /// An open data file.
 pub(crate) struct DataFile {
-    file: File,
+    file: Rc<File>,
     poison: Rc<Poison>,
-    flushes: FlushGate,
+    flushes: Rc<FlushGate>,
     growing: Semaphore,
     grow_bytes: u64,
     pub(crate) space: RefCell<Space>,
@@ -178,9 +178,9 @@ impl DataFile {
         let clusters = u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX);
         space.grow(clusters, false);
         Ok(DataFile {
-            file,
+            file: Rc::new(file),
             poison,
-            flushes: FlushGate::default(),
+            flushes: Rc::default(),
             growing: Semaphore::new(1, GROWERS_MAX),
             grow_bytes,
             space: RefCell::new(space),
@@ -456,9 +456,10 @@ impl DataFile {
         flushed.map_err(VolumeError::from)
     }
 
-    /// Whether a flush has failed: what was written before it may not be there any more.
-    pub(crate) fn has_lost(&self) -> bool {
-        self.flushes.has_failed()
+    /// Runs `tell` when a flush fails, before anybody hears of it: what was written before it may not be
+    /// there any more.
+    pub(crate) fn on_loss(&self, tell: impl Fn() + 'static) {
+        self.flushes.on_failure(tell);
     }
 }
 

@@ -27,16 +27,17 @@ pub fn record(data: &[u8]) {
 /// Unflushed changes of any bytes, and bodies of entries with right checksums: a byte of length, and a
 /// body each.
 pub fn unflushed(data: &[u8]) {
-    let _ = play(data, &mut LastSlots::new());
+    let _ = play(data, 0, &mut LastSlots::new());
     let (mut entries, mut rest) = (Vec::new(), data);
     while let [len, behind @ ..] = rest {
         let (body, behind) = behind.split_at(usize::from(*len).min(behind.len()));
         entries.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        entries.extend_from_slice(&crc_fast::crc32_iscsi(body).to_le_bytes());
+        let sealed = [&0_u64.to_le_bytes()[..], body].concat();
+        entries.extend_from_slice(&crc_fast::crc32_iscsi(&sealed).to_le_bytes());
         entries.extend_from_slice(body);
         rest = behind;
     }
-    let _ = play(&entries, &mut LastSlots::new());
+    let _ = play(&entries, 0, &mut LastSlots::new());
 }
 
 /// A checkpoint: frames of any bytes as they come, and frames with right checksums: a byte of kind,

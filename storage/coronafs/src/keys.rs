@@ -125,6 +125,8 @@ pub(crate) struct Keys {
     master: Option<MasterKey>,
     slots: RefCell<Vec<Slot>>,
     ciphers: RefCell<BTreeMap<KeyId, Rc<Cipher>>>,
+    /// Keys that nobody has and that are not overwritten yet.
+    erasing: RefCell<BTreeSet<KeyId>>,
 }
 
 impl Keys {
@@ -154,6 +156,7 @@ impl Keys {
             master: master.cloned(),
             slots: RefCell::default(),
             ciphers: RefCell::new(unwrap(&slots, master, in_use)?),
+            erasing: RefCell::default(),
         };
         keys.slots.replace(slots);
         let left = |(_, slot): &(usize, &Slot)| match slot {
@@ -211,9 +214,27 @@ impl Keys {
     /// Overwrites a key that nobody has any more: what it has encrypted cannot be read again.
     ///
     /// # Errors
-    /// `Busy`, `Poisoned`; the next start does it.
+    /// As [`Keys::erase_left`].
     pub(crate) async fn erase(&self, id: KeyId) -> Result<(), VolumeError> {
         self.ciphers.borrow_mut().remove(&id);
+        self.erasing.borrow_mut().insert(id);
+        self.erase_left().await
+    }
+
+    /// Overwrites the keys that an earlier call could not overwrite. One call at a time.
+    ///
+    /// # Errors
+    /// `Full`, `Busy`: the next call does it. `Poisoned`: the next start does.
+    pub(crate) async fn erase_left(&self) -> Result<(), VolumeError> {
+        loop {
+            let first = self.erasing.borrow().first().copied();
+            let Some(id) = first else { return Ok(()) };
+            self.overwrite(id).await?;
+            self.erasing.borrow_mut().remove(&id);
+        }
+    }
+
+    async fn overwrite(&self, id: KeyId) -> Result<(), VolumeError> {
         let place = {
             let slots = self.slots.borrow();
             let has = |slot: &Slot| matches!(slot, Slot::Key(of, _) if *of == id);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Leaf, Tree, differing};
-use crate::partition::{Inner, Partition};
+use crate::partition::{For, Inner, Partition};
 use crate::record::Change;
 use crate::types::*;
 use crate::volume::Volume;
@@ -86,7 +86,7 @@ impl Inner {
             volume.layer.set(self.data.space.borrow_mut().new_layer());
             (volume.capture(), volume.frozen())
         };
-        let claim = captured.claim(false);
+        let claim = captured.claim(For::Order);
         if let Err(error) = self.write_captured(&captured, claim).await {
             self.reap(Some(frozen.tree));
             return Err(error);
@@ -109,12 +109,12 @@ impl Inner {
             return Err(VolumeError::NoSuchSnapshot);
         }
         volume.check_detached()?;
-        let room = self.room(1).await?;
+        let room = self.room(1, For::Freeing).await?;
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
         // What was entered of the volume must not be played on what it is rolled back to: void before
         // the rollback can be durable, and durable before it is void.
-        self.commit_captured(&volume, false).await?;
+        self.commit_captured(&volume, For::Freeing).await?;
         room.void(of);
         drop(room);
         let change = Change::Rollback {
@@ -140,7 +140,7 @@ impl Inner {
             // What emptied the end is durable before the end is gone: a restart must not find there
             // what was discarded, for the day on which the volume grows again.
             let captured = volume.capture();
-            let claim = captured.claim(false);
+            let claim = captured.claim(For::Order);
             self.write_captured(&captured, claim).await?;
             captured.end(&mut self.data.space.borrow_mut());
         }
@@ -152,6 +152,8 @@ impl Inner {
 
     async fn delete(self: Rc<Inner>, id: VolumeId) -> Result<(), VolumeError> {
         let _turn = self.turn().await?;
+        // A removal that is asked for again is answered when its key is gone.
+        self.keys.erase_left().await?;
         let volume = self.volume(id)?;
         volume.check_detached()?;
         let snapshots = self.state.borrow().snapshots_of(id).count();
@@ -168,7 +170,7 @@ impl Inner {
     /// Erases a key that no volume and no snapshot has. The caller has the turn.
     ///
     /// # Errors
-    /// `Busy`, `Poisoned`: what had the key is gone, and the next start erases it.
+    /// `Full`, `Busy`, `Poisoned`: what had the key is gone; the next removal or start erases it.
     async fn erase_unused(&self, key: Option<KeyId>) -> Result<(), VolumeError> {
         let is_used = |key| self.state.borrow().keys().any(|used| used == key);
         match key.filter(|key| !is_used(*key)) {
@@ -303,7 +305,8 @@ impl Partition {
     }
 
     /// Removes a volume. Its space is free a little later. When nothing else has its key, that is
-    /// overwritten, durably, before this returns: whatever is left of it cannot be read.
+    /// overwritten, durably, before this returns: whatever is left of it cannot be read. While a key
+    /// cannot be overwritten this and every other removal is an error, also when it is asked for again.
     ///
     /// # Errors
     /// `NoSuchVolume`, `Attached`, `HasSnapshots`, `Full`, `Busy`, `Poisoned`, `Gone`.
@@ -377,6 +380,7 @@ impl Partition {
     pub async fn delete_snapshot(&self, id: SnapshotId) -> Result<(), VolumeError> {
         self.in_task(move |inner| async move {
             let _turn = inner.turn().await?;
+            inner.keys.erase_left().await?;
             inner.snapshot_info(id)?;
             let key = {
                 let state = inner.state.borrow();

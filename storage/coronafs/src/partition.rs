@@ -48,7 +48,7 @@ pub(crate) struct Inner {
     pub(crate) log: Rc<Log>,
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
-    pub(crate) unflushed: Unflushed,
+    pub(crate) unflushed: Rc<Unflushed>,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
@@ -70,7 +70,7 @@ pub(crate) struct Parts {
     pub(crate) log: Rc<Log>,
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
-    pub(crate) unflushed: Unflushed,
+    pub(crate) unflushed: Rc<Unflushed>,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: State,
@@ -84,6 +84,17 @@ pub(crate) enum Claim {
     Ordinary,
     /// All: the record gives space back.
     Reserved,
+}
+
+/// What changes are made durable for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Somebody who wants them to be, or more of the same.
+    Order,
+    /// The space that ends with them.
+    Space,
+    /// An operation that gives space back and cannot go on without.
+    Freeing,
 }
 
 impl std::fmt::Debug for Partition {
@@ -181,6 +192,7 @@ impl Partition {
         inner.trimmed().await;
         inner.poison.check()?;
         inner.unflushed.void_all();
+        inner.poison.check()?;
         if inner.checkpoints.log_bytes.get() > 0 {
             match inner.checkpoint().await {
                 // The log holds everything; the next start replays more of it.
@@ -237,7 +249,9 @@ impl Inner {
         frozen: Option<Frozen>,
     ) -> Result<(), VolumeError> {
         let claim = match change {
-            Change::Delete { .. } | Change::DeleteSnapshot { .. } => Claim::Reserved,
+            Change::Delete { .. } | Change::DeleteSnapshot { .. } | Change::Rollback { .. } => {
+                Claim::Reserved
+            }
             _ => Claim::Ordinary,
         };
         let (kind, payload) = change.encode();
@@ -276,12 +290,14 @@ impl Inner {
         payload: &[u8],
         claim: Claim,
     ) -> Result<(), VolumeError> {
+        self.unflushed.appending();
         self.poison.check()?;
         let appended = match claim {
             Claim::Ordinary => self.log.append(kind, &[payload]).await,
             Claim::Reserved => self.log.append_reserved(kind, &[payload]).await,
         };
         let appended = appended.map_err(|error| self.not_appended(error))?;
+        self.unflushed.appended(appended.lsn);
         let since = &self.checkpoints.log_bytes;
         since.set(since.get() + u64::from(appended.len));
         self.checkpoint_if_due();
@@ -305,24 +321,17 @@ impl Inner {
     /// # Errors
     /// `Full`: nothing is lost, and another try may succeed. `Poisoned`, `Busy`.
     pub(crate) async fn commit(self: &Rc<Inner>, volume: &Volume) -> Result<(), VolumeError> {
-        self.commit_with(volume, false).await
+        self.commit_for(volume, For::Order).await
     }
 
-    /// The same, to free what waits for it: from the log's reserve when it must be.
+    /// The same, from the log's reserve when what it is for gives space back.
     ///
     /// # Errors
     /// As [`Inner::commit`].
-    pub(crate) async fn commit_to_free(
+    pub(crate) async fn commit_for(
         self: &Rc<Inner>,
         volume: &Volume,
-    ) -> Result<(), VolumeError> {
-        self.commit_with(volume, true).await
-    }
-
-    async fn commit_with(
-        self: &Rc<Inner>,
-        volume: &Volume,
-        to_free: bool,
+        what: For,
     ) -> Result<(), VolumeError> {
         let wanted = volume.done();
         self.poison.check()?;
@@ -334,7 +343,7 @@ impl Inner {
         if volume.durable() >= wanted {
             return Ok(());
         }
-        self.commit_captured(volume, to_free).await
+        self.commit_captured(volume, what).await
     }
 
     /// Makes durable what has changed of a volume's map, also by operations in progress.
@@ -344,38 +353,27 @@ impl Inner {
     pub(crate) async fn commit_changes(
         self: &Rc<Inner>,
         volume: &Volume,
+        what: For,
     ) -> Result<(), VolumeError> {
         let _turn = volume.commits.acquire(1).await?;
         if volume.uncommitted() == 0 {
             return Ok(());
         }
-        self.commit_captured(volume, true).await
+        self.commit_captured(volume, what).await
     }
 
     /// The caller has the volume's turn.
     pub(crate) async fn commit_captured(
         self: &Rc<Inner>,
         volume: &Volume,
-        to_free: bool,
+        what: For,
     ) -> Result<(), VolumeError> {
         let captured = volume.capture();
-        let claim = captured.claim(to_free);
+        let claim = captured.claim(what);
         self.write_captured(&captured, claim).await?;
         captured.end(&mut self.data.space.borrow_mut());
         self.give_space_back_if_due();
         Ok(())
-    }
-
-    /// Makes the data durable that was written before the call.
-    ///
-    /// # Errors
-    /// `Poisoned`, `Busy`.
-    pub(crate) async fn flush_data(&self) -> Result<(), VolumeError> {
-        let flushed = self.data.flush().await;
-        if flushed.is_err() && self.data.has_lost() {
-            self.unflushed.doubt();
-        }
-        flushed
     }
 
     /// Begins to give space back to the file system when much is free.
@@ -413,7 +411,7 @@ impl Inner {
         captured: &crate::volume::Capture<'_>,
         claim: Claim,
     ) -> Result<(), VolumeError> {
-        self.flush_data().await?;
+        self.data.flush().await?;
         for record in captured.records() {
             self.append(MAP, record, claim).await?;
         }
@@ -463,7 +461,7 @@ impl Inner {
             with.cloned().collect()
         };
         for volume in ended {
-            self.commit_to_free(&volume).await?;
+            self.commit_for(&volume, For::Space).await?;
         }
         while self.reaping.get() {
             self.reaped.notified().await;

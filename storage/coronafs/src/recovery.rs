@@ -22,7 +22,7 @@ use crate::record::Change;
 use crate::space::{Layer, Space};
 use crate::state::State;
 use crate::types::{Survived, VolumeId};
-use crate::unflushed::{Found, Unflushed};
+use crate::unflushed::{LastSlots, OTHER_VOLUMES, Unflushed};
 use crate::volume::Volume;
 
 /// Plays records in order, refusing a gap.
@@ -79,6 +79,13 @@ impl Partition {
             last: found.start_lsn,
             bytes: 0,
         };
+        // Before the log: it must know how far that may come.
+        let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
+        let (unflushed, left) = opened.await?;
+        let unflushed = Rc::new(unflushed);
+        // The kernel tells of a failed flush once: no later start may believe that all is there.
+        let doubted = Rc::clone(&unflushed);
+        data.on_loss(move || doubted.doubt());
         let (log_dir, start) = (dir.join("log"), Lsn(found.start_lsn));
         let opened = Log::open(&log_dir, config.log.clone(), start, 0, |record| {
             replay.take(&record)
@@ -87,22 +94,15 @@ impl Partition {
         // What the last life completed may be in a cache only, and a flush of this one finds nothing
         // that it had to make durable.
         data.flush().await?;
-        let state = replay.state;
+        let mut state = replay.state;
         let (master, in_use) = (config.master_key.as_ref(), state.keys().collect());
         let keys = Keys::open(&dir, master, &in_use, Rc::clone(&poison)).await?;
-        let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
-        let (unflushed, left) = opened.await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
-        let mut state = state;
         count(&mut state, &data).await?;
-        let survived = match restore(&state, &data, left)? {
-            _ if recovered.clean => Survived::Closed,
-            Ok(()) => Survived::Acknowledged,
-            Err(why) => {
-                unflushed.void_all();
-                Survived::Flushed(why)
-            }
-        };
+        let left = unflushed.judge(left, &recovered)?;
+        let survived = survive(&state, &data, &unflushed, left)?;
+        unflushed.bind(&log, &recovered);
+        poison.check()?;
         own(&state, &data).await;
         tracing::info!(
             partition = id.0,
@@ -132,17 +132,36 @@ impl Partition {
     }
 }
 
+/// Takes over what a life before has left, when there is something.
+fn survive(
+    state: &State,
+    data: &DataFile,
+    unflushed: &Unflushed,
+    left: Result<Option<LastSlots>, &'static str>,
+) -> Result<Survived, VolumeError> {
+    let restored = match left {
+        Ok(None) => {
+            unflushed.settle();
+            return Ok(Survived::Closed);
+        }
+        Ok(Some(slots)) => restore(state, data, &slots)?,
+        Err(why) => Err(why),
+    };
+    if let Err(why) = restored {
+        unflushed.lose(why);
+        return Ok(Survived::Flushed(why));
+    }
+    let lost = unflushed.lost()?;
+    Ok(lost.map_or(Survived::Acknowledged, Survived::Flushed))
+}
+
 /// Gives maps the slots that a life before had in memory. What they are durably stays referred to.
 /// Answers why there is nothing to rely on, when that is so: then no map is touched.
 fn restore(
     state: &State,
     data: &DataFile,
-    left: Found,
+    slots: &LastSlots,
 ) -> Result<Result<(), &'static str>, VolumeError> {
-    let slots = match left {
-        Found::Slots(slots) => slots,
-        Found::Nothing(why) => return Ok(Err(why)),
-    };
     let mut space = data.space.borrow_mut();
     let fits = |((id, index), pieces): (&(VolumeId, u64), &Vec<Piece>)| {
         let Some(volume) = state.volumes.get(id) else {
@@ -153,9 +172,9 @@ fn restore(
         (inside || pieces.is_empty()) && there
     };
     if !slots.iter().all(fits) {
-        return Ok(Err("they are of other volumes"));
+        return Ok(Err(OTHER_VOLUMES));
     }
-    for ((id, index), pieces) in &slots {
+    for ((id, index), pieces) in slots {
         if let Some(volume) = state.volumes.get(id) {
             volume.restore_slot(&mut space, *index, pieces)?;
         }

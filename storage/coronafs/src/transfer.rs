@@ -12,6 +12,7 @@ use crate::attach::Attachment;
 use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
+use crate::partition::For;
 use crate::unflushed::{ENTRIES_MAX, Room};
 use crate::volume::Run;
 
@@ -143,7 +144,7 @@ impl Attachment {
         let mut reclaims = 0;
         let mut room = None;
         loop {
-            self.make_room().await?;
+            self.make_room(For::Space).await?;
             let pass = self.volume.gate.pass().await;
             self.check_range(offset, from.len())?;
             let using = self.inner.data.using();
@@ -165,7 +166,7 @@ impl Attachment {
             let Some(room_now) = room.take().or_else(|| self.inner.try_room(entries)) else {
                 using.end();
                 drop(pass);
-                room = Some(self.inner.room(entries).await?);
+                room = Some(self.inner.room(entries, For::Space).await?);
                 continue;
             };
             let writes = parts.map(|span| {
@@ -192,9 +193,9 @@ impl Attachment {
     }
 
     /// Holds a volume's changes back while too many of them are not durable.
-    async fn make_room(&self) -> Result<(), VolumeError> {
+    async fn make_room(&self, what: For) -> Result<(), VolumeError> {
         if self.volume.uncommitted() >= self.inner.config.dirty_slots_max {
-            self.inner.commit_to_free(&self.volume).await?;
+            self.inner.commit_for(&self.volume, what).await?;
         }
         Ok(())
     }
@@ -354,8 +355,8 @@ impl Attachment {
         let end = (offset + len) / BLOCK * BLOCK;
         let mut next = first / CLUSTER;
         while first < end && next * CLUSTER < end {
-            self.make_room().await?;
-            let room = self.inner.room(UNMAP_SLOTS).await?;
+            self.make_room(For::Freeing).await?;
+            let room = self.inner.room(UNMAP_SLOTS, For::Freeing).await?;
             let pass = self.volume.gate.pass().await;
             self.check_live()?;
             for _ in 0..UNMAP_SLOTS {
@@ -397,8 +398,8 @@ impl Attachment {
         if start == end {
             return Ok(());
         }
-        self.make_room().await?;
-        let room = self.inner.room(SPAN_ENTRIES).await?;
+        self.make_room(For::Freeing).await?;
+        let room = self.inner.room(SPAN_ENTRIES, For::Freeing).await?;
         let _pass = self.volume.gate.pass().await;
         self.check_range(start, end - start)?;
         if self.volume.run_at(start, end - start).place.is_none() {

@@ -6,27 +6,37 @@
 //! | offset | field |
 //! | --- | --- |
 //! | 0 | u64 magic, stored last: there is a head |
-//! | 8 | u32 format 1, u32 partition |
+//! | 8 | u32 format 2, u32 partition |
 //! | 16 | the machine's boot id |
 //! | 32 | u64 bytes of a half |
 //! | 40 | u32 CRC32C of bytes 8 to 40, u32 0 |
 //! | 48 | u64 which half is the newer one |
 //! | 56, 64 | u64 bytes in use of the first half, of the second |
 //! | 72 | u64, 1 when what was written may not be there: a flush of `data` has failed |
+//! | 80, 88 | u64 lap of the first half, of the second: another number each time that it begins anew |
+//! | 96 | u64, not 0 when something acknowledged was lost since the last clean close: which reason |
+//! | 104, 112 | u64 the last record of the log beside it, at least and at most |
+//! | 120, 128 | u64 the incarnation of that log, at least and at most |
+//! | 136 | u64, 1 when the log had no room to say that it is open when this life began |
 //! | 4096 | the first half, then the second: entries |
 //!
-//! An entry: u32 bytes of its body, u32 CRC32C of it, then the body: u64 volume, and a slot as in a map
-//! record, or nothing: what came before of that volume is void. Numbers are little-endian but those of 64
-//! bits in the head, which are stored whole, in the machine's order.
+//! An entry: u32 bytes of its body, u32 CRC32C of the half's lap and it, then the body: u64 volume, and a
+//! slot as in a map record, or nothing: what came before of that volume is void. Numbers are little-endian
+//! but those of 64 bits in the head, which are stored whole, in the machine's order.
 //!
 //! Invariants:
 //! - An entry counts once `bytes in use` covers it, which is one store behind those of the entry. So a
 //!   kill between any two stores leaves whole entries, in order.
 //! - A change is entered in the same step in which the map in memory changes, by whoever has its slot's
 //!   lock. So a slot's last entry is what memory had, and never older than what the log says of it.
+//! - Entries are played beside the log that they were made beside: what it may have reached is stored
+//!   before a record is appended, and what it has reached when that is durable. A log that was closed
+//!   has all that they say.
+//! - A mapping that is broken keeps nothing, which ends writing: see [`Unflushed::keep`].
 //! - The older half is void when everything that was dirty when it became the older one is durable.
 //! - Whoever changes slots has room for the entries before it takes a lock or a turn ([`Room`]).
 
+mod head;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -42,18 +52,19 @@ use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore};
 use segment_log::bytes::{Decode, Reader, Writer};
 use segment_log::durable::Poison;
+use segment_log::{Log, Lsn, Recovered};
 
 use crate::error::VolumeError;
 use crate::map::{BLOCKS, Piece};
 use crate::record::{put_slot, take_pieces};
-use crate::types::{MACHINE_RESTARTED, VolumeId};
+use crate::types::VolumeId;
+use head::{
+    Beside, DOUBT, Halves, Head, LAPS, LIVES, LOST, NEWER, RECORDS, UNMARKED, USED, Unusable,
+};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"UCunfl\r\n");
-const FORMAT: u32 = 1;
+pub(crate) use head::OTHER_VOLUMES;
+
 const HEAD_BYTES: u64 = 4096;
-const NEWER: usize = 48;
-const USED: [usize; 2] = [56, 64];
-const DOUBT: usize = 72;
 /// Bytes before an entry's body.
 const ENTRY_HEAD: usize = 8;
 /// The longest entry: a slot of a piece for each block.
@@ -86,6 +97,11 @@ pub(crate) struct Unflushed {
     half_bytes: u64,
     newer: Cell<usize>,
     used: [Cell<u64>; 2],
+    laps: [Cell<u64>; 2],
+    /// The most that the log may have reached before this life opened it: its incarnation.
+    lives_max: u64,
+    /// The last number that a record may have been given.
+    records_max: Cell<u64>,
     /// Bytes of rooms that are not used.
     promised: Cell<u64>,
     /// A room was given back, or the older half is void.
@@ -129,11 +145,11 @@ impl Room<'_> {
     fn enter(&self, volume: VolumeId, fill: impl FnOnce(&mut Writer)) {
         let mut entry = self.unflushed.entry.borrow_mut();
         entry.bytes.clear();
-        entry.u64(0);
+        entry.u64(self.unflushed.laps[self.unflushed.newer.get()].get());
         entry.u64(volume.0);
         fill(&mut entry);
-        let body = &entry.bytes[ENTRY_HEAD..];
-        let (len, crc) = (body.len() as u32, crc_fast::crc32_iscsi(body));
+        let len = (entry.bytes.len() - ENTRY_HEAD) as u32;
+        let crc = crc_fast::crc32_iscsi(&entry.bytes);
         entry.bytes[..4].copy_from_slice(&len.to_le_bytes());
         entry.bytes[4..8].copy_from_slice(&crc.to_le_bytes());
         let bytes = entry.bytes.len() as u64;
@@ -147,7 +163,8 @@ impl Room<'_> {
 
 impl Unflushed {
     /// Opens or makes the file, whose name is durable after a `sync_dir` of the caller's, and reads what
-    /// a life before has left. What is entered from now on follows that.
+    /// a life before has left. What is entered from now on follows that. The log is opened after it:
+    /// that it may be in its next life is stored first.
     ///
     /// # Errors
     /// `Full`, `Busy`, `Internal`.
@@ -181,19 +198,29 @@ impl Unflushed {
     }
 
     fn over(mem: SurvivingMem, head: &Head, poison: Rc<Poison>) -> io::Result<(Unflushed, Found)> {
-        let (halves, found) = match Halves::read(&mem, head)? {
+        let read = match Halves::read(&mem, head)? {
             Ok(halves) => match halves.last_slots(&mem)? {
-                Ok(slots) => (halves, Found::Slots(slots)),
-                Err(_) => (Halves::make(&mem, head)?, Found::Nothing("it is damaged")),
+                Ok(slots) => Ok((halves, slots)),
+                Err(_) => Err(Unusable::Lost(head::DAMAGED)),
             },
-            Err(why) => (Halves::make(&mem, head)?, Found::Nothing(why)),
+            Err(unusable) => Err(unusable),
         };
+        let (halves, found) = match read {
+            Ok((halves, slots)) => (halves, Found::Slots(slots)),
+            Err(Unusable::Lost(why)) => (Halves::replace(&mem, head, why)?, Found::Nothing(why)),
+            Err(Unusable::Foreign(why)) => (Halves::make(&mem, head)?, Found::Nothing(why)),
+        };
+        let lives_max = mem.load(LIVES.most)?;
+        mem.store(LIVES.most, lives_max.saturating_add(1))?;
         let unflushed = Unflushed {
             mem,
             poison,
             half_bytes: halves.half_bytes,
             newer: Cell::new(halves.newer),
             used: halves.used.map(Cell::new),
+            laps: halves.laps.map(Cell::new),
+            lives_max,
+            records_max: Cell::new(0),
             promised: Cell::new(0),
             released: Notify::default(),
             voiding: Semaphore::new(1, WAITERS_MAX),
@@ -216,7 +243,7 @@ impl Unflushed {
             }
             // An entry of a room that was given before goes to the newer half too: order is kept.
             self.newer.set(1 - self.newer.get());
-            self.mem.store(NEWER, self.newer.get() as u64);
+            self.keep(self.mem.store(NEWER, self.newer.get() as u64));
         }
         self.promised.set(wanted);
         Some(Room {
@@ -247,12 +274,101 @@ impl Unflushed {
 
     /// What was written may not be there any more, so nothing that is entered may be relied on.
     pub(crate) fn doubt(&self) {
-        self.mem.store(DOUBT, 1);
+        self.keep(self.mem.store(DOUBT, 1));
+    }
+
+    /// Judges what was found by the log that was opened beside it: `true` when nothing of it is needed,
+    /// an error when it cannot be relied on.
+    ///
+    /// # Errors
+    /// `Internal` when the memory is not there.
+    pub(crate) fn judge(
+        &self,
+        found: Found,
+        log: &Recovered,
+    ) -> Result<Result<Option<LastSlots>, &'static str>, VolumeError> {
+        let beside = Beside::read(&self.mem, log, self.lives_max);
+        let beside = beside.map_err(|e| not_kept(&e))?;
+        // A log that nobody could open for want of space is as it was closed, and entries may be
+        // ahead of it.
+        if log.clean && !beside.unmarked {
+            return Ok(Ok(None));
+        }
+        Ok(match found {
+            Found::Slots(_) if !beside.same => Err(head::OTHER_LOG),
+            Found::Slots(slots) => Ok(Some(slots)),
+            Found::Nothing(why) => Err(why),
+        })
+    }
+
+    /// Nothing was lost, and everything is durable.
+    pub(crate) fn settle(&self) {
+        self.void_all();
+        self.keep(self.mem.store(LOST, 0));
+    }
+
+    /// What was found is not relied on; when it was of this boot, each start says so until a clean close.
+    pub(crate) fn lose(&self, why: &'static str) {
+        self.keep(head::lose(&self.mem, why));
+        self.void_all();
+    }
+
+    /// Why something acknowledged is not there, lost now or since the last clean close.
+    ///
+    /// # Errors
+    /// `Internal` when the memory is not there.
+    pub(crate) fn lost(&self) -> Result<Option<&'static str>, VolumeError> {
+        head::lost(&self.mem).map_err(|e| not_kept(&e))
+    }
+
+    /// What is entered from now on belongs to this log. No record was appended to it yet.
+    pub(crate) fn bind(&self, log: &Log, found: &Recovered) {
+        let (before, marked) = (u64::from(found.incarnation), log.is_marked());
+        let least = if marked { before + 1 } else { before };
+        self.records_max.set(found.last.0);
+        for (at, value) in [
+            (UNMARKED, u64::from(!marked)),
+            (RECORDS.most, found.last.0),
+            (LIVES.most, before + 1),
+            (RECORDS.least, found.last.0),
+            (LIVES.least, least),
+        ] {
+            self.keep(self.mem.store(at, value));
+        }
+    }
+
+    /// A record is about to be appended.
+    pub(crate) fn appending(&self) {
+        let most = self.records_max.get() + 1;
+        self.records_max.set(most);
+        self.keep(self.mem.store(RECORDS.most, most));
+    }
+
+    /// A record is durable.
+    pub(crate) fn appended(&self, record: Lsn) {
+        self.keep(self.raise(record));
+    }
+
+    fn raise(&self, record: Lsn) -> io::Result<()> {
+        if self.mem.load(RECORDS.least)? < record.0 {
+            self.mem.store(RECORDS.least, record.0)?;
+        }
+        if self.mem.load(UNMARKED)? != 0 {
+            // Behind the mark of this life.
+            self.mem.store(LIVES.least, self.mem.load(LIVES.most)?)?;
+            self.mem.store(UNMARKED, 0)?;
+        }
+        Ok(())
     }
 
     fn set_used(&self, half: usize, used: u64) {
         self.used[half].set(used);
-        self.mem.store(USED[half], used);
+        self.keep(self.mem.store(USED[half], used));
+        if used == 0 {
+            let lap = self.laps[half].get().wrapping_add(1);
+            self.laps[half].set(lap);
+            self.keep(self.mem.store(LAPS[half], lap));
+        }
     }
 
     fn append(&self, entry: &[u8]) {
@@ -261,115 +377,35 @@ impl Unflushed {
         let offset = HEAD_BYTES + half as u64 * self.half_bytes + used;
         match self.mem.copy_in(offset, entry) {
             Ok(()) => self.set_used(half, used + entry.len() as u64),
-            Err(error) => {
-                let cause = format!("the unflushed changes cannot be kept: {error}");
-                self.poison.set(&cause);
-            }
+            failed => self.keep(failed),
+        }
+    }
+
+    /// What cannot be kept must not be acknowledged: it ends writing.
+    fn keep(&self, kept: io::Result<()>) {
+        if let Err(error) = kept {
+            let cause = format!("the unflushed changes cannot be kept: {error}");
+            self.poison.set(&cause);
         }
     }
 }
 
-/// Whose the file is.
-struct Head {
-    partition: u16,
-    boot: [u8; 16],
-    half_bytes: u64,
+fn not_kept(error: &io::Error) -> VolumeError {
+    VolumeError::internal("cannot read the unflushed changes", error)
 }
 
-impl Head {
-    /// Bytes 8 to 48.
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::default();
-        out.u32(FORMAT);
-        out.u32(u32::from(self.partition));
-        out.raw(&self.boot);
-        out.u64(self.half_bytes);
-        out.u32(crc_fast::crc32_iscsi(&out.bytes));
-        out.u32(0);
-        out.bytes
-    }
-}
-
-/// The halves as the head has them.
-struct Halves {
-    half_bytes: u64,
-    newer: usize,
-    used: [u64; 2],
-}
-
-impl Halves {
-    /// The halves of a life of the same boot, or why there are none.
-    fn read(mem: &SurvivingMem, head: &Head) -> io::Result<Result<Halves, &'static str>> {
-        if mem.load(0) != MAGIC {
-            return Ok(Err("there are none"));
-        }
-        let mut bytes = vec![0; 40];
-        mem.copy_out(8, &mut bytes)?;
-        let half_bytes = u64::from_le_bytes(bytes[24..32].try_into().expect("eight bytes"));
-        let ours = Head {
-            half_bytes,
-            ..*head
-        };
-        if bytes[8..24] != head.boot {
-            return Ok(Err(MACHINE_RESTARTED));
-        }
-        if bytes != ours.encode() {
-            return Ok(Err("they are damaged, or another partition's"));
-        }
-        if mem.load(DOUBT) != 0 {
-            return Ok(Err("a flush had failed"));
-        }
-        let used = USED.map(|at| mem.load(at));
-        let newer = mem.load(NEWER);
-        let end = half_bytes
-            .checked_mul(2)
-            .and_then(|halves| halves.checked_add(HEAD_BYTES));
-        let fits = end.is_some_and(|end| end <= mem.len() as u64);
-        if !fits || newer > 1 || used.iter().any(|used| *used > half_bytes) {
-            return Ok(Err("they are damaged"));
-        }
-        Ok(Ok(Halves {
-            half_bytes,
-            newer: newer as usize,
-            used,
-        }))
-    }
-
-    fn make(mem: &SurvivingMem, head: &Head) -> io::Result<Halves> {
-        mem.store(0, 0);
-        mem.copy_in(8, &head.encode())?;
-        for at in [NEWER, USED[0], USED[1], DOUBT] {
-            mem.store(at, 0);
-        }
-        mem.store(0, MAGIC);
-        Ok(Halves {
-            half_bytes: head.half_bytes,
-            newer: 0,
-            used: [0; 2],
-        })
-    }
-
-    fn last_slots(&self, mem: &SurvivingMem) -> io::Result<Decode<LastSlots>> {
-        let mut slots = LastSlots::new();
-        for half in [1 - self.newer, self.newer] {
-            let mut bytes = vec![0; self.used[half] as usize];
-            mem.copy_out(HEAD_BYTES + half as u64 * self.half_bytes, &mut bytes)?;
-            if let Err(malformed) = play(&bytes, &mut slots) {
-                return Ok(Err(malformed));
-            }
-        }
-        Ok(Ok(slots))
-    }
-}
-
-/// Plays entries in order.
-pub(crate) fn play(entries: &[u8], slots: &mut LastSlots) -> Decode<()> {
+/// Plays entries of a lap in order.
+pub(crate) fn play(entries: &[u8], lap: u64, slots: &mut LastSlots) -> Decode<()> {
     let mut from = Reader::new(entries);
+    let mut sealed = Vec::new();
     while from.left() > 0 {
         let (len, crc) = (from.u32("entry's length")?, from.u32("entry's checksum")?);
         let damaged = from.bad("entry");
         let body = from.raw(len as usize, "entry")?;
-        if crc_fast::crc32_iscsi(body) != crc {
+        sealed.clear();
+        sealed.extend_from_slice(&lap.to_le_bytes());
+        sealed.extend_from_slice(body);
+        if crc_fast::crc32_iscsi(&sealed) != crc {
             return Err(damaged);
         }
         let mut body = Reader::new(body);

@@ -16,7 +16,7 @@ use shards::block::Extent;
 use crate::error::VolumeError;
 use crate::gate::{Gate, SlotLocks};
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, slot_of};
-use crate::partition::Claim;
+use crate::partition::{Claim, For};
 use crate::record::{self, MAP_BYTES};
 use crate::space::{Layer, Space};
 use crate::state::{Frozen, Meta};
@@ -396,13 +396,20 @@ impl Capture<'_> {
     }
 
     /// Which of the log's space its records may take. Those that end references, and map nothing, give
-    /// space back; others that end some do when they are written `to_free`.
-    pub(crate) fn claim(&self, to_free: bool) -> Claim {
+    /// space back; others do by what they are written for.
+    pub(crate) fn claim(&self, what: For) -> Claim {
         let captured = self.captured.as_ref();
-        let ends = captured.filter(|captured| !captured.ended.is_empty());
-        match ends {
-            Some(captured) if captured.empty || to_free => Claim::Reserved,
-            _ => Claim::Ordinary,
+        let ends = captured.is_some_and(|captured| !captured.ended.is_empty());
+        let empty = captured.is_some_and(|captured| captured.empty);
+        let frees = match what {
+            For::Order => ends && empty,
+            For::Space => ends,
+            For::Freeing => true,
+        };
+        if frees {
+            Claim::Reserved
+        } else {
+            Claim::Ordinary
         }
     }
 

@@ -151,6 +151,35 @@ async fn hostile(root: &std::path::Path) {
     store.close().await.unwrap();
 }
 
+/// Somebody cuts the file of unflushed changes short: what is not kept is not acknowledged.
+async fn cut_short(root: &std::path::Path) {
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let partition = PartitionId(4);
+    let store = Partition::open(root, partition, &config).await.unwrap();
+    let new = NewVolume {
+        owner: "me".into(),
+        name: "disk".into(),
+        bytes: LEN as u64,
+        ..NewVolume::default()
+    };
+    let id = store.create(new).await.unwrap().id;
+    let device = store.attach(id, writer).await.unwrap();
+    let own = GuestMem::anonymous(LEN).unwrap();
+    device.write(0, list(&own, 0, 4096), false).await.unwrap();
+    let mut options = std::fs::File::options();
+    let file = options.write(true).open(store.dir().join("unflushed"));
+    let file = file.unwrap();
+    file.set_len(0).unwrap();
+    let wrote = device.write(65_536, list(&own, 0, 4096), false).await;
+    assert!(wrote.is_err());
+    let cause = store.poisoned().unwrap();
+    assert!(cause.contains("cannot be kept"), "{cause}");
+}
+
 #[test]
 fn volumes_work_on_the_real_kernel() {
     let dir = tempfile::tempdir().unwrap();
@@ -162,6 +191,7 @@ fn volumes_work_on_the_real_kernel() {
             work(&root, false).await;
             work(&root, true).await;
             hostile(&root).await;
+            cut_short(&root).await;
         })
     });
     answer.unwrap();

@@ -40,6 +40,9 @@ pub(crate) const READERS_MAX: usize = 128;
 const SLOT_WAIT: Duration = Duration::from_secs(30);
 const SLOT_POLL: Duration = Duration::from_millis(1);
 
+/// How long the shard's pool may have no buffer: others use it up for a moment.
+const BUF_WAIT: Duration = Duration::from_secs(30);
+
 /// How full the tail is before a fresh spare is made for want of a released one.
 const FRESH_FROM_PERCENT: u64 = 25;
 
@@ -52,6 +55,11 @@ pub(crate) enum Claim {
     Reserved,
 }
 
+async fn take_buf(bytes: usize) -> Result<DmaBuf, LogError> {
+    let taken = engine::take_buf_until(bytes, engine::now() + BUF_WAIT).await;
+    taken.map_err(|_| LogError::Busy)
+}
+
 /// The running log.
 pub(crate) struct Commit {
     pub(crate) dir: PathBuf,
@@ -59,6 +67,8 @@ pub(crate) struct Commit {
     pub(crate) state: RefCell<State>,
     /// Bytes of records that may gather.
     room: Semaphore,
+    /// One at a time waits for a buffer.
+    buffers: Semaphore,
     /// One at a time makes, recycles or removes segment files.
     files: Semaphore,
     pub(crate) readers: RefCell<BTreeMap<u32, (Rc<File>, u64)>>,
@@ -83,6 +93,7 @@ impl Commit {
             dir,
             state: RefCell::new(state),
             room: Semaphore::new(room, WAITERS_MAX),
+            buffers: Semaphore::new(1, WAITERS_MAX),
             files: Semaphore::new(1, WAITERS_MAX),
             readers: RefCell::default(),
             reads: Cell::new(0),
@@ -153,13 +164,15 @@ impl Commit {
         }
         let gathered = match self.room.acquire(span as u64).await {
             Err(_) => Err(LogError::Busy),
-            Ok(permit) => self.launch(span).and_then(|()| {
-                let wanted = self.config.batch_bytes_max.max(batch_span(span));
-                let buf = || engine::take_buf(wanted).map_err(|_| LogError::Busy);
-                self.state
-                    .borrow_mut()
-                    .gather(kind, parts, span, permit, buf)
-            }),
+            Ok(permit) => match self.buf_to_gather(span).await {
+                Ok(buf) => self.launch(span).and_then(|()| {
+                    let buf = || buf.ok_or(LogError::Busy);
+                    self.state
+                        .borrow_mut()
+                        .gather(kind, parts, span, permit, buf)
+                }),
+                Err(error) => Err(error),
+            },
         };
         match gathered {
             Ok(ticket) => ticket.wait().await,
@@ -169,6 +182,17 @@ impl Commit {
                 Err(error)
             }
         }
+    }
+
+    /// The buffer of a new batch, unless one gathers. Others may use up the shard's pool for a moment;
+    /// who comes later does not overtake one that waits for it.
+    async fn buf_to_gather(&self, span: usize) -> Result<Option<DmaBuf>, LogError> {
+        let _turn = self.buffers.acquire(1).await.map_err(|_| LogError::Busy)?;
+        if self.state.borrow().gathering.is_some() {
+            return Ok(None);
+        }
+        let wanted = self.config.batch_bytes_max.max(batch_span(span));
+        take_buf(wanted).await.map(Some)
     }
 
     /// Makes segments until an ordinary record leaves the reserve whole. Records that gather at the
@@ -278,7 +302,7 @@ impl Commit {
     async fn mark(self: &Rc<Self>, kind: BatchKind) -> Result<(), LogError> {
         let ack: Rc<Ack> = Rc::default();
         loop {
-            let buf = engine::take_buf(BLOCK).map_err(|_| LogError::Busy)?;
+            let buf = take_buf(BLOCK).await?;
             let marked = self
                 .state
                 .borrow_mut()

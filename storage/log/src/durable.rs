@@ -3,7 +3,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::rc::Rc;
 
+use engine::SchedGroup;
 use engine::fs::File;
 use engine::sync::Notify;
 
@@ -66,65 +68,77 @@ pub enum FlushError {
     Poisoned(#[from] Poisoned),
 }
 
-/// Flushes of one file: `begun` and `done` count them; at most one runs.
+/// Flushes of one file: `begun` and `done` count them; at most one runs, in a task of its own, so that
+/// what it came to is heard also when nobody waits for it any more: the kernel tells an error once.
 #[derive(Default)]
 pub struct FlushGate {
     begun: Cell<u64>,
     done: Cell<u64>,
+    /// The last one that was not started.
+    refused: Cell<u64>,
     running: Cell<bool>,
-    failed: Cell<bool>,
+    on_failure: RefCell<Option<Box<dyn Fn()>>>,
     ended: Notify,
 }
 
 impl FlushGate {
-    /// Whether a flush has failed: what it should have made durable may be lost.
-    pub fn has_failed(&self) -> bool {
-        self.failed.get()
+    /// Runs `tell` in the step in which a flush fails, before anybody hears of it.
+    pub fn on_failure(&self, tell: impl Fn() + 'static) {
+        self.on_failure.replace(Some(Box::new(tell)));
     }
 
     /// Makes all writes that have completed before the call durable: returns after a flush that began
-    /// after it. One flush serves all that wait for it. Cancel-safe.
+    /// after it. One flush serves all that wait for it. Cancel-safe: a flush that was begun goes on.
     ///
     /// # Errors
     /// [`FlushError`]. A failed flush sets the poison.
-    pub async fn flush(&self, file: &File, poison: &Poison) -> Result<(), FlushError> {
+    pub async fn flush(
+        self: &Rc<Self>,
+        file: &Rc<File>,
+        poison: &Rc<Poison>,
+    ) -> Result<(), FlushError> {
         let wanted = self.begun.get() + 1;
         loop {
             poison.check()?;
             if self.done.get() >= wanted {
                 return Ok(());
             }
+            if self.refused.get() >= wanted {
+                return Err(FlushError::Busy);
+            }
             if self.running.get() {
                 self.ended.notified().await;
-                continue;
+            } else {
+                self.begin(file, poison)?;
             }
-            let number = self.begun.get() + 1;
-            self.begun.set(number);
-            self.running.set(true);
-            let ended = FlushEnd { gate: self };
-            if let Err(error) = file.datasync().await {
-                if error.kind() == std::io::ErrorKind::ResourceBusy {
-                    return Err(FlushError::Busy);
-                }
-                self.failed.set(true);
-                let poisoned = poison.set(&error.to_string());
-                drop(ended);
-                return Err(poisoned.into());
-            }
-            self.done.set(number);
-            drop(ended);
         }
     }
-}
 
-/// Lets the next flush begin, also when this one's future was dropped.
-struct FlushEnd<'a> {
-    gate: &'a FlushGate,
-}
+    fn begin(self: &Rc<Self>, file: &Rc<File>, poison: &Rc<Poison>) -> Result<(), FlushError> {
+        let (gate, file, poison) = (Rc::clone(self), Rc::clone(file), Rc::clone(poison));
+        let number = self.begun.get() + 1;
+        let flush = async move {
+            match file.datasync().await {
+                Ok(()) => gate.done.set(number),
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    gate.refused.set(number);
+                }
+                Err(error) => gate.fail(&poison, &error),
+            }
+            gate.running.set(false);
+            gate.ended.notify_all();
+        };
+        let task = engine::try_spawn_own(SchedGroup::FOREGROUND, flush);
+        task.map_err(|_| FlushError::Busy)?.detach();
+        self.begun.set(number);
+        self.running.set(true);
+        Ok(())
+    }
 
-impl Drop for FlushEnd<'_> {
-    fn drop(&mut self) {
-        self.gate.running.set(false);
-        self.gate.ended.notify_all();
+    fn fail(&self, poison: &Poison, error: &io::Error) {
+        if let Some(tell) = &*self.on_failure.borrow() {
+            tell();
+        }
+        poison.set(&error.to_string());
     }
 }

@@ -81,6 +81,7 @@ impl Log {
             records: scan.records,
             torn_bytes: scan.torn_bytes,
             clean: scan.clean,
+            incarnation: scan.chain.incarnation,
         };
         let needless = needless(&found, &scan, first_segment_needed);
         let start = start(dir, &config, found, &scan).await?;
@@ -150,6 +151,12 @@ impl Log {
     /// The last record that is durable, with all before it.
     pub fn last_durable(&self) -> Lsn {
         self.commit.last_durable()
+    }
+
+    /// Whether the log says on disk that it was opened. It does before the first record of this life;
+    /// before that, only a full disk keeps it from it.
+    pub fn is_marked(&self) -> bool {
+        self.commit.state.borrow().marked
     }
 
     /// Why the log takes nothing more, when a write or flush has failed.

@@ -68,6 +68,8 @@ pub struct Recovered {
     pub torn_bytes: u64,
     /// Whether the log was closed in order (or is new).
     pub clean: bool,
+    /// The life that wrote the last batch; 0 when there is none.
+    pub incarnation: u32,
 }
 
 /// A segment that holds, or will hold next, records.

@@ -1,10 +1,11 @@
-//! How a log ends, and how it bears a shard without operation slots.
+//! How a log ends, and how it bears a shard without operation slots or buffers.
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 mod support;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use engine::fs::{File, OpenOptions};
 use engine::sim::Sim;
@@ -101,5 +102,35 @@ fn a_full_table_of_operations_delays_batches_and_poisons_nothing() {
             log.append(1, &[b"after"]).await.unwrap();
             log.close().await.unwrap();
         });
+    });
+}
+
+/// Others have all of the shard's buffers for a while: appends wait, in their order.
+#[test]
+fn appends_wait_for_buffers_that_others_have() {
+    let world = World::new(6);
+    world.run(async {
+        let (log, _, _) = open(small(), Lsn(0), 0).await.unwrap();
+        let mut taken = Vec::new();
+        for len in [engine::MAX_BUF, 64 << 10, engine::BLOCK] {
+            while let Ok(buf) = engine::take_buf(len) {
+                taken.push(buf);
+            }
+        }
+        let given_back = async move {
+            engine::sleep(Duration::from_secs(1)).await;
+            drop(taken);
+        };
+        let body = |number: u64| number.to_le_bytes();
+        let bodies: Vec<_> = (0..20).map(body).collect();
+        let parts: Vec<_> = bodies.iter().map(|body| [&body[..]]).collect();
+        let appends = parts.iter().map(|parts| log.append(1, parts));
+        let appends = futures_util::future::join_all(appends);
+        let (appended, ()) = futures_util::future::join(appends, given_back).await;
+        let numbers: Vec<u64> = appended
+            .into_iter()
+            .map(|done| done.unwrap().lsn.0)
+            .collect();
+        assert_eq!(numbers, (1..=20).collect::<Vec<_>>());
     });
 }

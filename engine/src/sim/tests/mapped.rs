@@ -22,7 +22,7 @@ fn mapped_memory_outlives_a_kill_and_the_boot_id_tells_of_a_power_cut() {
             let mem = map().await;
             for at in (0..LEN).step_by(4096) {
                 mem.copy_in(at as u64 + 8, b"kept").unwrap();
-                mem.store(at, 7);
+                mem.store(at, 7).unwrap();
             }
             fs::boot_id().await.unwrap()
         });
@@ -33,7 +33,7 @@ fn mapped_memory_outlives_a_kill_and_the_boot_id_tells_of_a_power_cut() {
             for at in (0..LEN).step_by(4096) {
                 let mut bytes = [0; 4];
                 mem.copy_out(at as u64 + 8, &mut bytes).unwrap();
-                assert_eq!((mem.load(at), &bytes), (7, b"kept"));
+                assert_eq!((mem.load(at).unwrap(), &bytes), (7, b"kept"));
             }
             fs::boot_id().await.unwrap()
         });
@@ -45,7 +45,7 @@ fn mapped_memory_outlives_a_kill_and_the_boot_id_tells_of_a_power_cut() {
             assert_ne!(fs::boot_id().await.unwrap(), stored);
             (0..LEN)
                 .step_by(4096)
-                .filter(|at| mem.load(*at) == 0)
+                .filter(|at| mem.load(*at).unwrap() == 0)
                 .count()
         });
     }

@@ -255,7 +255,7 @@ impl Inner {
         image: &Image,
         start_lsn: u64,
     ) -> Result<Kept, VolumeError> {
-        self.flush_data().await?;
+        self.data.flush().await?;
         let path = path_of(&self.dir, number);
         let temporary = path.with_extension(&TEMPORARY[1..]);
         let written = async {

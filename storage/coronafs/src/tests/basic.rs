@@ -3,7 +3,7 @@
 use futures_util::future::{join, join_all};
 
 use super::*;
-use crate::partition::Claim;
+use crate::partition::{Claim, For};
 use crate::record::Change;
 
 /// Runs a test on an open partition.
@@ -338,7 +338,7 @@ fn the_logs_reserve_is_for_records_that_give_space_back() {
         let device = attach(&store, volume).await;
         let claims = || {
             let captured = device.volume.capture();
-            (captured.claim(false), captured.claim(true))
+            (captured.claim(For::Order), captured.claim(For::Space))
         };
         write(&device, 0, &sectors(1, 256)).await.unwrap();
         assert_eq!(claims(), (Claim::Ordinary, Claim::Ordinary));

@@ -232,3 +232,35 @@ fn many_transfers_that_need_buffers_wait_for_them() {
         }
     });
 }
+
+/// As on a file system that writes elsewhere what is written over.
+#[test]
+fn a_key_that_could_not_be_erased_is_erased_by_later_removals_before_they_answer() {
+    let (sim, node) = world(7);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let first = store.create(encrypted("a", MIB)).await.unwrap().id;
+        let other = store.create(new_volume("b", MIB)).await.unwrap().id;
+        store.inner.checkpoints.ended().await;
+        let options = engine::fs::OpenOptions {
+            write: true,
+            ..engine::fs::OpenOptions::default()
+        };
+        let file = engine::fs::File::open("/data/v000/keys", options).await;
+        file.unwrap().discard(0, 4096).await.unwrap();
+        disk.set_capacity(disk.used_bytes());
+        assert_eq!(store.delete(first).await, Err(VolumeError::Full));
+        assert_eq!(store.find("me", "a"), None);
+        for id in [first, other] {
+            assert_eq!(store.delete(id).await, Err(VolumeError::Full));
+        }
+        assert!(store.stat(other).is_ok());
+        let used = disk.used_bytes();
+        disk.set_capacity(1 << 40);
+        assert_eq!(store.delete(first).await, Err(VolumeError::NoSuchVolume));
+        assert_eq!(disk.used_bytes(), used + 4096);
+        store.delete(other).await.unwrap();
+        assert_eq!(store.poisoned(), None);
+    });
+}

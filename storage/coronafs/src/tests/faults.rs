@@ -349,3 +349,75 @@ fn space_that_was_kept_is_used_when_that_of_holes_is_gone() {
         assert_eq!(seen, [2; 128]);
     });
 }
+
+/// The log is full, and so is what is kept of unflushed changes: what gives space back goes on.
+#[test]
+fn a_full_log_and_full_memory_refuse_writes_and_nothing_that_frees() {
+    let (sim, node) = world(11);
+    let disk = sim.disk(node);
+    let config = VolumeConfig {
+        unflushed_bytes: 0,
+        dirty_slots_max: 1 << 20,
+        checkpoint_log_bytes: 1 << 30,
+        data_slack_bytes: 64 * MIB,
+        ..config()
+    };
+    let again = config.clone();
+    let ids = sim.run(node, 0, async move {
+        let store = open_with(&config).await.unwrap();
+        let rolled = store.create(new_volume("rolled", MIB)).await.unwrap().id;
+        let empty = store.snapshot(rolled, "empty".into()).await.unwrap().id;
+        let mut devices = Vec::new();
+        for number in 0..6 {
+            let made = store.create(new_volume(&format!("v{number}"), 4 * MIB));
+            let device = attach(&store, made.await.unwrap().id).await;
+            write(&device, 0, &sectors(1, 8192)).await.unwrap();
+            device.discard(0, 4 * MIB).await.unwrap();
+            device.flush().await.unwrap();
+            devices.push(device);
+        }
+        let device = attach(&store, rolled).await;
+        write(&device, 0, &sectors(1, 64)).await.unwrap();
+        drop(device);
+        audit(&store).await;
+        disk.set_capacity(disk.used_bytes());
+        for number in 0.. {
+            let name = format!("w{number}");
+            if store.rename(devices[0].volume(), name).await == Err(VolumeError::Full) {
+                break;
+            }
+        }
+        let blocks = (0..1024).flat_map(|block| devices.iter().map(move |device| (device, block)));
+        let mut refused = None;
+        for (device, block) in blocks {
+            if let Err(error) = write(device, block * 4096, &sectors(2, 8)).await {
+                refused = Some(error);
+                break;
+            }
+        }
+        assert!(matches!(refused, Some(BlockError::Full)), "{refused:?}");
+        devices[0].discard(0, 2 * MIB).await.unwrap();
+        let zeroed = devices[1].write_zeroes(512, MIB, true, false).await;
+        zeroed.unwrap();
+        store.rollback(rolled, empty).await.unwrap();
+        assert_eq!(store.poisoned(), None);
+        (devices[0].volume(), devices[1].volume(), rolled)
+    });
+    sim.kill(node);
+    sim.start(node, engine_config()).unwrap();
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open_with(&again).await.unwrap();
+        assert_eq!(store.survived(), Survived::Acknowledged);
+        let (freed, zeroed, rolled) = ids;
+        let stamps_of = async |id, offset, sectors: usize| {
+            let device = attach(&store, id).await;
+            stamps(&read(&device, offset, sectors * 512).await.unwrap())
+        };
+        disk.set_capacity(1 << 40);
+        assert_eq!(stamps_of(freed, 0, 4096).await, [0; 4096]);
+        assert_eq!(stamps_of(zeroed, 0, 2049).await[..2], [2, 0]);
+        assert_eq!(stamps_of(rolled, 0, 2048).await, [0; 2048]);
+        audit(&store).await;
+    });
+}

@@ -260,3 +260,149 @@ fn a_partition_is_opened_when_nobody_else_has_it() {
         assert!(engine::now() >= ended);
     });
 }
+
+const UNFLUSHED: &str = "/data/v000/unflushed";
+
+async fn mapped() -> engine::SurvivingMem {
+    let options = engine::fs::OpenOptions {
+        write: true,
+        ..engine::fs::OpenOptions::default()
+    };
+    let file = engine::fs::File::open(UNFLUSHED, options).await.unwrap();
+    let len = file.opened_len() as usize;
+    file.map_surviving(len).await.unwrap()
+}
+
+async fn bytes_of_unflushed() -> Vec<u8> {
+    let mem = mapped().await;
+    let mut bytes = vec![0; mem.len()];
+    mem.copy_out(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Two volumes, of which the one has freed what the other has been given since the file was copied.
+async fn copied_and_gone_on() -> (Partition, VolumeId, Vec<u8>) {
+    let store = open().await;
+    let first = store.create(new_volume("a", MIB)).await.unwrap().id;
+    let second = store.create(new_volume("b", MIB)).await.unwrap().id;
+    let device = attach(&store, first).await;
+    write(&device, 0, &sectors(1, 1024)).await.unwrap();
+    let old = bytes_of_unflushed().await;
+    device.discard(0, MIB).await.unwrap();
+    device.flush().await.unwrap();
+    let other = attach(&store, second).await;
+    write(&other, 0, &sectors(2, 2048)).await.unwrap();
+    other.flush().await.unwrap();
+    (store, first, old)
+}
+
+/// As when files are restored from a backup, and this one is left.
+#[test]
+fn a_log_that_was_closed_is_not_changed_by_what_lies_beside_it() {
+    let (sim, node) = world(8);
+    sim.run(node, 0, async {
+        let (store, first, old) = copied_and_gone_on().await;
+        store.close().await.unwrap();
+        drop(store);
+        mapped().await.copy_in(0, &old).unwrap();
+        let store = open().await;
+        assert_eq!(store.survived(), Survived::Closed);
+        assert_eq!(all(&attach(&store, first).await).await, [0; 2048]);
+        audit(&store).await;
+    });
+}
+
+#[test]
+fn entries_of_another_log_are_not_played_and_each_start_says_so_until_a_close() {
+    let (sim, node) = world(9);
+    let first = sim.run(node, 0, async {
+        let (_store, first, old) = copied_and_gone_on().await;
+        mapped().await.copy_in(0, &old).unwrap();
+        first
+    });
+    let why = "they belong to another log than is there";
+    for stamp in 0..3 {
+        kill(&sim, node);
+        sim.run(node, 0, async move {
+            let store = open().await;
+            assert_eq!(store.survived(), Survived::Flushed(why));
+            let device = attach(&store, first).await;
+            // What was entered since is kept all the same.
+            let mut model = vec![stamp; 8];
+            model.resize(2048, 0);
+            assert_eq!(all(&device).await, model);
+            write(&device, 0, &sectors(stamp + 1, 8)).await.unwrap();
+            audit(&store).await;
+        });
+    }
+    kill(&sim, node);
+    sim.run(node, 0, async move {
+        open().await.close().await.unwrap();
+        assert_eq!(open().await.survived(), Survived::Closed);
+    });
+    kill(&sim, node);
+    let survived = sim.run(node, 0, async { open().await.survived() });
+    assert_eq!(survived, Survived::Acknowledged);
+}
+
+/// The kernel tells of it once.
+#[test]
+fn a_flush_that_fails_at_a_start_is_told_by_the_next() {
+    let mut told = 0;
+    for seed in 0..48 {
+        let (sim, node) = world(seed);
+        let disk = sim.disk(node);
+        sim.run(node, 0, async {
+            let store = open().await;
+            let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+            let device = attach(&store, volume).await;
+            write(&device, 0, &sectors(1, 64)).await.unwrap();
+        });
+        kill(&sim, node);
+        let failed = std::rc::Rc::new(std::cell::RefCell::new(None));
+        let opening = Rc::clone(&failed);
+        let task = sim.spawn(node, 0, async move {
+            let opened = open_with(&config()).await;
+            *opening.borrow_mut() = opened.err().map(|error| error.to_string());
+        });
+        sim.run_for(std::time::Duration::from_micros(seed * 60));
+        disk.fail_next_sync();
+        sim.run_for(std::time::Duration::from_secs(1));
+        drop(task);
+        let cause = failed.borrow_mut().take();
+        let Some(cause) = cause.filter(|cause| cause.contains("/v000/data:")) else {
+            continue;
+        };
+        told += 1;
+        kill(&sim, node);
+        let survived = sim.run(node, 0, async { open().await.survived() });
+        assert_eq!(survived, Survived::Flushed("a flush had failed"), "{cause}");
+    }
+    assert!(told > 0);
+}
+
+/// A guest's connection ends while it waits for a flush, and the kernel has told nobody else.
+#[test]
+fn a_failed_flush_that_nobody_waits_for_ends_writing_and_is_told_after_a_kill() {
+    let (sim, node) = world(10);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
+        let device = attach(&store, volume).await;
+        write(&device, 0, &sectors(1, 64)).await.unwrap();
+        disk.fail_next_sync();
+        {
+            let mut flush = std::pin::pin!(device.flush());
+            let begun = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(flush.as_mut().poll(context).is_pending())
+            });
+            assert!(begun.await);
+        }
+        assert!(device.flush().await.is_err());
+        assert!(store.poisoned().is_some());
+    });
+    kill(&sim, node);
+    let survived = sim.run(node, 0, async { open().await.survived() });
+    assert_eq!(survived, Survived::Flushed("a flush had failed"));
+}

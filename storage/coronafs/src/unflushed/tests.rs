@@ -115,9 +115,9 @@ fn what_is_damaged_in_doubt_or_of_another_partition_is_refused() {
         let unflushed = enter().await;
         let at = HEAD_BYTES + 12;
         unflushed.mem.copy_in(at, &[0xFF]).unwrap();
-        assert_eq!(nothing(&open().await.1), "it is damaged");
+        assert_eq!(nothing(&open().await.1), "they are damaged");
         let unflushed = enter().await;
-        unflushed.mem.store(USED[0], u64::MAX);
+        unflushed.mem.store(USED[0], u64::MAX).unwrap();
         assert_eq!(nothing(&open().await.1), "they are damaged");
         enter().await.doubt();
         assert_eq!(nothing(&open().await.1), "a flush had failed");
@@ -131,7 +131,7 @@ fn what_is_damaged_in_doubt_or_of_another_partition_is_refused() {
 #[test]
 fn a_prefix_of_entries_is_whole_entries_or_an_error() {
     let (sim, node) = world(4);
-    let (bytes, ends) = sim.run(node, 0, async {
+    let (bytes, ends, lap) = sim.run(node, 0, async {
         let (unflushed, _) = open().await;
         let room = unflushed.try_room(20).unwrap();
         let mut ends = vec![0];
@@ -141,15 +141,50 @@ fn a_prefix_of_entries_is_whole_entries_or_an_error() {
         }
         let mut bytes = vec![0; unflushed.used[0].get() as usize];
         unflushed.mem.copy_out(HEAD_BYTES, &mut bytes).unwrap();
-        (bytes, ends)
+        (bytes, ends, unflushed.laps[0].get())
     });
     for len in 0..=bytes.len() {
         let mut slots = LastSlots::new();
-        let played = play(&bytes[..len], &mut slots);
+        let played = play(&bytes[..len], lap, &mut slots);
         assert_eq!(played.is_ok(), ends.contains(&len), "{len} bytes");
         assert_eq!(
             slots.len(),
             ends.iter().filter(|end| **end <= len).count() - 1
         );
     }
+}
+
+#[test]
+fn entries_of_an_older_lap_are_not_played() {
+    let (sim, node) = world(5);
+    sim.run(node, 0, async {
+        let (unflushed, _) = open().await;
+        unflushed.try_room(1).unwrap().put(A, 1, &piece(1));
+        let used = unflushed.used[0].get();
+        unflushed.void_all();
+        unflushed.mem.store(USED[0], used).unwrap();
+        assert_eq!(nothing(&open().await.1), "they are damaged");
+    });
+}
+
+#[test]
+fn a_loss_is_told_until_it_is_settled_and_new_entries_are_kept_meanwhile() {
+    let (sim, node) = world(6);
+    sim.run(node, 0, async {
+        let (unflushed, _) = open().await;
+        assert_eq!(unflushed.lost(), Ok(None));
+        unflushed.doubt();
+        let (unflushed, found) = open().await;
+        assert_eq!(nothing(&found), "a flush had failed");
+        unflushed.try_room(1).unwrap().put(A, 1, &piece(1));
+    });
+    sim.kill(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async {
+        let (unflushed, found) = open().await;
+        assert_eq!(slots(found), LastSlots::from([((A, 1), piece(1))]));
+        assert_eq!(unflushed.lost(), Ok(Some("a flush had failed")));
+        unflushed.settle();
+        assert_eq!(open().await.0.lost(), Ok(None));
+    });
 }

@@ -31,10 +31,10 @@ const DISCARD_BLOCKS_MAX: u32 = (64 << 20) / BLOCK as u32;
 
 /// An open data file.
 pub(super) struct DataFile {
-    file: File,
+    file: Rc<File>,
     poison: Rc<Poison>,
     space: Rc<RefCell<Space>>,
-    flushes: FlushGate,
+    flushes: Rc<FlushGate>,
     growing: Semaphore,
     grow_bytes: u64,
     /// Something was refused for want of space, and the disk has had none since.
@@ -60,10 +60,10 @@ impl DataFile {
         let file = File::open(path, options).await;
         let file = file.map_err(|e| StoreError::internal("cannot open the data file", &e))?;
         Ok(DataFile {
-            file,
+            file: Rc::new(file),
             poison,
             space: Space::new(ExtentAllocator::default()),
-            flushes: FlushGate::default(),
+            flushes: Rc::default(),
             growing: Semaphore::new(1, 4096),
             grow_bytes,
             pressed: Cell::new(false),

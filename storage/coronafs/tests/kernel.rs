@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 
 use coronafs::*;
+use engine::fs::{File, OpenOptions};
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
 use shards::block::BlockDevice;
 use shards::placement::PartitionId;
@@ -170,10 +171,12 @@ async fn cut_short(root: &std::path::Path) {
     let device = store.attach(id, writer).await.unwrap();
     let own = GuestMem::anonymous(LEN).unwrap();
     device.write(0, list(&own, 0, 4096), false).await.unwrap();
-    let mut options = std::fs::File::options();
-    let file = options.write(true).open(store.dir().join("unflushed"));
-    let file = file.unwrap();
-    file.set_len(0).unwrap();
+    let options = OpenOptions {
+        write: true,
+        ..OpenOptions::default()
+    };
+    let file = File::open(store.dir().join("unflushed"), options).await;
+    file.unwrap().set_len(0).await.unwrap();
     let wrote = device.write(65_536, list(&own, 0, 4096), false).await;
     assert!(wrote.is_err());
     let cause = store.poisoned().unwrap();

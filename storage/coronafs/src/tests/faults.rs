@@ -415,7 +415,7 @@ fn a_full_log_and_full_memory_refuse_writes_and_nothing_that_frees() {
             stamps(&read(&device, offset, sectors * 512).await.unwrap())
         };
         disk.set_capacity(1 << 40);
-        assert_eq!(stamps_of(freed, 0, 4096).await, [0; 4096]);
+        assert_eq!(stamps_of(freed, 0, 4096).await, vec![0; 4096]);
         assert_eq!(stamps_of(zeroed, 0, 2049).await[..2], [2, 0]);
         assert_eq!(stamps_of(rolled, 0, 2048).await, [0; 2048]);
         audit(&store).await;

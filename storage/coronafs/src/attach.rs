@@ -122,7 +122,7 @@ impl Partition {
 impl Inner {
     /// # Errors
     /// `Key`, which a start would have said.
-    fn cipher_of(&self, volume: &Volume) -> Result<Option<Rc<Cipher>>, VolumeError> {
+    pub(crate) fn cipher_of(&self, volume: &Volume) -> Result<Option<Rc<Cipher>>, VolumeError> {
         let Some(id) = volume.meta.borrow().key else {
             return Ok(None);
         };

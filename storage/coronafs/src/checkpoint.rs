@@ -2,7 +2,7 @@
 //! of volumes and snapshots consist of, each once however many share it, then the volumes and
 //! snapshots. Sans-IO; `checkpoint::file` writes and reads it.
 //!
-//! Frames: kind 1 is the head (u32 format version 2, u32 partition, u64 start LSN, u64 newest number of
+//! Frames: kind 1 is the head (u32 format version 3, u32 partition, u64 start LSN, u64 newest number of
 //! a volume or snapshot), kind 2 holds items, kind 3 is the end (u64 number of items). A file without
 //! its end is no checkpoint.
 //!
@@ -12,6 +12,10 @@
 //! | 2 inner node | u8 level (2 and up), u8 children, each u8 way, u32 number of the child |
 //! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u64 key (0 none), u32 root |
 //! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u64 key (0 none), u32 root |
+//!
+//! | 5, 6 | the image of the volume before: see [`crate::image::record`] |
+//!
+//! Format 2 had neither the last two nor pieces of zeros, and is read as well.
 //!
 //! Nodes have numbers from 1 in the order of their items; a root or child of 0 is none, and a child
 //! comes before its parent.
@@ -26,12 +30,15 @@ use std::rc::Rc;
 use segment_log::bytes::{Decode, Malformed, Reader, Writer};
 use segment_log::frames;
 
+use crate::image::record as image_record;
 use crate::map::{HEIGHT_MAX, Leaf, Node, Tree};
 use crate::record::{put_key, put_limits, take_key, take_limits, take_pieces};
 use crate::state::{Frozen, Meta, Snapshot, State};
 use crate::types::{SnapshotId, VolumeId};
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+/// The oldest that is read.
+const FORMAT_MIN: u32 = 2;
 const PAYLOAD_MAX: usize = 1 << 20;
 pub(crate) const FRAMES: frames::Format = frames::Format {
     magic: *b"UCcp",
@@ -113,6 +120,8 @@ pub(crate) struct ImageWriter<'a> {
     open: Vec<Open>,
     /// The root of the map that is next, once its nodes are written.
     root: Option<u32>,
+    /// The chunk from which on those of the volume before are to be written.
+    next_chunk: Option<u64>,
     pub(crate) items: u64,
 }
 
@@ -126,6 +135,7 @@ impl<'a> ImageWriter<'a> {
             nodes: 0,
             open: Vec::new(),
             root: None,
+            next_chunk: None,
             items: 0,
         }
     }
@@ -135,6 +145,10 @@ impl<'a> ImageWriter<'a> {
         while out.bytes.len() < bytes {
             if !self.open.is_empty() {
                 self.step(out);
+                continue;
+            }
+            if let Some(chunk) = self.next_chunk {
+                self.put_chunk(out, chunk);
                 continue;
             }
             let tree = match self.image.volumes.get(self.next_volume) {
@@ -226,6 +240,12 @@ impl<'a> ImageWriter<'a> {
             out.text(&meta.owner);
             out.text(&meta.name);
             put_key(out, meta.key);
+            out.u32(root);
+            if let Some(image) = &meta.image {
+                self.items += 1;
+                image_record::put_state(out, *id, image);
+                self.next_chunk = Some(0);
+            }
         } else if let Some((id, snapshot)) = self.image.snapshots.get(self.next_snapshot) {
             self.next_snapshot += 1;
             out.u8(4);
@@ -235,8 +255,23 @@ impl<'a> ImageWriter<'a> {
             out.u64(snapshot.created_ms);
             out.text(&snapshot.name);
             put_key(out, snapshot.key);
+            out.u32(root);
         }
-        out.u32(root);
+    }
+
+    /// Writes the next chunk of the volume before, when it has one.
+    fn put_chunk(&mut self, out: &mut Writer, from: u64) {
+        let before = self.next_volume.checked_sub(1);
+        let volume = before.and_then(|at| self.image.volumes.get(at));
+        let next = volume.and_then(|(id, meta, _)| {
+            let (chunk, hash) = meta.image.as_ref()?.fetched.range(from..).next()?;
+            Some((*id, *chunk, hash))
+        });
+        self.next_chunk = next.map(|(id, chunk, hash)| {
+            self.items += 1;
+            image_record::put_fetched(out, id, chunk, hash);
+            chunk + 1
+        });
     }
 }
 
@@ -305,7 +340,7 @@ impl Loader {
         let mut from = Reader::new(payload);
         match (kind as u8, self.head) {
             (HEAD, None) => {
-                if from.u32("format version")? != FORMAT {
+                if !(FORMAT_MIN..=FORMAT).contains(&from.u32("format version")?) {
                     return Err(from.bad("format version"));
                 }
                 self.head = Some((from.u32("partition")?, from.u64("start LSN")?));
@@ -358,6 +393,7 @@ impl Loader {
                     owner: from.text("owner")?.to_owned(),
                     name: from.text("name")?.to_owned(),
                     key: take_key(from)?,
+                    image: None,
                 };
                 let map = self.take_root(from)?;
                 self.state.add_volume(id, meta, map);
@@ -373,6 +409,16 @@ impl Loader {
                     frozen: self.take_root(from)?,
                 };
                 self.state.add_snapshot(id, snapshot);
+            }
+            5 => {
+                let (id, image) = image_record::take_state(from)?;
+                let volume = self.state.volumes.get(&id).ok_or(before)?;
+                volume.set_image(image);
+            }
+            6 => {
+                let (id, chunk, hash) = image_record::take_fetched(from)?;
+                let volume = self.state.volumes.get(&id).ok_or(before)?;
+                volume.apply_image(image_record::ImageChange::Fetched { chunk, hash });
             }
             _ => return Err(before),
         }

@@ -25,6 +25,11 @@ pub struct VolumeConfig {
     pub unflushed_bytes: u64,
     /// What wraps the keys of encrypted volumes; without it there are none.
     pub master_key: Option<MasterKey>,
+    /// Bytes a second that are fetched in the background, for all volumes of a partition that are filled
+    /// from images; 0 is no limit. What is read, and a flatten, is not held back by it.
+    pub image_bytes_per_s: u64,
+    /// Bytes in which images are fetched for new volumes: a multiple of 64 KiB up to 16 MiB.
+    pub image_chunk_bytes: u32,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,
     /// Most volumes of a partition.
@@ -46,6 +51,8 @@ impl Default for VolumeConfig {
             dirty_slots_max: 8192,
             unflushed_bytes: 2 << 20,
             master_key: None,
+            image_bytes_per_s: 100 << 20,
+            image_chunk_bytes: 1 << 20,
             pieces_max: 4,
             volumes_max: 10_000,
             snapshots_max: 100_000,

@@ -37,6 +37,12 @@ pub enum VolumeError {
     /// The volume holds data behind the wanted end.
     #[error("the volume holds data up to byte {0}")]
     InUse(u64),
+    /// The volume still needs its image; flatten it, or wait until it is filled.
+    #[error("the volume is still being filled from its image: flatten it first, or wait")]
+    Filling,
+    /// The volume's image cannot be read now, or is not the one that it should be.
+    #[error("{0}")]
+    Image(String),
     /// A later attachment has taken the volume over.
     #[error("a later attachment has taken the volume over")]
     Fenced,

@@ -16,8 +16,8 @@
 //! - A write of an attachment that was fenced has ended, or is refused, before the next one begins.
 //!
 //! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `gate`, `checkpoint`, `cipher`
-//! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `attach` and
-//! `transfer` (a volume as a block device). It knows no protocol: front ends see
+//! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `image`
+//! (volumes that are filled from images), `attach` and `transfer` (a volume as a block device). It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
 
@@ -30,6 +30,7 @@ mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gate;
+mod image;
 mod keys;
 mod map;
 mod ops;
@@ -51,6 +52,10 @@ mod tests;
 pub use attach::{Access, Attach, Attachment};
 pub use config::VolumeConfig;
 pub use error::VolumeError;
+pub use image::{
+    IMAGE_CHUNK_BYTES_MAX, IMAGE_IDENTITY_BYTES_MAX, ImageDigest, ImageError, ImagePhase, ImageRef,
+    ImageResolver, ImageSource, ImageState,
+};
 pub use keys::MasterKey;
 pub use ops::{CHANGED_MAX, PointInTime};
 pub use partition::Partition;

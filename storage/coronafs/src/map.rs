@@ -7,7 +7,11 @@
 //! in as many steps as the tree is high (64 ways, 4 MiB a leaf), however many snapshots there are;
 //! taking one is a copy of the root's pointer.
 //!
-//! Invariants: the masks of a slot's pieces share no bit and none is empty; a slot's first piece stands
+//! A piece of [`ZEROS`] has no data: its blocks are zeros, and are known to be, in a volume that is being
+//! filled from an image ([`crate::image`]). Elsewhere it says no more than a block without a piece.
+//!
+//! Invariants: the masks of a slot's pieces share no bit and none is empty; one of `ZEROS` is the last; a
+//! slot's first piece stands
 //! in the leaf, so a look-up of a slot that was written whole touches nothing else. A node that two
 //! trees share is never changed. References are counted by leaves: whoever makes or drops one must
 //! tell (`copied`, [`Reaper`]).
@@ -25,6 +29,9 @@ const WAYS: usize = 64;
 /// Levels that suffice for every volume that is allowed.
 pub(crate) const HEIGHT_MAX: u8 = 6;
 
+/// The cluster of blocks that have no data and are zeros. No data file has as many clusters.
+pub(crate) const ZEROS: u32 = u32::MAX;
+
 /// Blocks of a cluster of the data file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Piece {
@@ -32,6 +39,13 @@ pub(crate) struct Piece {
     pub(crate) cluster: u32,
     /// The valid blocks, bit 0 the first.
     pub(crate) mask: u16,
+}
+
+impl Piece {
+    /// Whether it has data in the data file.
+    pub(crate) fn has_data(self) -> bool {
+        self.mask != 0 && self.cluster != ZEROS
+    }
 }
 
 /// 64 slots: 4 MiB of a volume.
@@ -81,22 +95,24 @@ impl Leaf {
 
     /// Every cluster that the leaf refers to, as often as it does.
     pub(crate) fn clusters(&self) -> impl Iterator<Item = u32> + '_ {
-        let first = self.first.iter().filter(|piece| piece.mask != 0);
         let more = self.more.iter().map(|(_, piece)| piece);
-        first.chain(more).map(|piece| piece.cluster)
+        let all = self.first.iter().chain(more);
+        all.filter(|piece| piece.has_data())
+            .map(|piece| piece.cluster)
     }
 
     /// The clusters of the slots' first pieces.
     pub(crate) fn first_clusters(&self) -> impl Iterator<Item = u32> + '_ {
-        let first = self.first.iter().filter(|piece| piece.mask != 0);
+        let first = self.first.iter().filter(|piece| piece.has_data());
         first.map(|piece| piece.cluster)
     }
 
-    /// Valid blocks of all slots.
+    /// Blocks of all slots that have data.
     pub(crate) fn blocks(&self) -> u64 {
         let first = self.first.iter();
         let pieces = first.chain(self.more.iter().map(|(_, piece)| piece));
-        pieces.map(|piece| u64::from(piece.mask.count_ones())).sum()
+        let data = pieces.filter(|piece| piece.has_data());
+        data.map(|piece| u64::from(piece.mask.count_ones())).sum()
     }
 
     pub(crate) fn put(&mut self, slot: usize, pieces: &[Piece]) {
@@ -107,11 +123,11 @@ impl Leaf {
     }
 
     fn mapped_from(&self, slot: usize) -> Option<usize> {
-        (slot..WAYS).find(|slot| self.first[*slot].mask != 0)
+        (slot..WAYS).find(|slot| self.first[*slot].has_data())
     }
 
     fn last_mapped(&self) -> Option<usize> {
-        (0..WAYS).rev().find(|slot| self.first[*slot].mask != 0)
+        (0..WAYS).rev().find(|slot| self.first[*slot].has_data())
     }
 }
 
@@ -217,7 +233,7 @@ impl Tree {
         }
     }
 
-    /// The first cluster from `from` on that has a piece.
+    /// The first cluster from `from` on that has data.
     pub(crate) fn next_mapped(&self, from: u64) -> Option<u64> {
         let root = self.root.as_deref()?;
         if self.height == 0 || from >= span(self.height) {
@@ -226,7 +242,7 @@ impl Tree {
         next_below(root, self.height, from)
     }
 
-    /// The last cluster that has a piece.
+    /// The last cluster that has data.
     pub(crate) fn last_mapped(&self) -> Option<u64> {
         last_below(self.root.as_deref()?, self.height)
     }

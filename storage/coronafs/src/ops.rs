@@ -4,6 +4,7 @@ use std::ops::Bound;
 use std::rc::Rc;
 
 use crate::error::VolumeError;
+use crate::image::VolumeImage;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Leaf, Tree, differing};
 use crate::partition::{For, Inner, Partition};
 use crate::record::Change;
@@ -41,7 +42,7 @@ impl Inner {
         Ok(())
     }
 
-    fn info(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError> {
+    pub(crate) fn info(&self, id: VolumeId) -> Result<VolumeInfo, VolumeError> {
         let volume = self.volume(id)?;
         let snapshots = self.state.borrow().snapshots_of(id).count();
         Ok(volume.info(snapshots))
@@ -56,6 +57,34 @@ impl Inner {
         Ok(found.info(id))
     }
 
+    pub(crate) async fn create(
+        self: &Rc<Inner>,
+        new: NewVolume,
+        image: Option<VolumeImage>,
+    ) -> Result<VolumeInfo, VolumeError> {
+        let _turn = self.turn().await?;
+        self.check_new(&new.owner, &new.name)?;
+        check_size(new.bytes)?;
+        let id = VolumeId(self.next_id());
+        let key = new.encrypted.then(|| KeyId(self.next_id()));
+        if let Some(key) = key {
+            self.keys.make(key).await?;
+        }
+        let change = Change::Create {
+            id,
+            bytes: new.bytes,
+            created_ms: now_ms(),
+            owner: new.owner,
+            name: new.name,
+            key,
+            image,
+        };
+        let made = self.change(change, None).await;
+        self.erase_unused(key).await?;
+        made?;
+        self.info(id)
+    }
+
     /// Takes a snapshot; see the invariants of [`crate::partition`].
     async fn snapshot(
         self: Rc<Inner>,
@@ -65,6 +94,8 @@ impl Inner {
         let _turn = self.turn().await?;
         check_name("name", &name)?;
         let volume = self.volume(of)?;
+        // It would need the image for ever.
+        volume.check_filled()?;
         {
             let state = self.state.borrow();
             if state.snapshots.len() >= self.config.snapshots_max {
@@ -133,6 +164,12 @@ impl Inner {
         let _commit = volume.commits.acquire(1).await?;
         let _closed = volume.gate.close().await;
         if volume.bytes() > bytes {
+            if volume
+                .filling()
+                .is_some_and(|filling| bytes < filling.end())
+            {
+                return Err(VolumeError::Filling);
+            }
             let used = used_end(&volume.tree.borrow());
             if used > bytes {
                 return Err(VolumeError::InUse(used));
@@ -195,7 +232,7 @@ impl Inner {
     }
 }
 
-/// The byte behind the last block that a map has.
+/// The byte behind the last block that has data.
 fn used_end(tree: &Tree) -> u64 {
     let Some(index) = tree.last_mapped() else {
         return 0;
@@ -203,6 +240,7 @@ fn used_end(tree: &Tree) -> u64 {
     let blocks = tree
         .slot(index)
         .iter()
+        .filter(|piece| piece.has_data())
         .fold(0, |all, piece| all | piece.mask);
     index * CLUSTER + u64::from(16 - blocks.leading_zeros()) * BLOCK
 }
@@ -223,6 +261,7 @@ pub enum PointInTime {
 impl Volume {
     fn info(&self, snapshots: usize) -> VolumeInfo {
         let meta = self.meta.borrow();
+        let image = meta.image.as_ref();
         VolumeInfo {
             id: self.id,
             owner: meta.owner.clone(),
@@ -236,6 +275,7 @@ impl Volume {
             limits: meta.limits,
             mapped_bytes: self.mapped_blocks.get() * BLOCK,
             snapshots,
+            image: image.map(|image| image.state(self.filling.borrow().as_deref())),
         }
     }
 
@@ -255,29 +295,8 @@ impl Partition {
     /// # Errors
     /// `Invalid`, `NameTaken`, `Full`, `Busy`, `Poisoned`, `Gone`.
     pub async fn create(&self, new: NewVolume) -> Result<VolumeInfo, VolumeError> {
-        self.in_task(|inner| async move {
-            let _turn = inner.turn().await?;
-            inner.check_new(&new.owner, &new.name)?;
-            check_size(new.bytes)?;
-            let id = VolumeId(inner.next_id());
-            let key = new.encrypted.then(|| KeyId(inner.next_id()));
-            if let Some(key) = key {
-                inner.keys.make(key).await?;
-            }
-            let change = Change::Create {
-                id,
-                bytes: new.bytes,
-                created_ms: now_ms(),
-                owner: new.owner,
-                name: new.name,
-                key,
-            };
-            let made = inner.change(change, None).await;
-            inner.erase_unused(key).await?;
-            made?;
-            inner.info(id)
-        })
-        .await
+        self.in_task(|inner| async move { inner.create(new, None).await })
+            .await
     }
 
     /// Makes a volume that holds what a snapshot holds, at once, whatever its size: they share all
@@ -341,8 +360,8 @@ impl Partition {
     /// Gives a volume another size, also while it is attached. What is added reads as zeros.
     ///
     /// # Errors
-    /// `NoSuchVolume`, `Invalid`; `InUse` when there is data behind the new end; `Full`, `Busy`,
-    /// `Poisoned`, `Gone`.
+    /// `NoSuchVolume`, `Invalid`; `InUse` when there is data behind the new end; `Filling` when the
+    /// volume needs its image, and that is larger; `Full`, `Busy`, `Poisoned`, `Gone`.
     pub async fn resize(&self, id: VolumeId, bytes: u64) -> Result<VolumeInfo, VolumeError> {
         self.in_task(|inner| inner.resize(id, bytes)).await
     }
@@ -367,7 +386,7 @@ impl Partition {
     /// what it holds.
     ///
     /// # Errors
-    /// `NoSuchVolume`, and those of [`Partition::create`].
+    /// `NoSuchVolume`, `Filling`, and those of [`Partition::create`].
     pub async fn snapshot(&self, of: VolumeId, name: String) -> Result<SnapshotInfo, VolumeError> {
         self.in_task(|inner| inner.snapshot(of, name)).await
     }
@@ -481,7 +500,7 @@ impl Partition {
     /// The same of a volume as it is now, flushed or not.
     ///
     /// # Errors
-    /// `NoSuchVolume`, `NoSuchSnapshot`.
+    /// `NoSuchVolume`, `NoSuchSnapshot`, `Filling`.
     pub async fn diff_volume(
         &self,
         old: PointInTime,
@@ -489,7 +508,9 @@ impl Partition {
         from: u64,
     ) -> Result<(Vec<Changed>, Option<u64>), VolumeError> {
         self.diff_of(old, from, |inner| {
-            Ok(inner.volume(new)?.tree.borrow().clone())
+            let volume = inner.volume(new)?;
+            volume.check_filled()?;
+            Ok(volume.tree.borrow().clone())
         })
         .await
     }
@@ -532,7 +553,10 @@ fn compare(base: u64, from: u64, old: Option<&Leaf>, new: Option<&Leaf>, found: 
     for index in base.max(from)..base + 64 {
         let slot = crate::map::slot_of(index);
         for block in 0..BLOCKS {
-            let piece = |leaf: Option<&Leaf>| leaf?.piece_of(slot, block).map(|p| p.cluster);
+            let piece = |leaf: Option<&Leaf>| {
+                let piece = leaf?.piece_of(slot, block);
+                piece.filter(|p| p.has_data()).map(|p| p.cluster)
+            };
             let (before, after) = (piece(old), piece(new));
             if before == after {
                 continue;

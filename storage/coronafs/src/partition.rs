@@ -22,6 +22,7 @@ use crate::checkpoint::file::Checkpoints;
 use crate::config::VolumeConfig;
 use crate::data::DataFile;
 use crate::error::VolumeError;
+use crate::image::Images;
 use crate::keys::Keys;
 use crate::map::{CLUSTER, Reaper, Tree};
 use crate::record::{Change, MAP};
@@ -50,6 +51,7 @@ pub(crate) struct Inner {
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Rc<Unflushed>,
     pub(crate) keys: Keys,
+    pub(crate) images: Rc<Images>,
     pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
     turns: Semaphore,
@@ -116,6 +118,7 @@ impl Partition {
             poison: parts.poison,
             unflushed: parts.unflushed,
             keys: parts.keys,
+            images: Images::new(config.image_bytes_per_s),
             survived: parts.survived,
             state: RefCell::new(parts.state),
             turns: Semaphore::new(1, TURNS_MAX),

@@ -1,6 +1,6 @@
 //! The records of the log: every change of volumes, snapshots and maps. Sans-IO.
 //!
-//! A record's kind is the log's mark; its payload begins with a u8 version, 2. All numbers are
+//! A record's kind is the log's mark; its payload begins with a u8 version, 3. All numbers are
 //! little-endian, a text is a u32 length and UTF-8.
 //!
 //! | kind | record | payload behind the version |
@@ -16,16 +16,24 @@
 //! | 9 | rename | u64 volume, name |
 //! | 10 | attached | u64 volume, u64 generation |
 //! | 11 | limits | u64 volume, u64 operations and u64 bytes a second (0 is none), u32 burst (ms) |
+//! | 12 to 15 | of images | see [`crate::image::record`] |
+//!
+//! Version 2 had neither the last ones nor pieces of zeros, and is read as well. Such a piece has the cluster
+//! 2^32 - 1 and is the last of its slot.
 //!
 //! A map record says what the slots are from now on, so replaying one twice does no harm. The order of
 //! the others is what makes a snapshot what it is: it holds what the records before it say.
 
 use segment_log::bytes::{Decode, Reader, Writer};
 
-use crate::map::{BLOCKS, Piece};
+use crate::image::VolumeImage;
+use crate::image::record::{self as image_record, ImageChange};
+use crate::map::{BLOCKS, Piece, ZEROS};
 use crate::types::{KeyId, Limits, SnapshotId, VolumeId};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// The oldest that is read.
+const VERSION_MIN: u8 = 2;
 /// Bytes of slots in one map record, about.
 pub(crate) const MAP_BYTES: usize = 256 << 10;
 /// Smallest slot in a map record.
@@ -46,6 +54,7 @@ pub(crate) enum Change {
         owner: String,
         name: String,
         key: Option<KeyId>,
+        image: Option<VolumeImage>,
     },
     Delete {
         id: VolumeId,
@@ -90,6 +99,10 @@ pub(crate) enum Change {
         volume: VolumeId,
         limits: Limits,
     },
+    Image {
+        volume: VolumeId,
+        change: ImageChange,
+    },
 }
 
 pub(crate) fn put_slot(out: &mut Writer, index: u64, pieces: &[Piece]) {
@@ -101,7 +114,7 @@ pub(crate) fn put_slot(out: &mut Writer, index: u64, pieces: &[Piece]) {
     }
 }
 
-/// Takes the pieces of a slot: at most one for each block, disjoint, none empty.
+/// Takes the pieces of a slot: at most one for each block, disjoint, none empty, zeros last.
 pub(crate) fn take_pieces(from: &mut Reader<'_>) -> Decode<Vec<Piece>> {
     let count = u32::from(from.u8("pieces")?);
     if count > BLOCKS {
@@ -114,6 +127,9 @@ pub(crate) fn take_pieces(from: &mut Reader<'_>) -> Decode<Vec<Piece>> {
         let mask = from.u16("mask")?;
         if mask == 0 || mask & seen != 0 {
             return Err(from.bad("mask"));
+        }
+        if cluster == ZEROS && pieces.len() + 1 != count as usize {
+            return Err(from.bad("piece of zeros"));
         }
         seen |= mask;
         pieces.push(Piece { cluster, mask });
@@ -148,6 +164,7 @@ impl Change {
                 owner,
                 name,
                 key,
+                image,
             } => {
                 out.u64(id.0);
                 out.u64(*bytes);
@@ -155,7 +172,13 @@ impl Change {
                 out.text(owner);
                 out.text(name);
                 put_key(&mut out, *key);
-                1
+                match image {
+                    None => 1,
+                    Some(image) => {
+                        image_record::put_image(&mut out, image);
+                        image_record::CREATE
+                    }
+                }
             }
             Change::Delete { id } => {
                 out.u64(id.0);
@@ -231,6 +254,10 @@ impl Change {
                 put_limits(out, *limits);
                 11
             }
+            Change::Image { volume, change } => {
+                out.u64(volume.0);
+                change.put(out)
+            }
             _ => unreachable!("encoded by the caller"),
         }
     }
@@ -239,19 +266,23 @@ impl Change {
     /// When the payload is not such a record.
     pub(crate) fn decode(kind: u8, payload: &[u8]) -> Decode<Change> {
         let mut from = Reader::new(payload);
-        if from.u8("version")? != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&from.u8("version")?) {
             return Err(from.bad("version"));
         }
         let first = from.u64("id")?;
         let (id, volume, snapshot) = (VolumeId(first), VolumeId(first), SnapshotId(first));
         let change = match kind {
-            1 => Change::Create {
+            1 | image_record::CREATE => Change::Create {
                 id,
                 bytes: from.u64("bytes")?,
                 created_ms: from.u64("created")?,
                 owner: from.text("owner")?.to_owned(),
                 name: from.text("name")?.to_owned(),
                 key: take_key(&mut from)?,
+                image: match kind {
+                    1 => None,
+                    _ => Some(image_record::take_image(&mut from)?),
+                },
             },
             2 => Change::Delete { id },
             MAP => {
@@ -295,6 +326,10 @@ impl Change {
             11 => Change::Limit {
                 volume,
                 limits: take_limits(&mut from)?,
+            },
+            image_record::FETCHED..=image_record::ENDED => Change::Image {
+                volume,
+                change: ImageChange::take(kind, &mut from)?,
             },
             _ => return Err(from.bad("kind")),
         };

@@ -104,6 +104,11 @@ impl Partition {
         unflushed.bind(&log, &recovered);
         poison.check()?;
         own(&state, &data).await;
+        for volume in state.volumes.values() {
+            if let Some(filling) = volume.filling() {
+                filling.count(volume).await;
+            }
+        }
         tracing::info!(
             partition = id.0,
             checkpoint_lsn = found.start_lsn,
@@ -168,8 +173,9 @@ fn restore(
             return state.is_removed(*id);
         };
         let inside = *index < volume.bytes().div_ceil(CLUSTER);
-        let there = pieces.iter().all(|piece| piece.cluster < space.count());
-        (inside || pieces.is_empty()) && there
+        let mut data = pieces.iter().filter(|piece| piece.has_data());
+        let there = data.clone().all(|piece| piece.cluster < space.count());
+        (inside || data.next().is_none()) && there
     };
     if !slots.iter().all(fits) {
         return Ok(Err(OTHER_VOLUMES));

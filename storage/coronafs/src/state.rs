@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use crate::image::VolumeImage;
 use crate::map::{CLUSTER, Tree};
 use crate::record::Change;
 use crate::types::{KeyId, Limits, SnapshotId, SnapshotInfo, VolumeId};
@@ -20,6 +21,7 @@ pub(crate) struct Meta {
     pub(crate) generation: u64,
     pub(crate) limits: Limits,
     pub(crate) key: Option<KeyId>,
+    pub(crate) image: Option<VolumeImage>,
 }
 
 /// A volume's state as it was.
@@ -131,9 +133,10 @@ impl State {
                 owner,
                 name,
                 key,
+                image,
             } => {
                 let mut meta = new_meta(owner, name, bytes, created_ms);
-                meta.key = key;
+                (meta.key, meta.image) = (key, image);
                 self.add_volume(id, meta, Frozen::default());
             }
             Change::Clone {
@@ -202,8 +205,9 @@ impl State {
                 let bytes = volume.bytes();
                 let mut tree = volume.tree.borrow_mut();
                 for (index, pieces) in slots {
-                    // A slot behind a new end may still be said to be empty.
-                    if index >= bytes.div_ceil(CLUSTER) && !pieces.is_empty() {
+                    // A slot behind a new end may still be said to have no data.
+                    let has_data = pieces.iter().any(|piece| piece.has_data());
+                    if index >= bytes.div_ceil(CLUSTER) && has_data {
                         return Err("a cluster past the volume's end");
                     }
                     tree.set(index, &pieces, |_| {});
@@ -226,6 +230,9 @@ impl State {
             Change::Limit { volume, limits } => {
                 self.volume(volume)?.set_limits(limits);
             }
+            // As of a map: a fill may end behind a removal.
+            Change::Image { volume, .. } if self.is_removed(volume) => {}
+            Change::Image { volume, change } => self.volume(volume)?.apply_image(change),
             _ => unreachable!("applied by the caller"),
         }
         Ok(())
@@ -242,5 +249,6 @@ fn new_meta(owner: String, name: String, bytes: u64, created_ms: u64) -> Meta {
         generation: 0,
         limits: Limits::default(),
         key: None,
+        image: None,
     }
 }

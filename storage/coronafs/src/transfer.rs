@@ -84,6 +84,14 @@ impl Attachment {
         if into.is_empty() {
             return Ok(());
         }
+        if let Some(filling) = self.volume.filling() {
+            return self.read_filling(&filling, offset, &into).await;
+        }
+        self.read_known(offset, into).await
+    }
+
+    /// Reads a range that needs no image, or no more.
+    pub(crate) async fn read_known(&self, offset: u64, into: GuestList) -> Result<(), VolumeError> {
         let using = self.inner.data.using();
         let run = self.volume.run_at(offset, into.len());
         let outcome = if run.bytes == into.len() {
@@ -122,6 +130,7 @@ impl Attachment {
         offset: u64,
         from: GuestList,
     ) -> Result<(), VolumeError> {
+        self.before_change(offset, from.len()).await?;
         let mut at = 0;
         while from.len() - at > WRITE_BYTES_MAX {
             // Ends of parts are ends of clusters.
@@ -252,7 +261,8 @@ impl Attachment {
     async fn gather(&self, room: &Room<'_>, span: Span, own: Piece) -> Result<Piece, VolumeError> {
         let (data, volume) = (&self.inner.data, &self.volume);
         let pieces = volume.tree.borrow().slot(span.index);
-        let others = pieces.iter().filter(|piece| piece.cluster != own.cluster);
+        let others = pieces.iter().filter(|piece| piece.has_data());
+        let others = others.filter(|piece| piece.cluster != own.cluster);
         if others.clone().count() < self.inner.config.pieces_max {
             return Ok(own);
         }
@@ -354,14 +364,14 @@ impl Attachment {
         let first = offset.next_multiple_of(BLOCK);
         let end = (offset + len) / BLOCK * BLOCK;
         let mut next = first / CLUSTER;
+        self.before_change(first, 0).await?;
         while first < end && next * CLUSTER < end {
             self.make_room(For::Freeing).await?;
             let room = self.inner.room(UNMAP_SLOTS, For::Freeing).await?;
             let pass = self.volume.gate.pass().await;
             self.check_live()?;
             for _ in 0..UNMAP_SLOTS {
-                let mapped = self.volume.tree.borrow().next_mapped(next);
-                next = mapped.unwrap_or(u64::MAX / CLUSTER);
+                next = self.volume.next_to_unmap(next);
                 if next * CLUSTER >= end {
                     break;
                 }
@@ -383,6 +393,8 @@ impl Attachment {
 
     /// Makes a range read as zeros.
     pub(crate) async fn zero_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+        // All of it before anything is changed: it may fail.
+        self.before_change(offset, len).await?;
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
         if first > last {

@@ -1,6 +1,7 @@
 //! What callers see of volumes and snapshots.
 
 use crate::error::VolumeError;
+use crate::image::ImageState;
 
 /// A volume's number, never used again. Its upper 16 bits are its partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +86,8 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// Its snapshots.
     pub snapshots: usize,
+    /// The image that it was made from, when it was.
+    pub image: Option<ImageState>,
 }
 
 /// What a partition that was opened has of its life before.

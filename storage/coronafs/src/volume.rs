@@ -15,7 +15,8 @@ use shards::block::Extent;
 
 use crate::error::VolumeError;
 use crate::gate::{Gate, SlotLocks};
-use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, slot_of};
+use crate::image::Filling;
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, ZEROS, slot_of};
 use crate::partition::{Claim, For};
 use crate::record::{self, MAP_BYTES};
 use crate::space::{Layer, Space};
@@ -58,13 +59,15 @@ pub(crate) struct Volume {
     pub(crate) throttle: RefCell<Throttle>,
     /// Its size or its holders have changed.
     pub(crate) changed: Notify,
+    /// While it needs its image.
+    pub(crate) filling: RefCell<Option<Rc<Filling>>>,
 }
 
 /// What a commit makes durable.
 #[derive(Default)]
 struct Captured {
     records: Vec<Vec<u8>>,
-    /// Whether all slots in them are empty.
+    /// Whether no slot in them has data.
     empty: bool,
     dirty: BTreeSet<u64>,
     ended: Vec<u32>,
@@ -88,6 +91,7 @@ pub(crate) struct Run {
 impl Volume {
     pub(crate) fn new(id: VolumeId, meta: Meta, map: Frozen) -> Volume {
         let throttle = Throttle::new(meta.limits);
+        let filling = meta.image.as_ref().and_then(|image| image.filling());
         Volume {
             id,
             meta: RefCell::new(meta),
@@ -104,6 +108,7 @@ impl Volume {
             holders: RefCell::default(),
             throttle: RefCell::new(throttle),
             changed: Notify::default(),
+            filling: RefCell::new(filling),
         }
     }
 
@@ -180,6 +185,9 @@ impl Volume {
     /// What has data from `offset` on, up to `bytes` further or `extents` extents, and not much more of
     /// the map is looked at.
     pub(crate) fn extents_at(&self, offset: u64, bytes: u64, extents: usize) -> Vec<Extent> {
+        if let Some(filling) = self.filling() {
+            return filling.extents_at(self, offset, bytes, extents);
+        }
         let tree = self.tree.borrow();
         let end = offset + bytes;
         let mut found: Vec<Extent> = Vec::new();
@@ -223,7 +231,7 @@ impl Volume {
     pub(crate) fn own_piece(&self, space: &Space, index: u64) -> Option<Piece> {
         let tree = self.tree.borrow();
         let first = tree.leaf(index)?.first(slot_of(index));
-        let owned = first.mask != 0 && space.owns(self.layer.get(), first.cluster);
+        let owned = first.has_data() && space.owns(self.layer.get(), first.cluster);
         owned.then_some(first)
     }
 
@@ -238,7 +246,7 @@ impl Volume {
         let before = index.checked_sub(1)?;
         let tree = self.tree.borrow();
         let piece = tree.leaf(before)?.first(slot_of(before));
-        (piece.mask != 0).then_some(piece.cluster)
+        piece.has_data().then_some(piece.cluster)
     }
 
     /// Blocks of a slot now lie in `cluster`, which the volume's layer owns. The caller holds the
@@ -270,10 +278,39 @@ impl Volume {
 
     /// Blocks of a slot now read as zeros. The caller holds the slot's lock.
     pub(crate) fn unmap_blocks(&self, space: &mut Space, room: &Room<'_>, index: u64, blocks: u16) {
+        let of_image = self
+            .filling
+            .borrow()
+            .as_ref()
+            .map_or(0, |filling| filling.mask(index));
         self.change_slot(space, room, index, |pieces| {
             for piece in pieces.iter_mut() {
                 piece.mask &= !blocks;
             }
+            add_zeros(pieces, blocks & of_image);
+        });
+    }
+
+    /// Blocks of a slot that had no pieces have these from now on. The caller holds the slot's lock.
+    pub(crate) fn fill_blocks(
+        &self,
+        space: &mut Space,
+        room: &Room<'_>,
+        index: u64,
+        data: Option<Piece>,
+        zeros: u16,
+    ) {
+        self.change_slot(space, room, index, |pieces| {
+            if let Some(data) = data {
+                match pieces
+                    .iter_mut()
+                    .find(|piece| piece.cluster == data.cluster)
+                {
+                    Some(own) => own.mask |= data.mask,
+                    None => pieces.insert(0, data),
+                }
+            }
+            add_zeros(pieces, zeros);
         });
     }
 
@@ -289,6 +326,7 @@ impl Volume {
         change(&mut new);
         // The references of pieces that are gone end with the next commit.
         let gone = new.extract_if(.., |piece| piece.mask == 0);
+        let gone = gone.filter(|piece| piece.cluster != ZEROS);
         self.ended
             .borrow_mut()
             .extend(gone.map(|piece| piece.cluster));
@@ -313,8 +351,9 @@ impl Volume {
         if new == old {
             return Ok(());
         }
+        // What has no data refers to nothing.
         let is_in = |piece: &Piece, pieces: &[Piece]| {
-            pieces.iter().any(|other| other.cluster == piece.cluster)
+            !piece.has_data() || pieces.iter().any(|other| other.cluster == piece.cluster)
         };
         for piece in new.iter().filter(|piece| !is_in(piece, &old)) {
             space.claim(piece.cluster)?;
@@ -331,11 +370,17 @@ impl Volume {
     fn set_slot(&self, space: &mut Space, index: u64, old: &[Piece], new: &[Piece]) {
         let mut tree = self.tree.borrow_mut();
         tree.set(index, new, |cluster| space.refer(cluster));
-        let blocks = |pieces: &[Piece]| pieces.iter().map(|p| u64::from(p.mask.count_ones())).sum();
+        let blocks = |pieces: &[Piece]| {
+            let data = pieces.iter().filter(|piece| piece.has_data());
+            data.map(|piece| u64::from(piece.mask.count_ones())).sum()
+        };
         let (before, after): (u64, u64) = (blocks(old), blocks(new));
         self.mapped_blocks
             .set(self.mapped_blocks.get() + after - before);
         self.dirty.borrow_mut().insert(index);
+        if let Some(filling) = &*self.filling.borrow() {
+            filling.note(index, old, new);
+        }
     }
 
     /// A write, discard or zeroing has completed.
@@ -361,7 +406,7 @@ impl Volume {
         let (mut count, mut empty) = (0, true);
         for index in &dirty {
             let pieces = tree.slot(*index);
-            empty &= pieces.is_empty();
+            empty &= !pieces.iter().any(|piece| piece.has_data());
             record::put_slot(&mut out, *index, &pieces);
             count += 1;
             if out.bytes.len() >= MAP_BYTES {
@@ -431,6 +476,20 @@ impl Drop for Capture<'_> {
     }
 }
 
+/// Blocks that no piece has are known to be zeros.
+fn add_zeros(pieces: &mut Vec<Piece>, blocks: u16) {
+    if blocks == 0 {
+        return;
+    }
+    match pieces.last_mut().filter(|piece| piece.cluster == ZEROS) {
+        Some(zeros) => zeros.mask |= blocks,
+        None => pieces.push(Piece {
+            cluster: ZEROS,
+            mask: blocks,
+        }),
+    }
+}
+
 /// The run at an offset, up to the end of its cluster at most.
 fn run_in_cluster(tree: &Tree, offset: u64) -> Run {
     let (index, within) = (offset / CLUSTER, offset % CLUSTER);
@@ -439,6 +498,7 @@ fn run_in_cluster(tree: &Tree, offset: u64) -> Run {
     let leaf = tree.leaf(index);
     let piece = leaf.and_then(|leaf| leaf.piece_of(slot, block));
     let (mask, place) = match (piece, leaf) {
+        (Some(piece), _) if piece.cluster == ZEROS => (piece.mask, None),
         (Some(piece), _) => (
             piece.mask,
             Some(u64::from(piece.cluster) * CLUSTER + within),

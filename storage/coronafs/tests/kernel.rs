@@ -4,10 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use std::os::fd::AsFd;
+use std::rc::Rc;
 
 use coronafs::*;
 use engine::fs::{File, OpenOptions};
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
+use futures_util::future::LocalBoxFuture;
+use sha2::{Digest, Sha256};
 use shards::block::BlockDevice;
 use shards::placement::PartitionId;
 
@@ -104,6 +107,92 @@ async fn work(root: &std::path::Path, encrypted: bool) {
     store.close().await.unwrap();
 }
 
+/// An image in memory.
+struct Memory(Rc<Vec<u8>>);
+
+impl ImageResolver for Memory {
+    fn resolve<'a>(
+        &'a self,
+        identity: &'a str,
+    ) -> LocalBoxFuture<'a, Result<Rc<dyn ImageSource>, ImageError>> {
+        assert_eq!(identity, "image");
+        let source: Rc<dyn ImageSource> = Rc::new(Memory(Rc::clone(&self.0)));
+        Box::pin(async move { Ok(source) })
+    }
+}
+
+impl ImageSource for Memory {
+    fn bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at<'a>(
+        &'a self,
+        offset: u64,
+        into: &'a mut [u8],
+    ) -> LocalBoxFuture<'a, Result<(), ImageError>> {
+        let from = offset as usize;
+        into.copy_from_slice(&self.0[from..from + into.len()]);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// A volume from an image is read and written while it is filled, and holds both afterwards.
+async fn from_image(root: &std::path::Path) {
+    let config = VolumeConfig {
+        master_key: Some(MasterKey::new([3; 32])),
+        image_chunk_bytes: 256 << 10,
+        image_bytes_per_s: 0,
+        ..VolumeConfig::default()
+    };
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    for (partition, encrypted) in [(PartitionId(5), false), (PartitionId(6), true)] {
+        let store = Partition::open(root, partition, &config).await.unwrap();
+        let mut model = pattern(3);
+        let of_image = model.len() - 70_001;
+        let bytes = model[..of_image].to_vec();
+        let image = ImageRef {
+            identity: "image".into(),
+            bytes: of_image as u64,
+            digest: Some(ImageDigest(Sha256::digest(&bytes).into())),
+        };
+        model[of_image..].fill(0);
+        store.set_image_resolver(Rc::new(Memory(Rc::new(bytes))));
+        let new = NewVolume {
+            owner: "me".into(),
+            name: "disk".into(),
+            bytes: LEN as u64,
+            encrypted,
+        };
+        let id = store.create_from_image(new, image).await.unwrap().id;
+        let device = store.attach(id, writer).await.unwrap();
+        let mem = GuestMem::anonymous(LEN).unwrap();
+        mem.copy_in(0, &pattern(4)).unwrap();
+        for (start, end) in [(512, 70_144), (1 << 20, (1 << 20) + 4_096)] {
+            let part = list(&mem, start, end - start);
+            device.write(start as u64, part, false).await.unwrap();
+            model[start..end].copy_from_slice(&pattern(4)[start..end]);
+        }
+        device.discard(2 << 20, 64 << 10).await.unwrap();
+        model[2 << 20..(2 << 20) + (64 << 10)].fill(0);
+        assert!(content(&device).await == model);
+        let state = store.flatten(id).await.unwrap().image.unwrap();
+        assert_eq!((state.phase, state.verified), (ImagePhase::Filled, true));
+        assert!(content(&device).await == model);
+        drop(device);
+        store.close().await.unwrap();
+        drop(store);
+        let store = Partition::open(root, partition, &config).await.unwrap();
+        let device = store.attach(id, writer).await.unwrap();
+        assert!(content(&device).await == model);
+        drop(device);
+        store.close().await.unwrap();
+    }
+}
+
 /// A guest that takes its memory away fails alone, with what it asked for.
 async fn hostile(root: &std::path::Path) {
     let config = VolumeConfig::default();
@@ -193,6 +282,7 @@ fn volumes_work_on_the_real_kernel() {
         Box::pin(async move {
             work(&root, false).await;
             work(&root, true).await;
+            from_image(&root).await;
             hostile(&root).await;
             cut_short(&root).await;
         })

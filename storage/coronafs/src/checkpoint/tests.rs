@@ -1,7 +1,9 @@
 //! Checkpoints as they are written and read.
 
 use super::*;
-use crate::map::Piece;
+use crate::image::digest::Running;
+use crate::image::{Ending, ImageDigest, ImageRef, VolumeImage};
+use crate::map::{Piece, ZEROS};
 use crate::types::{KeyId, Limits};
 
 fn frames_of(image: &Image) -> Vec<Vec<u8>> {
@@ -42,6 +44,7 @@ fn meta(name: &str) -> Meta {
             burst_ms: 3,
         },
         key: Some(KeyId(3)),
+        image: None,
     }
 }
 
@@ -83,6 +86,37 @@ fn image() -> Image {
         .volumes
         .push((VolumeId(2), meta("two"), Tree::default()));
     image.volumes.push((VolumeId(3), meta("three"), emptied));
+    for (number, ending) in [
+        None,
+        Some(Ending::Filled { verified: true }),
+        Some(Ending::Failed("why".into())),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut filled = VolumeImage::new(
+            ImageRef {
+                identity: format!("image{number}"),
+                bytes: 1 << 30,
+                digest: (number != 1).then_some(ImageDigest([9; 32])),
+            },
+            1 << 20,
+        );
+        filled.set_hashed(Running::new(5, [7; 8]));
+        if ending.is_none() {
+            // More than a frame of these tests holds.
+            (0..40).for_each(|chunk| filled.set_fetched(chunk, [chunk as u8; 32]));
+            assert_eq!(filled.fetched.len(), 35);
+        }
+        filled.ending = ending;
+        let mut meta = meta(&format!("image{number}"));
+        meta.image = Some(filled);
+        let mut tree = Tree::default();
+        tree.set(3, &[piece(8, 3), piece(ZEROS, 0xf0)], |_| {});
+        tree.set(9, &[piece(ZEROS, 1)], |_| {});
+        let id = VolumeId(4 + number as u64);
+        image.volumes.push((id, meta, tree));
+    }
     image
 }
 
@@ -98,7 +132,7 @@ fn what_was_written_is_read_and_shared_as_before() {
     for (id, meta, tree) in &image.volumes {
         let volume = &loaded.state.volumes[id];
         assert_eq!(*volume.meta.borrow(), *meta);
-        for index in [0, 1, 2, 63, 64, 70, 5_000, 1 << 23] {
+        for index in [0, 1, 2, 3, 9, 63, 64, 70, 5_000, 1 << 23] {
             assert_eq!(volume.tree.borrow().slot(index), tree.slot(index));
         }
     }
@@ -116,7 +150,55 @@ fn what_was_written_is_read_and_shared_as_before() {
     );
     // Each leaf once: four of the first state, and one more for each later state.
     let leaves = frames_of(&image).concat().len();
-    assert!(leaves < 2_500, "{leaves} bytes");
+    assert!(leaves < 5_500, "{leaves} bytes");
+}
+
+/// Two slots of a leaf, its parent, and a volume and a snapshot that share them.
+#[test]
+fn the_bytes_of_format_two_are_read() {
+    let items = concat!(
+        "0102000204000000ff000700000000ff06010500000001",
+        "00",
+        "03",
+        "0100000000000000",
+        "0000000000010000",
+        "0c00000000000000",
+        "0400000000000000",
+        "0900000000000000",
+        "0100000000000000",
+        "0200000000000000",
+        "03000000",
+        "020000006d65",
+        "030000006f6e65",
+        "0300000000000000",
+        "01000000",
+        "04",
+        "0a00000000000000",
+        "0100000000000000",
+        "0000000000010000",
+        "0500000000000000",
+        "0100000073",
+        "0300000000000000",
+        "01000000",
+    );
+    let mut head = head_payload(3, 77, 40);
+    for (format, is_read) in [(1, false), (2, true), (3, true), (4, false)] {
+        head[0] = format;
+        let frames = [
+            FRAMES.frame(HEAD, 0, &head),
+            FRAMES.frame(ITEMS, 1, &hex::decode(items).unwrap()),
+            FRAMES.frame(END, 2, &3_u64.to_le_bytes()),
+        ];
+        let loaded = load(&frames);
+        assert_eq!(loaded.is_some(), is_read, "format {format}");
+        let Some(loaded) = loaded else { continue };
+        let volume = &loaded.state.volumes[&VolumeId(1)];
+        assert_eq!(*volume.meta.borrow(), meta("one"));
+        assert_eq!(volume.tree.borrow().slot(0).len(), 2);
+        let snapshot = &loaded.state.snapshots[&SnapshotId(10)];
+        assert_eq!((snapshot.name.as_str(), snapshot.created_ms), ("s", 5));
+        assert_eq!(snapshot.frozen.tree.slot(6).len(), 1);
+    }
 }
 
 #[test]

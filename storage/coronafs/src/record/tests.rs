@@ -1,6 +1,8 @@
 //! Records as they are written and read.
 
 use super::*;
+use crate::image::digest::Running;
+use crate::image::{Ending, ImageDigest, ImageRef};
 
 fn all() -> Vec<Change> {
     let (id, volume) = (VolumeId(0x1_0000_0000_0007), VolumeId(9));
@@ -25,6 +27,7 @@ fn all() -> Vec<Change> {
             owner: "me".into(),
             name: name.clone(),
             key: Some(KeyId(9)),
+            image: None,
         },
         Change::Delete { id },
         Change::Map { volume, slots },
@@ -53,7 +56,39 @@ fn all() -> Vec<Change> {
             generation: 3,
         },
         Change::Limit { volume, limits },
+        Change::Create {
+            id,
+            bytes: 1 << 30,
+            created_ms: 7,
+            owner: "me".into(),
+            name: "image".into(),
+            key: None,
+            image: Some(VolumeImage::new(image(), 1 << 20)),
+        },
+        Change::Image {
+            volume,
+            change: ImageChange::Fetched {
+                chunk: 4,
+                hash: [6; 32],
+            },
+        },
+        Change::Image {
+            volume,
+            change: ImageChange::Hashed(Running::new(9, [1, 2, 3, 4, 5, 6, 7, 8])),
+        },
+        Change::Image {
+            volume,
+            change: ImageChange::Ended(Ending::Failed("why".into())),
+        },
     ]
+}
+
+fn image() -> ImageRef {
+    ImageRef {
+        identity: "bucket/key".into(),
+        bytes: 12_345,
+        digest: Some(ImageDigest([5; 32])),
+    }
 }
 
 #[test]
@@ -74,10 +109,10 @@ fn records_are_read_as_they_were_written_and_no_other_length_is() {
 }
 
 #[test]
-fn a_map_record_has_the_bytes_of_version_two() {
+fn a_map_record_has_the_bytes_of_version_three_and_two_is_read() {
     let change = all().remove(2);
     let bytes = concat!(
-        "02",
+        "03",
         "0900000000000000",
         "03000000",
         "000000000000000001",
@@ -88,6 +123,66 @@ fn a_map_record_has_the_bytes_of_version_two() {
         "07000000f000",
     );
     assert_eq!(hex::encode(change.encode().1), bytes);
+    let mut older = hex::decode(bytes).unwrap();
+    for (version, is_read) in [(1, false), (2, true), (4, false)] {
+        older[0] = version;
+        assert_eq!(Change::decode(MAP, &older).is_ok(), is_read);
+    }
+    let created = concat!(
+        "02",
+        "0700000000000100",
+        "0000004000000000",
+        "0068e5cf8b010000",
+        "020000006d65",
+        "040000006e616d65",
+        "0900000000000000",
+    );
+    let created = Change::decode(1, &hex::decode(created).unwrap());
+    assert_eq!(created, Ok(all().remove(0)));
+}
+
+#[test]
+fn an_image_record_has_the_bytes_of_version_three() {
+    let bytes = concat!(
+        "03",
+        "0700000000000100",
+        "0000004000000000",
+        "0700000000000000",
+        "020000006d65",
+        "05000000696d616765",
+        "0000000000000000",
+        "3930000000000000",
+        "0a0000006275636b65742f6b6579",
+        "00001000",
+        "01",
+        "0505050505050505050505050505050505050505050505050505050505050505",
+    );
+    assert_eq!(hex::encode(all().remove(11).encode().1), bytes);
+    let refused = |change: &dyn Fn(&mut VolumeImage)| {
+        let mut image = VolumeImage::new(image(), 1 << 20);
+        change(&mut image);
+        let Change::Create { id, owner, .. } = all().remove(11) else {
+            panic!("the record of a volume from an image")
+        };
+        let change = Change::Create {
+            id,
+            bytes: 1 << 30,
+            created_ms: 0,
+            name: owner.clone(),
+            owner,
+            key: None,
+            image: Some(image),
+        };
+        let (kind, payload) = change.encode();
+        Change::decode(kind, &payload).is_err()
+    };
+    assert!(!refused(&|_| ()));
+    assert!(refused(&|image| image.chunk_bytes = 0));
+    assert!(refused(&|image| image.chunk_bytes = 4096));
+    assert!(refused(&|image| image.chunk_bytes = 32 << 20));
+    assert!(refused(&|image| image.image.bytes = 0));
+    assert!(refused(&|image| image.image.identity.clear()));
+    assert!(refused(&|image| image.image.identity = "a".repeat(1025)));
 }
 
 #[test]
@@ -106,4 +201,6 @@ fn pieces_that_overlap_or_are_empty_are_refused() {
     assert!(decode(&[(1, 3), (2, 2)]).is_err());
     assert!(decode(&[(1, 0)]).is_err());
     assert!(decode(&[(1, 1); 17]).is_err());
+    assert!(decode(&[(1, 1), (ZEROS, 2)]).is_ok());
+    assert!(decode(&[(ZEROS, 2), (1, 1)]).is_err());
 }

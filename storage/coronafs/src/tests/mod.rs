@@ -5,6 +5,7 @@ mod basic;
 mod encryption;
 mod extents;
 mod faults;
+mod image;
 mod killed;
 mod model;
 mod sharing;
@@ -194,6 +195,7 @@ async fn audit(store: &Partition) {
         assert!(!volume.has_ended());
         let blocks: u64 = (0..volume.bytes().div_ceil(64 * KIB))
             .flat_map(|index| tree.slot(index))
+            .filter(|piece| piece.has_data())
             .map(|piece| u64::from(piece.mask.count_ones()))
             .sum();
         assert_eq!(volume.mapped_blocks.get(), blocks);

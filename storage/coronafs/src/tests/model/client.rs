@@ -52,6 +52,12 @@ pub(super) async fn run(world: Shared, mut rng: Rng, client: u64) {
     }
 }
 
+/// The source of an image fails now and then; nothing else does.
+async fn wait_for_source(error: &BlockError) {
+    assert!(error.to_string().contains("nobody is there"), "{error}");
+    engine::sleep(Duration::from_micros(100)).await;
+}
+
 async fn flush(world: &World, id: VolumeId, device: &Attachment) {
     let began = world.tick();
     device.flush().await.unwrap();
@@ -60,9 +66,12 @@ async fn flush(world: &World, id: VolumeId, device: &Attachment) {
 
 async fn look(world: &World, id: VolumeId, device: &Attachment, what: Option<(usize, usize)>) {
     let Some((first, count)) = what else { return };
-    let bytes = read(device, (first * SECTOR) as u64, count * SECTOR)
-        .await
-        .unwrap();
+    let bytes = loop {
+        match read(device, (first * SECTOR) as u64, count * SECTOR).await {
+            Ok(bytes) => break bytes,
+            Err(error) => wait_for_source(&error).await,
+        }
+    };
     let seen = stamps(&bytes);
     world.with(id, |known| {
         let wanted: Vec<_> = (first..first + count).map(|s| known.image.now(s)).collect();
@@ -94,16 +103,21 @@ async fn change(
     let stamp = if choice <= 5 { 0 } else { began };
     world.with(id, |known| known.image.begin(from, count, stamp, began));
     let durable = choice == 6;
-    match choice {
-        4 => device.discard(offset, len).await,
-        5 => device.write_zeroes(offset, len, true, false).await,
-        _ => {
-            let skew = if choice == 7 { 72 } else { 0 };
-            let list = list_of(&sectors(stamp, count), skew);
-            device.write(offset, list, durable).await
+    loop {
+        let done = match choice {
+            4 => device.discard(offset, len).await,
+            5 => device.write_zeroes(offset, len, true, false).await,
+            _ => {
+                let skew = if choice == 7 { 72 } else { 0 };
+                let list = list_of(&sectors(stamp, count), skew);
+                device.write(offset, list, durable).await
+            }
+        };
+        match done {
+            Ok(()) => break,
+            Err(error) => wait_for_source(&error).await,
         }
     }
-    .unwrap();
     let ended = world.tick();
     world.with(id, |known| {
         known.image.end(from, count, ended);

@@ -23,6 +23,7 @@ pub(super) async fn run(store: Partition, world: Shared, mut rng: Rng) {
         };
         match rng.below(12) {
             0 if volumes < VOLUMES_MAX => create(&store, &world, &mut rng).await,
+            9 if volumes < VOLUMES_MAX => from_image(&store, &world, &mut rng).await,
             1 | 2 if volumes < VOLUMES_MAX => {
                 if let Some(id) = snapshot(&mut rng) {
                     clone(&store, &world, id).await;
@@ -53,8 +54,13 @@ pub(super) async fn run(store: Partition, world: Shared, mut rng: Rng) {
             _ if snapshots < SNAPSHOTS_MAX => {
                 if let Some(id) = volume(&mut rng) {
                     let taken = take_snapshot(&store, &world, id).await;
-                    if rng.below(2) == 0 {
-                        pin(&store, &world, taken).await;
+                    match taken {
+                        Some(taken) if rng.below(2) == 0 => {
+                            pin(&store, &world, taken).await;
+                        }
+                        // It fails as the source does, or not.
+                        None if rng.below(2) == 0 => drop(store.flatten(id).await),
+                        _ => {}
                     }
                 }
             }
@@ -102,6 +108,34 @@ async fn create(store: &Partition, world: &World, rng: &mut Rng) {
     };
     let made = store.create(new).await.unwrap();
     add(store, world, made, may).await;
+}
+
+/// A volume from an image that ends somewhere inside of it, not with a block.
+async fn from_image(store: &Partition, world: &World, rng: &mut Rng) {
+    let number = world.tick();
+    let name = format!("i{number}");
+    let clusters = 1 + rng.below(12);
+    let bytes = clusters * 64 * KIB - rng.below(3) * 4096;
+    let of_image = 1 + rng.below(bytes / 512) as usize;
+    let mut image = world.images.put(&name, image_content(number, of_image));
+    if rng.below(3) == 0 {
+        image.digest = None;
+    }
+    let mut may: Vec<_> = (0..of_image)
+        .map(|sector| vec![stamp_of(number, sector)])
+        .collect();
+    may.resize((bytes / 512) as usize, vec![0]);
+    world.model.borrow_mut().pending.create = Some((name.clone(), may.clone()));
+    let new = NewVolume {
+        encrypted: rng.below(2) == 0,
+        ..new_volume(&name, bytes)
+    };
+    match store.create_from_image(new, image).await {
+        Ok(made) => add(store, world, made, may).await,
+        // The source was not found.
+        Err(VolumeError::Image(_)) => world.model.borrow_mut().pending.create = None,
+        Err(error) => panic!("seed {}: {error}", world.seed),
+    }
 }
 
 /// Reads a snapshot: from now on it is known what it holds.
@@ -179,7 +213,8 @@ async fn delete_snapshot(store: &Partition, world: &World, id: SnapshotId) {
     model.pending.delete_snapshot = None;
 }
 
-async fn take_snapshot(store: &Partition, world: &World, of: VolumeId) -> SnapshotId {
+/// `None` for a volume that still needs its image.
+async fn take_snapshot(store: &Partition, world: &World, of: VolumeId) -> Option<SnapshotId> {
     let asked = world.tick();
     let name = format!("s{asked}");
     let may = world.with(of, |known| known.image.snapshot(asked)).unwrap();
@@ -190,7 +225,13 @@ async fn take_snapshot(store: &Partition, world: &World, of: VolumeId) -> Snapsh
         asked,
         may,
     });
-    let taken = store.snapshot(of, name.clone()).await.unwrap();
+    let taken = store.snapshot(of, name.clone()).await;
+    if taken == Err(VolumeError::Filling) {
+        let mut model = world.model.borrow_mut();
+        model.snapshots.retain(|taken| taken.name != name);
+        return None;
+    }
+    let taken = taken.unwrap();
     let mut model = world.model.borrow_mut();
     let Model {
         volumes, snapshots, ..
@@ -203,7 +244,7 @@ async fn take_snapshot(store: &Partition, world: &World, of: VolumeId) -> Snapsh
     found.id = Some(taken.id);
     // What began before it returned may be in it, what begins now not.
     known.image.add_to(&mut found.may, asked);
-    taken.id
+    Some(taken.id)
 }
 
 async fn resize(store: &Partition, world: &World, rng: &mut Rng, id: VolumeId) {
@@ -216,7 +257,7 @@ async fn resize(store: &Partition, world: &World, rng: &mut Rng, id: VolumeId) {
         Ok(_) => {
             world.with(id, |known| known.image.resize(count));
         }
-        Err(VolumeError::InUse(_)) => {}
+        Err(VolumeError::InUse(_) | VolumeError::Filling) => {}
         Err(error) => panic!("seed {}: {error}", world.seed),
     }
     world.model.borrow_mut().pending.resize = None;

@@ -127,6 +127,7 @@ fn whole(
     let acknowledged = etcdctl.drive(show)?;
     let mut volumes = Volumes::new(&programs.cli, &spec, &tools.vm())?;
     volumes.boot(show)?;
+    volumes.boot_from_image(&toolbox, show)?;
 
     show.step(
         "kill -9 while 8 connections put objects and the guest writes",

@@ -134,7 +134,12 @@ impl BucketService {
         Ok(v1::DeleteBucketResponse {})
     }
 
-    async fn on_shard<R, F, Fut>(&self, caller: &Caller, f: F) -> Result<R, Failure<BucketError>>
+    /// Runs a call on a shard as the caller's.
+    pub(crate) async fn on_shard<R, F, Fut>(
+        &self,
+        caller: &Caller,
+        f: F,
+    ) -> Result<R, Failure<BucketError>>
     where
         R: Send + 'static,
         F: FnOnce(Buckets) -> Fut + Send + 'static,
@@ -195,7 +200,7 @@ fn shown(bucket: Bucket) -> v1::Bucket {
 }
 
 /// What the user is told of a failure, of the bucket with this name.
-fn told(failure: Failure<BucketError>, name: &str) -> ApiError {
+pub(crate) fn told(failure: Failure<BucketError>, name: &str) -> ApiError {
     failure.into_api_error(|error| {
         let error = match error {
             BucketError::Store(error) => return of_store(&error, name),

@@ -19,6 +19,7 @@ use volumes::{VolumeNode, VolumeService};
 use crate::buckets::BucketService;
 use crate::config::{Config, Role};
 use crate::credentials::{self, RootCredentials};
+use crate::images::{self, ObjectImages};
 use crate::node::{announce, drain_begins};
 use crate::state::{NodePhase, NodeState, Running};
 
@@ -140,6 +141,7 @@ async fn start(
     state: &NodeState,
 ) -> Result<()> {
     let mut users = None;
+    let mut catalog = None;
     if let Some(root) = root {
         let mut node_config = config.lightningstor(root)?;
         keep_below_open_files(&mut node_config, config.shards)?;
@@ -148,12 +150,18 @@ async fn start(
         let node = Arc::new(node.context("cannot serve LightningStor")?);
         state.set_lightningstor(Arc::clone(&node));
         let buckets = node.buckets().clone();
-        state.set_buckets(BucketService::new(bridge.clone(), buckets, known));
+        let buckets = BucketService::new(bridge.clone(), buckets, known);
+        catalog = Some(images::catalog(ObjectImages::new(
+            buckets.clone(),
+            node.images().clone(),
+        )));
+        state.set_buckets(buckets);
     } else {
         engine::raise_open_files().context("cannot raise the limit of open files")?;
     }
     if config.roles.contains(&Role::CoronaFs) {
-        let node_config = config.coronafs.node(&config.data_dir, config.shards)?;
+        let mut node_config = config.coronafs.node(&config.data_dir, config.shards)?;
+        node_config.images = catalog;
         let node = VolumeNode::start(engine, node_config).await;
         let node = Arc::new(node.context("cannot serve CoronaFS")?);
         state.set_coronafs(Arc::clone(&node));

@@ -14,6 +14,7 @@ mod buckets;
 mod config;
 mod credentials;
 mod data_path;
+mod images;
 mod lock;
 mod node;
 mod state;

@@ -1,6 +1,7 @@
 //! `ultractl volume`: CoronaFS's volumes, over a node's API.
 
 mod attachment;
+mod flatten;
 mod image;
 mod snapshot;
 
@@ -37,13 +38,20 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes an empty volume.
+    /// Makes a volume: empty, or one that holds an image, at once.
     Create {
         /// Its name.
         name: String,
-        /// Its size, as 10GiB; a multiple of 4 KiB.
-        #[arg(long)]
-        size: ByteSize,
+        /// Its size, as 10GiB; a multiple of 4 KiB [default: the image's].
+        #[arg(long, required_unless_present = "image")]
+        size: Option<ByteSize>,
+        /// An object of LightningStor on the same node that it is to hold. It can be used at once, and is
+        /// filled when something is read, and in the background.
+        #[arg(long, value_name = "BUCKET/KEY")]
+        image: Option<String>,
+        /// The image's SHA-256 [default: the one kept with the object, if there is one].
+        #[arg(long, value_name = "HEX", requires = "image")]
+        image_sha256: Option<String>,
         #[command(flatten)]
         limits: Limits,
         /// Encrypts its blocks on disk, by a key of its own.
@@ -72,6 +80,11 @@ enum Command {
     },
     /// Shows a volume with its attachments.
     Stat {
+        /// Its name.
+        name: String,
+    },
+    /// Fills a volume from its image, and waits until it needs that no more.
+    Flatten {
         /// Its name.
         name: String,
     },
@@ -170,6 +183,7 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
         Command::Import(import) => image::import(&mut client, owner, import, format).await,
         Command::Export(export) => image::export(&mut client, owner, export, format).await,
         Command::Attach(attach) => attachment::attach(&mut client, owner, attach, format).await,
+        Command::Flatten { name } => flatten::run(&mut client, owner, name, format).await,
         Command::Detach { name, id } => {
             attachment::detach(&mut client, owner, name, id, format).await
         }
@@ -209,7 +223,7 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
                 from_volume: volume,
                 from_snapshot: snapshot,
                 limits: Some(limits.into()),
-                encrypted: false,
+                ..v1::CreateVolumeRequest::default()
             };
             let made = client.create_volume(request).await;
             let made = made.map_err(Failure::from)?.into_inner();
@@ -240,15 +254,19 @@ async fn change(
         Command::Create {
             name,
             size,
+            image,
+            image_sha256,
             limits,
             encrypted,
         } => {
             let request = v1::CreateVolumeRequest {
                 name,
                 owner,
-                bytes: size.as_u64(),
+                bytes: size.map_or(0, |size| size.as_u64()),
                 limits: Some(limits.into()),
                 encrypted,
+                from_image: image.unwrap_or_default(),
+                image_sha256: image_sha256.unwrap_or_default(),
                 ..v1::CreateVolumeRequest::default()
             };
             client.create_volume(request).await
@@ -349,6 +367,18 @@ fn described(volume: &v1::Volume) -> String {
         text += "  encrypted  AES-256-XTS\n";
     }
     // Writing to a String cannot fail.
+    if let Some(image) = &volume.image {
+        let (filled, total) = (size(image.filled_bytes), size(image.total_bytes));
+        let verified = if image.verified { ", verified" } else { "" };
+        let (identity, phase) = (&image.identity, &image.phase);
+        let _ = writeln!(
+            text,
+            "  image      {identity}: {phase}, {filled} of {total}{verified}"
+        );
+        if !image.error.is_empty() {
+            let _ = writeln!(text, "  image says {}", image.error);
+        }
+    }
     if !volume.origin.is_empty() {
         let _ = writeln!(text, "  made of    snapshot {}", volume.origin);
     }

@@ -69,7 +69,10 @@ fn volumes<S: HasVolumes>(api: Api<S>) -> Api<S> {
     let api = verb::<S, v1::SetVolumeLimitsRequest, _, _, _>(api, limit, run!(set_limits));
     let path = "/v1/volumes/{name}/rollback";
     let rollback = Verb::post("RollbackVolume", path, "Goes back to a snapshot");
-    verb::<S, v1::RollbackVolumeRequest, _, _, _>(api, rollback, run!(rollback))
+    let api = verb::<S, v1::RollbackVolumeRequest, _, _, _>(api, rollback, run!(rollback));
+    let path = "/v1/volumes/{name}/flatten";
+    let flatten = Verb::post("FlattenVolume", path, "Fills a volume from its image");
+    verb::<S, v1::FlattenVolumeRequest, _, _, _>(api, flatten, run!(flatten))
 }
 
 fn snapshots<S: HasVolumes>(api: Api<S>) -> Api<S> {

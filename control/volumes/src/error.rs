@@ -66,6 +66,16 @@ fn meaning(error: &VolumeError) -> (Code, &'static str, &'static str) {
             "volume-in-use",
             "choose a larger size, or discard what lies behind the new end",
         ),
+        VolumeError::Filling => (
+            Code::FailedPrecondition,
+            "volume-filling",
+            "flatten it, and wait until its image is filled",
+        ),
+        VolumeError::Image(_) => (
+            Code::FailedPrecondition,
+            "image-unusable",
+            "see that the object is there as it was, and give the digest that it has",
+        ),
         VolumeError::Fenced => (
             Code::Aborted,
             "volume-fenced",

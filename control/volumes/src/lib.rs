@@ -16,6 +16,7 @@
 mod api;
 mod attachments;
 mod error;
+mod images;
 mod metrics;
 mod node;
 mod service;
@@ -23,6 +24,7 @@ mod shard;
 
 pub use api::{HasVolumes, SERVICE, verbs};
 pub use attachments::Attached;
+pub use images::ImageCatalog;
 pub use metrics::debug;
 pub use node::{NodeConfig, NodeError, VolumeNode};
 pub use service::VolumeService;

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use control_kit::tls::ServerTls;
@@ -12,6 +13,7 @@ use shards::placement::PartitionId;
 use shards::service::LifecycleError;
 use shards::{Lifecycle, PlacementMap};
 
+use crate::images::ImageCatalog;
 use crate::metrics::{ShardMetrics, prometheus};
 use crate::shard::VolumesShard;
 
@@ -28,6 +30,8 @@ pub struct NodeConfig {
     pub volumes: VolumeConfig,
     /// What NBD's clients at an address are served with.
     pub nbd_tls: Option<ServerTls>,
+    /// Where volumes that are made from images find them.
+    pub images: Option<Arc<dyn ImageCatalog>>,
 }
 
 /// Why a node did not start or end well.
@@ -58,6 +62,7 @@ pub struct VolumeNode {
     lifecycle: Lifecycle<VolumesShard>,
     map: PlacementMap,
     root: PathBuf,
+    images: Option<Arc<dyn ImageCatalog>>,
 }
 
 impl VolumeNode {
@@ -77,6 +82,7 @@ impl VolumeNode {
         })?;
         let map = PlacementMap::spread(partitions, engine.shards() as u16);
         let root = config.root.clone();
+        let images = config.images.clone();
         let placed = map.clone();
         let lifecycle = Lifecycle::start_all(engine, move |shard| {
             VolumesShard::new(shard, config.clone(), placed.clone())
@@ -85,6 +91,7 @@ impl VolumeNode {
             lifecycle: lifecycle.await?,
             map,
             root,
+            images,
         })
     }
 
@@ -94,6 +101,10 @@ impl VolumeNode {
 
     pub(crate) fn map(&self) -> &PlacementMap {
         &self.map
+    }
+
+    pub(crate) fn images(&self) -> Option<&Arc<dyn ImageCatalog>> {
+        self.images.as_ref()
     }
 
     pub(crate) fn root(&self) -> &PathBuf {

@@ -433,6 +433,11 @@ impl Service for VolumesShard {
 
     async fn recover(self: Rc<Self>) -> Result<(), VolumeError> {
         let store = VolumeShard::open(&self.config.root, &self.config.volumes, &self.map).await?;
+        if let Some(images) = &self.config.images {
+            let resolver = images.resolver();
+            let partitions = store.partitions();
+            partitions.for_each(|one| one.set_image_resolver(Rc::clone(&resolver)));
+        }
         let fresh = self.store.set(store).is_ok();
         assert!(fresh, "a shard recovers once");
         Ok(())

@@ -19,6 +19,7 @@ use crate::setup;
 
 /// The bucket of the tree that awscli puts.
 pub const TREE: &str = "tree";
+const IMAGES: &str = "images";
 const COPY: &str = "rclone-copy";
 const PARTS: &str = "s3cmd-parts";
 const LARGE: Target = Target {
@@ -119,6 +120,16 @@ impl Toolbox {
 
     fn aws(&self, arguments: &[&str]) -> Result<String> {
         self.run(self.bin.join("aws"), arguments)
+    }
+
+    /// Puts a file into a bucket of its own, and says where it is: `BUCKET/KEY`.
+    pub fn put_image(&self, file: &Path) -> Result<String> {
+        let bucket = self.bucket(IMAGES);
+        self.aws(&["s3", "mb", &format!("s3://{bucket}")])?;
+        let name = file.file_name().and_then(|name| name.to_str());
+        let image = format!("{bucket}/{}", name.context("an image has a name")?);
+        self.aws(&["s3", "cp", text(file)?, &format!("s3://{image}")])?;
+        Ok(image)
     }
 
     fn rclone(&self, arguments: &[&str]) -> Result<String> {

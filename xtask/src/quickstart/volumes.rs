@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use guest::{Disk, Guest, Machine};
-use serde_json::Value;
+use guest::{Guest, Machine, programs};
 use tempfile::TempDir;
 
+use super::clients::Toolbox;
 use super::node::Spec;
 use super::show::Show;
 use crate::process;
+use crate::volume_ctl::VolumeCtl;
 
 /// What the guest runs on: no KVM is asked for.
 const CLIENT: &str = "QEMU (TCG)";
@@ -26,9 +27,7 @@ const SECOND: &str = "cp /mnt/first /mnt/second && sync";
 
 /// A guest and its volume.
 pub struct Volumes {
-    cli: PathBuf,
-    url: String,
-    token: PathBuf,
+    ctl: VolumeCtl,
     kernel: PathBuf,
     work: TempDir,
     guest: Option<(Guest, String)>,
@@ -38,36 +37,11 @@ impl Volumes {
     /// Volumes of a node; `kernel` is the guest's.
     pub fn new(cli: &Path, node: &Spec<'_>, kernel: &Path) -> Result<Self> {
         Ok(Self {
-            cli: cli.to_owned(),
-            url: format!("http://{}", node.ports.admin()),
-            token: node.data.join("root-token"),
+            ctl: VolumeCtl::new(cli, format!("http://{}", node.ports.admin()), &node.data),
             kernel: kernel.to_owned(),
             work: tempfile::tempdir()?,
             guest: None,
         })
-    }
-
-    fn ctl(&self, args: &[&str]) -> Result<Value> {
-        let mut command = Command::new(&self.cli);
-        command
-            .args([
-                "volume",
-                "--endpoint",
-                &self.url,
-                "-o",
-                "json",
-                "--token-file",
-            ])
-            .arg(&self.token)
-            .args(args);
-        let said = process::capture(&mut command)?;
-        serde_json::from_str(&said).with_context(|| format!("ultractl said no JSON: {said}"))
-    }
-
-    fn attach(&self, name: &str) -> Result<Disk> {
-        let made = self.ctl(&["attach", name, "--queues", "2"])?;
-        let socket = made["attachment"]["socket"].as_str();
-        Ok(Disk::new(name, socket.context("no socket")?))
     }
 
     /// Makes and attaches a volume, and boots a guest that puts a file system on it.
@@ -76,9 +50,9 @@ impl Volumes {
             "a volume is made, attached, and a guest boots",
             CLIENT,
             || {
-                self.ctl(&["create", "disk", "--size", "1GiB"])?;
+                self.ctl.ask(&["create", "disk", "--size", "1GiB"])?;
                 let machine = Machine {
-                    disks: vec![self.attach("disk")?],
+                    disks: vec![self.ctl.attach("disk", &[])?.1],
                     ..Machine::new(&self.kernel, self.work.path(), "guest")
                 };
                 let mut guest = machine.boot()?;
@@ -92,6 +66,59 @@ impl Volumes {
                 Ok(((), format!("Linux {kernel}, ext4, 8 MiB written")))
             },
         )
+    }
+
+    /// A disk image becomes an object, the object a volume, and a guest runs what is in it while the volume
+    /// is still being filled.
+    pub fn boot_from_image(&mut self, toolbox: &Toolbox, show: &mut Show) -> Result<()> {
+        let what = "an image is put as an object, cloned into a volume, and a guest boots with it";
+        show.step(what, CLIENT, || {
+            let (files, image) = (
+                self.work.path().join("root"),
+                self.work.path().join("root.raw"),
+            );
+            std::fs::create_dir_all(&files)?;
+            std::fs::copy("/bin/busybox", files.join("busybox"))?;
+            let payload = files.join("payload");
+            let mut fill = Command::new("dd");
+            fill.args(["if=/dev/urandom", "bs=64k", "count=256", "status=none"]);
+            process::run(fill.arg(format!("of={}", payload.display())))?;
+            programs::file_system(&files, &image, 64)?;
+            let (wanted, digest) = (digest(&payload)?, digest(&image)?);
+            let object = toolbox.put_image(&image)?;
+            let create = [
+                "create",
+                "root",
+                "--image",
+                &object,
+                "--image-sha256",
+                &digest,
+            ];
+            self.ctl.ask(&create)?;
+            let machine = Machine {
+                disks: vec![self.ctl.attach("root", &[])?.1],
+                ..Machine::new(&self.kernel, self.work.path(), "image")
+            };
+            let mut guest = machine.boot()?;
+            guest.run("mount -t ext4 /dev/vda /mnt")?;
+            let read = guest.run("chroot /mnt /busybox sha256sum /payload")?;
+            ensure!(
+                read.starts_with(&wanted),
+                "the guest has {read}, not {wanted}"
+            );
+            guest.run("rm /mnt/payload; sync")?;
+            let filled = self.ctl.ask(&["flatten", "root"])?;
+            let verified = filled["image"]["verified"].as_bool();
+            ensure!(verified == Some(true), "not verified: {filled}");
+            guest.run(
+                "umount /mnt; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /mnt",
+            )?;
+            guest.run("test ! -e /mnt/payload && test -e /mnt/busybox")?;
+            ensure!(guest.power_off()?.success(), "QEMU did not end well");
+            self.ctl.ask(&["detach", "root"])?;
+            self.ctl.ask(&["delete", "root"])?;
+            Ok(((), "digest equal; then filled, SHA-256 verified".to_owned()))
+        })
     }
 
     fn guest(&mut self) -> Result<&mut Guest> {
@@ -120,9 +147,9 @@ impl Volumes {
         })?;
         show.step("snapshot, clone, hot plug of the clone", CLIENT, || {
             self.guest()?.run("sync")?;
-            self.ctl(&["snapshot", "create", "disk", "now"])?;
-            self.ctl(&["clone", "disk", "now", "copy"])?;
-            let disk = self.attach("copy")?;
+            self.ctl.ask(&["snapshot", "create", "disk", "now"])?;
+            self.ctl.ask(&["clone", "disk", "now", "copy"])?;
+            let (_, disk) = self.ctl.attach("copy", &[])?;
             let (mut guest, digest) = self.guest.take().context("no guest runs")?;
             guest.plug(&mut guest.qmp()?, &disk, 2)?;
             guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done; mkdir /tmp/c")?;
@@ -133,4 +160,11 @@ impl Volumes {
             Ok(((), "digest equal".to_owned()))
         })
     }
+}
+
+/// A file's SHA-256, in digits.
+fn digest(file: &Path) -> Result<String> {
+    let said = process::capture(Command::new("sha256sum").arg(file))?;
+    let digits = said.split_whitespace().next();
+    Ok(digits.context("sha256sum says nothing")?.to_owned())
 }

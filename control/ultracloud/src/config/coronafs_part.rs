@@ -63,6 +63,7 @@ impl CoronaFsPart {
                 ..VolumeConfig::default()
             },
             nbd_tls: self.nbd_tls.clone().map(ServerTls::open).transpose()?,
+            images: None,
         })
     }
 }

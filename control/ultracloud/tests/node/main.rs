@@ -12,6 +12,7 @@ mod clients;
 mod crash;
 mod damage;
 mod full_disk;
+mod images;
 mod objects;
 mod process;
 mod support;

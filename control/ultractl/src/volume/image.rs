@@ -282,7 +282,8 @@ fn interruption() -> Result<impl Future<Output = anyhow::Error>> {
     })
 }
 
-fn bar(format: Format, bytes: u64) -> ProgressBar {
+/// How far bytes are, where a person looks on.
+pub(super) fn bar(format: Format, bytes: u64) -> ProgressBar {
     if format.is_structured() {
         return ProgressBar::hidden();
     }

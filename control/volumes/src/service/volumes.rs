@@ -3,8 +3,12 @@
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
 use control_kit::page;
-use coronafs::{Limits, NewClone, NewVolume, VolumeError, VolumeId, VolumeInfo, partition_for};
+use coronafs::{
+    ImageDigest, ImageRef, Limits, NewClone, NewVolume, VolumeError, VolumeId, VolumeInfo,
+    partition_for,
+};
 use coronafs_api::v1;
+use engine::SchedGroup;
 use shard_bridge::Failure;
 use tonic::Code;
 
@@ -12,6 +16,10 @@ use super::attach::shown_attachment;
 use super::{Found, ROOT, VolumeService, audit, hex, in_task, object, owner_of};
 use crate::attachments::Attachments;
 use crate::error::{denied, invalid, told};
+use crate::images;
+
+/// Sizes of volumes are multiples of it.
+const UNIT: u64 = 4096;
 
 impl VolumeService {
     /// Makes a volume.
@@ -44,8 +52,9 @@ impl VolumeService {
             let taken = VolumeError::NameTaken(request.name);
             return Err(told(Failure::Service(taken), &object));
         }
+        let image = self.image_of(caller, &request).await?;
         let made = match (&*request.from_volume, &*request.from_snapshot) {
-            ("", "") => self.create_empty(caller, &owner, &request).await,
+            ("", "") => self.create_new(caller, &owner, &request, image).await,
             (from, snapshot) if !from.is_empty() && !snapshot.is_empty() => {
                 let of = self.find(caller, &owner, from).await?;
                 let snapshot = self.find_snapshot(caller, &of, snapshot).await?;
@@ -82,22 +91,71 @@ impl VolumeService {
         Ok(self.shown(made))
     }
 
-    async fn create_empty(
+    /// The image that a volume is to hold.
+    async fn image_of(
+        &self,
+        caller: &Caller,
+        request: &v1::CreateVolumeRequest,
+    ) -> Result<Option<ImageRef>, ApiError> {
+        let v1::CreateVolumeRequest {
+            from_volume,
+            from_image,
+            image_sha256,
+            ..
+        } = request;
+        if from_image.is_empty() {
+            if !image_sha256.is_empty() {
+                let what = "image_sha256 is given without from_image";
+                return Err(invalid("image", what, "give both, or none of them"));
+            }
+            return Ok(None);
+        }
+        let object = format!("image {from_image}");
+        if !from_volume.is_empty() {
+            let what = "from_volume and from_image are both given";
+            return Err(invalid(&object, what, "give one of them"));
+        }
+        let catalog = self.inner.node.images().ok_or_else(|| {
+            let what = "this node keeps no objects";
+            let next = "let it have the role lightningstor too, or import the image";
+            invalid(&object, what, next)
+        })?;
+        let mut image = catalog.find(caller, from_image).await?;
+        if !image_sha256.is_empty() {
+            let digest = images::parse_digest(image_sha256).ok_or_else(|| {
+                let what = "image_sha256 is no SHA-256";
+                invalid(&object, what, "give its 64 hexadecimal digits")
+            })?;
+            image.digest = Some(ImageDigest(digest));
+        }
+        Ok(Some(image))
+    }
+
+    async fn create_new(
         &self,
         caller: &Caller,
         owner: &str,
         request: &v1::CreateVolumeRequest,
+        image: Option<ImageRef>,
     ) -> Result<VolumeInfo, Failure<VolumeError>> {
+        let image_bytes = image
+            .as_ref()
+            .map(|image| image.bytes.next_multiple_of(UNIT));
         let new = NewVolume {
             owner: owner.to_owned(),
             name: request.name.clone(),
-            bytes: request.bytes,
+            bytes: image_bytes
+                .filter(|_| request.bytes == 0)
+                .unwrap_or(request.bytes),
             encrypted: request.encrypted,
         };
         let place = partition_for(self.inner.node.map(), owner, &request.name);
         let place = VolumeId(u64::from(place.0) << 48);
         self.on_partition(caller, place, |partition| async move {
-            partition.create(new).await
+            match image {
+                Some(image) => partition.create_from_image(new, image).await,
+                None => partition.create(new).await,
+            }
         })
         .await
     }
@@ -135,6 +193,35 @@ impl VolumeService {
             resized
         })
         .await
+    }
+
+    /// Begins to fill a volume from its image.
+    ///
+    /// # Errors
+    /// What the user is told.
+    pub async fn flatten(
+        &self,
+        caller: &Caller,
+        request: v1::FlattenVolumeRequest,
+    ) -> Result<v1::Volume, ApiError> {
+        let found = self.find(caller, &request.owner, &request.name).await?;
+        let id = found.id;
+        let begun = self.on_partition(caller, id, move |partition| async move {
+            let info = partition.stat(id)?;
+            let fill = async move {
+                if let Err(error) = partition.flatten(id).await {
+                    tracing::warn!(volume = %hex(id), %error, "a volume is not filled from its image");
+                }
+            };
+            let task = engine::try_spawn_local(SchedGroup::FOREGROUND, fill);
+            task.map_err(|_| VolumeError::Busy)?.detach();
+            Ok(info)
+        });
+        let info = begun
+            .await
+            .map_err(|failure| told(failure, &found.object()))?;
+        audit(caller, "volume-flatten", found.object());
+        Ok(self.shown(info))
     }
 
     /// A page of volumes.
@@ -361,6 +448,7 @@ fn shown(info: VolumeInfo, attachments: &Attachments) -> v1::Volume {
         generation: info.generation,
         snapshots: info.snapshots as u32,
         encrypted: info.key.is_some(),
+        image: info.image.map(images::shown),
         limits: Some(v1::Limits {
             ops_per_s: info.limits.ops_per_s,
             bytes_per_s: info.limits.bytes_per_s,

@@ -105,9 +105,7 @@ impl Partition {
         poison.check()?;
         own(&state, &data).await;
         for volume in state.volumes.values() {
-            if let Some(filling) = volume.filling() {
-                filling.count(volume).await;
-            }
+            volume.begin_filling().await;
         }
         tracing::info!(
             partition = id.0,

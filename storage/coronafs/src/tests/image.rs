@@ -495,3 +495,64 @@ fn the_background_fills_at_its_rate_and_needs_nobody() {
         audit(&store).await;
     });
 }
+
+/// What was hashed durably is neither fetched again nor forgotten.
+#[test]
+fn a_start_goes_on_with_the_hash_of_what_was_saved() {
+    let (sim, node) = world(9);
+    let images = TestImages::new(9);
+    let small = || VolumeConfig {
+        image_chunk_bytes: 64 << 10,
+        ..config()
+    };
+    let at = Rc::clone(&images);
+    let id = sim.run(node, 0, async move {
+        let store = open_with(&small()).await.unwrap();
+        store.set_image_resolver(at.resolver());
+        at.slow_us.set(1_000);
+        let image = at.put("a", content_of(7, SECTORS));
+        let id = create(&store, "v", image).await;
+        // Sixteen chunks are saved together, and twenty-five are all.
+        while at.reads.borrow().iter().all(|read| *read < 18 * 64 * KIB) {
+            engine::sleep(Duration::from_micros(100)).await;
+        }
+        id
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        images.reads.borrow_mut().clear();
+        let store = open_with(&small()).await.unwrap();
+        store.set_image_resolver(images.resolver());
+        let state = store.flatten(id).await.unwrap().image.unwrap();
+        assert!(state.verified);
+        let first = images.reads.borrow().iter().min().copied();
+        assert_eq!(first, Some(16 * 64 * KIB));
+        let device = attach(&store, id).await;
+        assert_eq!(all(&device).await, model());
+        audit(&store).await;
+    });
+}
+
+/// A reader gets what the volume has no space for.
+#[test]
+fn a_full_disk_does_not_keep_readers_from_the_image() {
+    let (sim, node) = world(10);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let images = TestImages::new(10);
+        let store = open_held(&images).await;
+        let image = images.put("a", content_of(7, SECTORS));
+        let id = create(&store, "v", image).await;
+        let device = attach(&store, id).await;
+        disk.set_capacity(disk.used_bytes());
+        images.down.set(false);
+        assert_eq!(all(&device).await, model());
+        assert_eq!(store.flatten(id).await.unwrap_err(), VolumeError::Full);
+        write(&device, MIB, &sectors(1, 8)).await.unwrap_err();
+        disk.set_capacity(1 << 40);
+        store.flatten(id).await.unwrap();
+        assert_eq!(all(&device).await, model());
+        audit(&store).await;
+    });
+}

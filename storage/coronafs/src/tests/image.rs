@@ -113,6 +113,14 @@ impl ImageSource for Source {
     }
 }
 
+/// What a device that failed says.
+pub(super) fn why(error: &BlockError) -> String {
+    match error {
+        BlockError::Io(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
 /// What a sector of a test's image holds; some blocks are zeros.
 pub(super) fn stamp_of(image: u64, sector: usize) -> u64 {
     match (sector / 8) % 5 {
@@ -290,7 +298,7 @@ fn a_source_that_is_not_there_fails_what_needs_it_and_nothing_else() {
         let id = create(&store, "v", image.clone()).await;
         let other = store.create(new_volume("other", MIB)).await.unwrap().id;
         let (device, other) = (attach(&store, id).await, attach(&store, other).await);
-        let refused = read(&device, CHUNK, 512).await.unwrap_err().to_string();
+        let refused = why(&read(&device, CHUNK, 512).await.unwrap_err());
         assert!(refused.contains("nobody is there"), "{refused}");
         assert!(write(&device, CHUNK + 512, &sectors(1, 1)).await.is_err());
         assert!(store.flatten(id).await.is_err());

@@ -26,7 +26,7 @@ use engine::Rng;
 use engine::sync::Notify;
 
 use super::*;
-use crate::tests::image::{TestImages, content_of as image_content, stamp_of};
+use crate::tests::image::{TestImages, content_of as image_content, stamp_of, why};
 use image::Image;
 
 const SEEDS: u64 = 200;

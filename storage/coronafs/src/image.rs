@@ -30,7 +30,7 @@ use engine::sync::Semaphore;
 use futures_util::future::LocalBoxFuture;
 
 use crate::error::VolumeError;
-use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, slot_of};
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, next_leaf, slot_of};
 use crate::volume::Volume;
 use digest::Running;
 use fill::Flight;
@@ -278,15 +278,26 @@ impl Filling {
             let all = pieces.iter().fold(0, |all, piece| all | piece.mask);
             u64::from((all & mask).count_ones())
         };
-        self.known.set(self.known.get() + blocks(new) - blocks(old));
+        let known = self.known.get() + blocks(new);
+        // Before a start has counted there may be less.
+        self.known.set(known.saturating_sub(blocks(old)));
     }
 
     /// Counts what has pieces.
-    pub(crate) async fn count(&self, volume: &Volume) {
-        let mut known = 0;
-        for index in 0..self.end().div_ceil(CLUSTER) {
-            let absent = self.absent(&volume.tree.borrow(), index);
-            known += u64::from((self.mask(index) & !absent).count_ones());
+    async fn count(&self, volume: &Volume) {
+        let (mut known, mut index) = (0, 0);
+        while index < self.end().div_ceil(CLUSTER) {
+            let absent = {
+                let tree = volume.tree.borrow();
+                tree.leaf(index).map(|_| self.absent(&tree, index))
+            };
+            match absent {
+                Some(absent) => {
+                    known += u64::from((self.mask(index) & !absent).count_ones());
+                    index += 1;
+                }
+                None => index = next_leaf(index),
+            }
             engine::yield_if_needed().await;
         }
         self.known.set(known);
@@ -327,6 +338,18 @@ impl Volume {
     pub(crate) fn set_image(&self, image: VolumeImage) {
         self.filling.replace(image.filling());
         self.meta.borrow_mut().image = Some(image);
+    }
+
+    /// A start has played everything: what it found is what the pass goes on from.
+    pub(crate) async fn begin_filling(&self) {
+        let filling = {
+            let meta = self.meta.borrow();
+            meta.image.as_ref().and_then(|image| image.filling())
+        };
+        self.filling.replace(filling.clone());
+        if let Some(filling) = filling {
+            filling.count(self).await;
+        }
     }
 
     /// What a record says of its image. Of one that is not needed any more nothing matters.

@@ -157,6 +157,11 @@ pub(crate) fn slot_of(index: u64) -> usize {
     index as usize % WAYS
 }
 
+/// The first cluster behind the leaf of this one.
+pub(crate) fn next_leaf(index: u64) -> u64 {
+    (index / WAYS as u64 + 1) * WAYS as u64
+}
+
 /// Which child of a node at a level (1 is a leaf) a cluster lies below.
 fn way(index: u64, level: u8) -> usize {
     (index >> (6 * u32::from(level - 1))) as usize % WAYS

@@ -191,22 +191,6 @@ impl Change {
                 }
                 return (MAP, end_map(out, slots.len() as u32));
             }
-            Change::Snapshot {
-                id,
-                volume,
-                created_ms,
-                name,
-            } => {
-                out.u64(id.0);
-                out.u64(volume.0);
-                out.u64(*created_ms);
-                out.text(name);
-                4
-            }
-            Change::DeleteSnapshot { id } => {
-                out.u64(id.0);
-                5
-            }
             Change::Clone {
                 id,
                 snapshot,
@@ -226,9 +210,25 @@ impl Change {
         (kind, out.bytes)
     }
 
-    /// Those that change a volume that is there.
+    /// Those of a volume that is there.
     fn encode_setting(&self, out: &mut Writer) -> u8 {
         match self {
+            Change::Snapshot {
+                id,
+                volume,
+                created_ms,
+                name,
+            } => {
+                out.u64(id.0);
+                out.u64(volume.0);
+                out.u64(*created_ms);
+                out.text(name);
+                4
+            }
+            Change::DeleteSnapshot { id } => {
+                out.u64(id.0);
+                5
+            }
             Change::Rollback { volume, snapshot } => {
                 out.u64(volume.0);
                 out.u64(snapshot.0);
@@ -272,18 +272,7 @@ impl Change {
         let first = from.u64("id")?;
         let (id, volume, snapshot) = (VolumeId(first), VolumeId(first), SnapshotId(first));
         let change = match kind {
-            1 | image_record::CREATE => Change::Create {
-                id,
-                bytes: from.u64("bytes")?,
-                created_ms: from.u64("created")?,
-                owner: from.text("owner")?.to_owned(),
-                name: from.text("name")?.to_owned(),
-                key: take_key(&mut from)?,
-                image: match kind {
-                    1 => None,
-                    _ => Some(image_record::take_image(&mut from)?),
-                },
-            },
+            1 | image_record::CREATE => take_create(kind, id, &mut from)?,
             2 => Change::Delete { id },
             MAP => {
                 let count = from.count(SLOT_BYTES_MIN, "slots")?;
@@ -336,6 +325,21 @@ impl Change {
         from.end("record")?;
         Ok(change)
     }
+}
+
+fn take_create(kind: u8, id: VolumeId, from: &mut Reader<'_>) -> Decode<Change> {
+    Ok(Change::Create {
+        id,
+        bytes: from.u64("bytes")?,
+        created_ms: from.u64("created")?,
+        owner: from.text("owner")?.to_owned(),
+        name: from.text("name")?.to_owned(),
+        key: take_key(from)?,
+        image: match kind {
+            image_record::CREATE => Some(image_record::take_image(from)?),
+            _ => None,
+        },
+    })
 }
 
 pub(crate) fn put_key(out: &mut Writer, key: Option<KeyId>) {

@@ -104,11 +104,6 @@ impl Partition {
         unflushed.bind(&log, &recovered);
         poison.check()?;
         own(&state, &data).await;
-        for volume in state.volumes.values() {
-            if let Some(filling) = volume.filling() {
-                filling.count(volume).await;
-            }
-        }
         tracing::info!(
             partition = id.0,
             checkpoint_lsn = found.start_lsn,
@@ -204,10 +199,11 @@ async fn count(state: &mut State, data: &DataFile) -> Result<(), VolumeError> {
     Ok(())
 }
 
-/// Gives volumes what is theirs alone.
+/// Gives volumes what is theirs alone, and says what is missing of their images.
 async fn own(state: &State, data: &DataFile) {
     for volume in state.volumes.values() {
         own_what_is_alone(volume, data);
+        volume.begin_filling().await;
         engine::yield_now().await;
     }
 }

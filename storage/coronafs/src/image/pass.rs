@@ -26,7 +26,7 @@ use crate::volume::Volume;
 /// Passes of a partition that work at once in the background.
 const PASSES_MAX: u64 = 2;
 /// Chunks between two times that what was filled is made durable.
-const SAVE_CHUNKS: u64 = 32;
+const SAVE_CHUNKS: u64 = 16;
 /// How long a pass rests after a failure: at first, and at most, as it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_mins(1);

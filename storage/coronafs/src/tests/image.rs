@@ -113,6 +113,14 @@ impl ImageSource for Source {
     }
 }
 
+/// What a device that failed says.
+pub(super) fn why(error: &BlockError) -> String {
+    match error {
+        BlockError::Io(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
 /// What a sector of a test's image holds; some blocks are zeros.
 pub(super) fn stamp_of(image: u64, sector: usize) -> u64 {
     match (sector / 8) % 5 {
@@ -205,6 +213,42 @@ fn a_volume_holds_its_image_at_once_and_needs_it_no_more_when_it_is_flat() {
     });
 }
 
+/// Writes and discards before, beside and behind fills; returns what must be there. The last is not flushed.
+async fn change_unfilled(device: &Attachment, images: &TestImages, killed: bool) -> Vec<u64> {
+    let mut model = model();
+    // Whole blocks need no image.
+    write(device, 64 * KIB, &sectors(1, 8)).await.unwrap();
+    model[128..136].fill(1);
+    device.discard(512, 60 * KIB).await.unwrap();
+    model[8..120].fill(0);
+    let zeroed = device.write_zeroes(MIB, 256 * KIB, true, false).await;
+    zeroed.unwrap();
+    model[2048..2560].fill(0);
+    if !killed {
+        device.flush().await.unwrap();
+    }
+    // Parts of blocks are completed from it.
+    images.down.set(false);
+    write(device, 300 * KIB + 512, &sectors(2, 30))
+        .await
+        .unwrap();
+    model[601..631].fill(2);
+    let zeroed = device
+        .write_zeroes(400 * KIB + 512, 1024, true, false)
+        .await;
+    zeroed.unwrap();
+    model[801..803].fill(0);
+    device.flush().await.unwrap();
+    write(device, 700 * KIB, &sectors(3, 8)).await.unwrap();
+    device.discard(700 * KIB, 4 * KIB).await.unwrap();
+    if killed {
+        model[1400..1408].fill(0);
+    }
+    images.down.set(true);
+    assert!(read(device, 0, 72 << 10).await.is_err());
+    model
+}
+
 #[test]
 fn what_a_guest_did_first_is_not_undone_by_the_fill_nor_by_a_crash() {
     for (seed, killed) in [(2, false), (3, true)] {
@@ -216,44 +260,7 @@ fn what_a_guest_did_first_is_not_undone_by_the_fill_nor_by_a_crash() {
             let image = at.put("a", content_of(7, SECTORS));
             let id = create(&store, "v", image).await;
             let device = attach(&store, id).await;
-            let mut model = model();
-            // Whole blocks need no image.
-            write(&device, 64 * KIB, &sectors(1, 8)).await.unwrap();
-            model[128..136].fill(1);
-            device.discard(512, 60 * KIB).await.unwrap();
-            model[8..120].fill(0);
-            device
-                .write_zeroes(MIB, 256 * KIB, true, false)
-                .await
-                .unwrap();
-            model[2048..2560].fill(0);
-            if !killed {
-                device.flush().await.unwrap();
-            }
-            // Parts of blocks are completed from it.
-            at.down.set(false);
-            write(&device, 300 * KIB + 512, &sectors(2, 30))
-                .await
-                .unwrap();
-            model[601..631].fill(2);
-            device
-                .write_zeroes(400 * KIB + 512, 1024, true, false)
-                .await
-                .unwrap();
-            model[801..803].fill(0);
-            device.flush().await.unwrap();
-            write(&device, 500 * KIB, &sectors(3, 8)).await.unwrap();
-            device.discard(500 * KIB, 4 * KIB).await.unwrap();
-            if killed {
-                model[1000..1008].fill(0);
-            }
-            at.down.set(true);
-            assert_eq!(
-                stamps(&read(&device, 0, 72 << 10).await.unwrap_or_default()),
-                []
-            );
-            drop(store);
-            (id, model)
+            (id, change_unfilled(&device, &at, killed).await)
         });
         if killed {
             sim.kill(node);
@@ -269,10 +276,10 @@ fn what_a_guest_did_first_is_not_undone_by_the_fill_nor_by_a_crash() {
             let mut seen = all(&device).await;
             if !killed {
                 // Neither was flushed: the image's, what was written, or what was discarded.
-                let block = &mut seen[1000..1008];
-                let may = [model[1000..1008].to_vec(), vec![3; 8], vec![0; 8]];
+                let block = &mut seen[1400..1408];
+                let may = [model[1400..1408].to_vec(), vec![3; 8], vec![0; 8]];
                 assert!(may.contains(&block.to_vec()), "{block:?}");
-                block.copy_from_slice(&model[1000..1008]);
+                block.copy_from_slice(&model[1400..1408]);
             }
             assert_eq!(seen, model);
             audit(&store).await;
@@ -290,7 +297,7 @@ fn a_source_that_is_not_there_fails_what_needs_it_and_nothing_else() {
         let id = create(&store, "v", image.clone()).await;
         let other = store.create(new_volume("other", MIB)).await.unwrap().id;
         let (device, other) = (attach(&store, id).await, attach(&store, other).await);
-        let refused = read(&device, CHUNK, 512).await.unwrap_err().to_string();
+        let refused = why(&read(&device, CHUNK, 512).await.unwrap_err());
         assert!(refused.contains("nobody is there"), "{refused}");
         assert!(write(&device, CHUNK + 512, &sectors(1, 1)).await.is_err());
         assert!(store.flatten(id).await.is_err());
@@ -491,6 +498,67 @@ fn the_background_fills_at_its_rate_and_needs_nobody() {
         );
         images.down.set(true);
         let device = attach(&store, id).await;
+        assert_eq!(all(&device).await, model());
+        audit(&store).await;
+    });
+}
+
+/// What was hashed durably is neither fetched again nor forgotten.
+#[test]
+fn a_start_goes_on_with_the_hash_of_what_was_saved() {
+    let (sim, node) = world(9);
+    let images = TestImages::new(9);
+    let small = || VolumeConfig {
+        image_chunk_bytes: 64 << 10,
+        ..config()
+    };
+    let at = Rc::clone(&images);
+    let id = sim.run(node, 0, async move {
+        let store = open_with(&small()).await.unwrap();
+        store.set_image_resolver(at.resolver());
+        at.slow_us.set(1_000);
+        let image = at.put("a", content_of(7, SECTORS));
+        let id = create(&store, "v", image).await;
+        // Sixteen chunks are saved together, and twenty-five are all.
+        while at.reads.borrow().iter().all(|read| *read < 18 * 64 * KIB) {
+            engine::sleep(Duration::from_micros(100)).await;
+        }
+        id
+    });
+    sim.crash(node);
+    sim.start(node, engine_config()).unwrap();
+    sim.run(node, 0, async move {
+        images.reads.borrow_mut().clear();
+        let store = open_with(&small()).await.unwrap();
+        store.set_image_resolver(images.resolver());
+        let state = store.flatten(id).await.unwrap().image.unwrap();
+        assert!(state.verified);
+        let first = images.reads.borrow().iter().min().copied();
+        assert_eq!(first, Some(16 * 64 * KIB));
+        let device = attach(&store, id).await;
+        assert_eq!(all(&device).await, model());
+        audit(&store).await;
+    });
+}
+
+/// A reader gets what the volume has no space for.
+#[test]
+fn a_full_disk_does_not_keep_readers_from_the_image() {
+    let (sim, node) = world(10);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let images = TestImages::new(10);
+        let store = open_held(&images).await;
+        let image = images.put("a", content_of(7, SECTORS));
+        let id = create(&store, "v", image).await;
+        let device = attach(&store, id).await;
+        disk.set_capacity(disk.used_bytes());
+        images.down.set(false);
+        assert_eq!(all(&device).await, model());
+        assert_eq!(store.flatten(id).await.unwrap_err(), VolumeError::Full);
+        write(&device, MIB, &sectors(1, 8)).await.unwrap_err();
+        disk.set_capacity(1 << 40);
+        store.flatten(id).await.unwrap();
         assert_eq!(all(&device).await, model());
         audit(&store).await;
     });

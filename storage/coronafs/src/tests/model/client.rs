@@ -54,7 +54,8 @@ pub(super) async fn run(world: Shared, mut rng: Rng, client: u64) {
 
 /// The source of an image fails now and then; nothing else does.
 async fn wait_for_source(error: &BlockError) {
-    assert!(error.to_string().contains("nobody is there"), "{error}");
+    let why = why(error);
+    assert!(why.contains("nobody is there"), "{why}");
     engine::sleep(Duration::from_micros(100)).await;
 }
 

@@ -12,6 +12,7 @@ mod quickstart;
 mod setup;
 mod test;
 mod tidy;
+mod volume_ctl;
 mod work_root;
 mod workspace;
 
@@ -43,6 +44,9 @@ enum Command {
         /// Also what the lane patroni-failover runs: PostgreSQL and Patroni
         #[arg(long, conflicts_with = "bench")]
         failover: bool,
+        /// Also what the lane vm-volumes runs in its guests: fio
+        #[arg(long, conflicts_with_all = ["bench", "failover"])]
+        volumes: bool,
     },
     /// Start a node and show its main job with real clients
     Quickstart(quickstart::Options),
@@ -80,10 +84,15 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match command {
-        Command::Setup { bench, failover } => {
-            let scope = match (bench, failover) {
-                (true, _) => setup::Scope::Bench,
-                (_, true) => setup::Scope::Failover,
+        Command::Setup {
+            bench,
+            failover,
+            volumes,
+        } => {
+            let scope = match (bench, failover, volumes) {
+                (true, _, _) => setup::Scope::Bench,
+                (_, true, _) => setup::Scope::Failover,
+                (_, _, true) => setup::Scope::Volumes,
                 _ => setup::Scope::Clients,
             };
             setup::run(&workspace, scope)?;

@@ -33,6 +33,8 @@ pub enum Scope {
     Bench,
     /// Also PostgreSQL and Patroni, for the lane that fails them over.
     Failover,
+    /// Also what runs in the guests of the lane about volumes.
+    Volumes,
 }
 
 /// The tools after set-up, by name.
@@ -118,7 +120,7 @@ fn set_up(workspace: &Workspace, scope: Scope, out: &mut dyn Write) -> Result<Cl
     python::CLIENTS.ensure(&cache, &mut report)?;
     vm::ensure(&cache, &mut report)?;
     match scope {
-        Scope::Clients => {}
+        Scope::Clients | Scope::Volumes => {}
         Scope::Bench => ensure_s3s_fs(workspace, &cache, &mut report)?,
         Scope::Failover => python::PATRONI.ensure(&cache, &mut report)?,
     }

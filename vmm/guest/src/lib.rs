@@ -7,6 +7,7 @@
 
 mod console;
 mod initramfs;
+pub mod programs;
 mod qmp;
 pub mod stories;
 

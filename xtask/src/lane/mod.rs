@@ -63,6 +63,7 @@ impl Lane {
     fn scope(self) -> Scope {
         match self {
             Self::PatroniFailover => Scope::Failover,
+            Self::VmVolumes => Scope::Volumes,
             _ => Scope::Clients,
         }
     }

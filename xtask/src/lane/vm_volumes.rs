@@ -10,12 +10,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use guest::{Disk, Guest, Machine};
+use guest::{Guest, Machine, programs};
 use proof::Accelerator;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::artifacts::{About, Artifacts, Part, Scope};
 use crate::process::{self, Running};
+use crate::volume_ctl::VolumeCtl;
 
 const MIB: u64 = 1 << 20;
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -68,17 +69,25 @@ fn writing(name: &str) -> String {
 fn checking(name: &str) -> String {
     format!(
         "sync; echo 3 >/proc/sys/vm/drop_caches; [ $(wc -l </mnt/{name}.sums) = {FILES} ] \
-         && cd /mnt && sha256sum -c -s {name}.sums"
+         && (cd /mnt && sha256sum -c -s {name}.sums)"
     )
 }
 
 const MOUNT: &str = "mount -t ext4 -o discard /dev/vda1 /mnt";
 
+/// What fio does, behind the partition: blocks with sums of their own in a random order, sixteen at a time,
+/// past the guest's caches; all are read back and verified.
+const FIO: &str = "--name=v --filename=/dev/vda --offset=72m --size=16m --rw=randwrite --bs=4k --direct=1 \
+     --ioengine=libaio --iodepth=16 --fsync=64 --verify=crc32c --verify_fatal=1 --do_verify=1 --thread";
+const FIO_BYTES: u64 = 16 * MIB;
+/// How often the backend is killed meanwhile.
+const KILLS: u64 = 2;
+
 struct Story<'a> {
     server: &'a Path,
     cli: &'a Path,
     dir: PathBuf,
-    node: Option<(Running, String)>,
+    node: Option<(Running, VolumeCtl)>,
     starts: u32,
     machine: Machine,
     guest: Option<Guest>,
@@ -106,6 +115,7 @@ pub fn run(server: &Path, cli: &Path, kernel: &Path, artifacts: &mut Artifacts) 
     artifacts.step("discard-frees-space", |out| story.discard(out))?;
     artifacts.step("backend-killed-under-writes", |_| story.kill_backend())?;
     artifacts.step("backend-drained-under-writes", |_| story.drain_backend())?;
+    artifacts.step("fio-verifies-over-kills", |out| story.fio(out))?;
     artifacts.step("clone-hot-plugged-and-unplugged", |out| story.plug(out))?;
     artifacts.step("live-resize", |out| story.resize(out))?;
     artifacts.step("guest-reset", |_| story.reset())?;
@@ -150,39 +160,25 @@ impl Story<'_> {
             let said = fs::read_to_string(&log)?;
             bail!("the node does not listen:\n{}", process::tail(&said, 10));
         };
-        self.node = Some((process, format!("http://{admin}")));
+        let url = format!("http://{admin}");
+        let ctl = VolumeCtl::new(self.cli, url, &self.dir.join("data"));
+        self.node = Some((process, ctl));
         Ok(())
     }
 
-    /// What `ultractl volume ... -o json` answers.
-    fn ctl(&self, args: &[&str]) -> Result<Value> {
-        let (_, url) = self.node.as_ref().context("the node does not run")?;
-        let mut command = Command::new(self.cli);
-        command
-            .args(["volume", "--endpoint", url, "-o", "json", "--token-file"])
-            .arg(self.dir.join("data/root-token"))
-            .args(args);
-        let said = process::capture(&mut command)?;
-        serde_json::from_str(&said).with_context(|| format!("ultractl said no JSON: {said}"))
+    fn ctl(&self) -> Result<&VolumeCtl> {
+        let (_, ctl) = self.node.as_ref().context("the node does not run")?;
+        Ok(ctl)
     }
 
     fn guest(&mut self) -> Result<&mut Guest> {
         self.guest.as_mut().context("no guest runs")
     }
 
-    fn attach_one(&self, name: &str, more: &[&str]) -> Result<(Value, Disk)> {
-        let mut args = vec!["attach", name, "--queues", "2"];
-        args.extend_from_slice(more);
-        let made = self.ctl(&args)?;
-        let socket = made["attachment"]["socket"].as_str();
-        let disk = Disk::new(name, socket.context("no socket")?);
-        Ok((made, disk))
-    }
-
     /// The disk is attached twice, for a migration is to come.
     fn attach(&mut self, out: &mut Artifacts) -> Result<()> {
-        self.ctl(&["create", "disk", "--size", "96MiB"])?;
-        let (made, disk) = self.attach_one("disk", &["--access", "shared"])?;
+        self.ctl()?.ask(&["create", "disk", "--size", "96MiB"])?;
+        let (made, disk) = self.ctl()?.attach("disk", &["--access", "shared"])?;
         out.keep("attach", &made)?;
         self.machine.disks = vec![disk];
         Ok(())
@@ -201,7 +197,7 @@ impl Story<'_> {
     }
 
     fn used(&self) -> Result<u64> {
-        let shown = self.ctl(&["stat", "disk"])?;
+        let shown = self.ctl()?.ask(&["stat", "disk"])?;
         shown["mapped_bytes"].as_u64().context("no mapped_bytes")
     }
 
@@ -251,16 +247,51 @@ impl Story<'_> {
         })
     }
 
+    /// The guest gets its programs by a volume of their own, which was imported from an image.
+    fn fio(&mut self, out: &mut Artifacts) -> Result<()> {
+        let image = self.machine.dir.join("tools.raw");
+        programs::image(Path::new("/usr/bin/fio"), &image, 160)?;
+        self.ctl()?
+            .ask(&["import", &image.display().to_string(), "tools"])?;
+        fs::remove_file(&image)?;
+        let (_, disk) = self.ctl()?.attach("tools", &["--access", "read-only"])?;
+        let guest = self.guest()?;
+        guest.plug(&mut guest.qmp()?, &disk, 3)?;
+        guest.run("until [ -b /dev/vdb ]; do usleep 10000; done; mkdir -p /tools")?;
+        guest.run("mount -t ext4 -o ro,noload /dev/vdb /tools")?;
+        let before = self.used()?;
+        let command = format!("{} {FIO}", programs::command("fio"));
+        self.guest()?.begin(&command)?;
+        for kill in 1..=KILLS {
+            process::until(DEADLINE, || {
+                Ok((self.used()? >= before + kill * FIO_BYTES / (KILLS + 1)).then_some(()))
+            })?
+            .context("fio does not write")?;
+            self.node = None;
+            self.start()?;
+        }
+        let said = self.guest()?.finish(&command)?;
+        ensure!(said.contains("err= 0"), "fio says\n{said}");
+        out.fact("fio_kills", KILLS);
+        let guest = self.guest()?;
+        guest.run("umount /tools")?;
+        guest.unplug(&mut guest.qmp()?, &disk.id)?;
+        guest.run("until [ ! -b /dev/vdb ]; do usleep 10000; done")?;
+        self.ctl()?.ask(&["detach", "tools"])?;
+        self.ctl()?.ask(&["delete", "tools"])?;
+        Ok(())
+    }
+
     fn plug(&mut self, out: &mut Artifacts) -> Result<()> {
         self.guest()?.run("sync")?;
-        self.ctl(&["snapshot", "create", "disk", "before"])?;
-        self.ctl(&["clone", "disk", "before", "copy"])?;
-        let (_, disk) = self.attach_one("copy", &[])?;
+        self.ctl()?.ask(&["snapshot", "create", "disk", "before"])?;
+        self.ctl()?.ask(&["clone", "disk", "before", "copy"])?;
+        let (_, disk) = self.ctl()?.attach("copy", &[])?;
         let guest = self.guest()?;
         guest.plug(&mut guest.qmp()?, &disk, 2)?;
         guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done")?;
         guest.run("mkdir -p /tmp/c; mount -t ext4 /dev/vdb1 /tmp/c")?;
-        guest.run("cd /tmp/c && sha256sum -c -s first.sums && sha256sum -c -s killed.sums")?;
+        guest.run("(cd /tmp/c && sha256sum -c -s first.sums && sha256sum -c -s killed.sums)")?;
         guest.run(
             "rm /tmp/c/first*; dd if=/dev/zero of=/tmp/c/own bs=1M count=2 conv=fsync 2>/dev/null",
         )?;
@@ -268,25 +299,25 @@ impl Story<'_> {
         guest.unplug(&mut guest.qmp()?, &disk.id)?;
         guest.run("until [ ! -b /dev/vdb ]; do usleep 10000; done")?;
         guest.run(&checking("first"))?;
-        self.ctl(&["detach", "copy"])?;
-        self.ctl(&["snapshot", "create", "copy", "after"])?;
-        let changes = self.ctl(&["diff", "copy", "after"])?;
+        self.ctl()?.ask(&["detach", "copy"])?;
+        self.ctl()?.ask(&["snapshot", "create", "copy", "after"])?;
+        let changes = self.ctl()?.ask(&["diff", "copy", "after"])?;
         ensure!(
             changes.as_array().is_some_and(|all| !all.is_empty()),
             "no changes"
         );
-        out.keep("clone", &self.ctl(&["stat", "copy"])?)
+        out.keep("clone", &self.ctl()?.ask(&["stat", "copy"])?)
     }
 
     fn resize(&mut self, out: &mut Artifacts) -> Result<()> {
-        self.ctl(&["resize", "disk", "128MiB"])?;
+        self.ctl()?.ask(&["resize", "disk", "128MiB"])?;
         let sectors = 128 * MIB / 512;
         let seen =
             format!("until [ $(cat /sys/block/vda/size) = {sectors} ]; do usleep 10000; done");
         self.guest()?.run(&seen)?;
-        let shrunk = self.ctl(&["resize", "disk", "4MiB"]);
+        let shrunk = self.ctl()?.ask(&["resize", "disk", "4MiB"]);
         ensure!(shrunk.is_err(), "data was cut off: {shrunk:?}");
-        out.keep("resized", &self.ctl(&["stat", "disk"])?)
+        out.keep("resized", &self.ctl()?.ask(&["stat", "disk"])?)
     }
 
     fn reset(&mut self) -> Result<()> {
@@ -310,7 +341,7 @@ impl Story<'_> {
     }
 
     fn migrate(&mut self, out: &mut Artifacts) -> Result<()> {
-        let (_, disk) = self.attach_one("disk", &["--access", "shared"])?;
+        let (_, disk) = self.ctl()?.attach("disk", &["--access", "shared"])?;
         let incoming = self.machine.dir.join("m");
         let machine = Machine {
             name: "there".to_owned(),
@@ -344,12 +375,13 @@ impl Story<'_> {
     fn roll_back(&mut self) -> Result<()> {
         let guest = self.guest.take().context("no guest runs")?;
         ensure!(guest.power_off()?.success(), "QEMU did not end well");
-        let shown = self.ctl(&["stat", "disk"])?;
+        let shown = self.ctl()?.ask(&["stat", "disk"])?;
         for attachment in shown["attachments"].as_array().into_iter().flatten() {
-            self.ctl(&["detach", "disk", "--id", &attachment["id"].to_string()])?;
+            self.ctl()?
+                .ask(&["detach", "disk", "--id", &attachment["id"].to_string()])?;
         }
-        self.ctl(&["rollback", "disk", "before"])?;
-        let (_, disk) = self.attach_one("disk", &[])?;
+        self.ctl()?.ask(&["rollback", "disk", "before"])?;
+        let (_, disk) = self.ctl()?.attach("disk", &[])?;
         self.machine.disks = vec![disk];
         let mut guest = self.machine.boot()?;
         guest.run(MOUNT)?;
@@ -363,10 +395,10 @@ impl Story<'_> {
 
     /// Who takes the volume over fences the guest that has it: its writes fail and change nothing.
     fn take_over(&mut self, out: &mut Artifacts) -> Result<()> {
-        let (made, _) = self.attach_one("disk", &["--take-over"])?;
+        let (made, _) = self.ctl()?.attach("disk", &["--take-over"])?;
         out.keep("taken-over", &made)?;
         self.guest.take().context("no guest runs")?.kill()?;
-        let shown = self.ctl(&["stat", "disk"])?;
+        let shown = self.ctl()?.ask(&["stat", "disk"])?;
         let attachments = shown["attachments"].as_array().map_or(0, Vec::len);
         ensure!(
             attachments == 1,

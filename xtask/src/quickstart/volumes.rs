@@ -1,16 +1,14 @@
 //! CoronaFS's part of the quickstart: a real guest on a volume, and a clone beside it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use guest::{Disk, Guest, Machine};
-use serde_json::Value;
+use guest::{Guest, Machine};
 use tempfile::TempDir;
 
 use super::node::Spec;
 use super::show::Show;
-use crate::process;
+use crate::volume_ctl::VolumeCtl;
 
 /// What the guest runs on: no KVM is asked for.
 const CLIENT: &str = "QEMU (TCG)";
@@ -26,9 +24,7 @@ const SECOND: &str = "cp /mnt/first /mnt/second && sync";
 
 /// A guest and its volume.
 pub struct Volumes {
-    cli: PathBuf,
-    url: String,
-    token: PathBuf,
+    ctl: VolumeCtl,
     kernel: PathBuf,
     work: TempDir,
     guest: Option<(Guest, String)>,
@@ -38,36 +34,11 @@ impl Volumes {
     /// Volumes of a node; `kernel` is the guest's.
     pub fn new(cli: &Path, node: &Spec<'_>, kernel: &Path) -> Result<Self> {
         Ok(Self {
-            cli: cli.to_owned(),
-            url: format!("http://{}", node.ports.admin()),
-            token: node.data.join("root-token"),
+            ctl: VolumeCtl::new(cli, format!("http://{}", node.ports.admin()), &node.data),
             kernel: kernel.to_owned(),
             work: tempfile::tempdir()?,
             guest: None,
         })
-    }
-
-    fn ctl(&self, args: &[&str]) -> Result<Value> {
-        let mut command = Command::new(&self.cli);
-        command
-            .args([
-                "volume",
-                "--endpoint",
-                &self.url,
-                "-o",
-                "json",
-                "--token-file",
-            ])
-            .arg(&self.token)
-            .args(args);
-        let said = process::capture(&mut command)?;
-        serde_json::from_str(&said).with_context(|| format!("ultractl said no JSON: {said}"))
-    }
-
-    fn attach(&self, name: &str) -> Result<Disk> {
-        let made = self.ctl(&["attach", name, "--queues", "2"])?;
-        let socket = made["attachment"]["socket"].as_str();
-        Ok(Disk::new(name, socket.context("no socket")?))
     }
 
     /// Makes and attaches a volume, and boots a guest that puts a file system on it.
@@ -76,9 +47,9 @@ impl Volumes {
             "a volume is made, attached, and a guest boots",
             CLIENT,
             || {
-                self.ctl(&["create", "disk", "--size", "1GiB"])?;
+                self.ctl.ask(&["create", "disk", "--size", "1GiB"])?;
                 let machine = Machine {
-                    disks: vec![self.attach("disk")?],
+                    disks: vec![self.ctl.attach("disk", &[])?.1],
                     ..Machine::new(&self.kernel, self.work.path(), "guest")
                 };
                 let mut guest = machine.boot()?;
@@ -120,9 +91,9 @@ impl Volumes {
         })?;
         show.step("snapshot, clone, hot plug of the clone", CLIENT, || {
             self.guest()?.run("sync")?;
-            self.ctl(&["snapshot", "create", "disk", "now"])?;
-            self.ctl(&["clone", "disk", "now", "copy"])?;
-            let disk = self.attach("copy")?;
+            self.ctl.ask(&["snapshot", "create", "disk", "now"])?;
+            self.ctl.ask(&["clone", "disk", "now", "copy"])?;
+            let (_, disk) = self.ctl.attach("copy", &[])?;
             let (mut guest, digest) = self.guest.take().context("no guest runs")?;
             guest.plug(&mut guest.qmp()?, &disk, 2)?;
             guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done; mkdir /tmp/c")?;

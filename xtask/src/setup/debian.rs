@@ -152,6 +152,14 @@ const TOOLS: &[Tool] = &[
         scope: Scope::Clients,
     },
     Tool {
+        name: "fio",
+        why: "writes in those guests and verifies what it reads back",
+        packages: &["fio"],
+        probe: &["fio", "--version"],
+        strict: true,
+        scope: Scope::Volumes,
+    },
+    Tool {
         name: "lz4",
         why: "unpacks their kernel",
         packages: &["lz4"],

@@ -193,15 +193,16 @@ pub fn need_yield() -> bool {
     current().need_yield()
 }
 
-/// Lets other tasks and I/O run.
+/// Lets other tasks and I/O run. It wakes whoever polls it, which inside of a set of futures is not
+/// the task.
 pub async fn yield_now() {
     let mut yielded = false;
-    poll_fn(|_| {
+    poll_fn(|cx| {
         if yielded {
             return Poll::Ready(());
         }
         yielded = true;
-        current().wake_running();
+        cx.waker().wake_by_ref();
         Poll::Pending
     })
     .await;

@@ -30,7 +30,8 @@ pub(crate) enum Leaves {
 pub(crate) struct OpFuture<B: 'static> {
     shard: Rc<ShardCore>,
     slot: Option<SlotId>,
-    failed: Option<i32>,
+    /// The result, when there was one at once.
+    answer: Option<i32>,
     buf: Option<B>,
     leaves: Leaves,
 }
@@ -44,14 +45,18 @@ impl<B: 'static> OpFuture<B> {
         build: impl FnOnce(&mut B, &ShardCore) -> Op,
     ) -> OpFuture<B> {
         let op = build(&mut buf, shard);
-        let (slot, failed) = match shard.submit(op, false, leaves) {
-            Some(slot) => (Some(slot), None),
-            None => (None, Some(NOT_STARTED)),
+        let answer = shard.run_now(&op);
+        let (slot, answer) = match answer {
+            Some(_) => (None, answer),
+            None => match shard.submit(op, false, leaves) {
+                Some(slot) => (Some(slot), None),
+                None => (None, Some(NOT_STARTED)),
+            },
         };
         OpFuture {
             shard: Rc::clone(shard),
             slot,
-            failed,
+            answer,
             buf: Some(buf),
             leaves,
         }
@@ -64,9 +69,9 @@ impl<B: 'static> Future for OpFuture<B> {
     type Output = (Outcome, B);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = match (self.slot, self.failed) {
-            (_, Some(errno)) => Outcome {
-                result: errno,
+        let outcome = match (self.slot, self.answer) {
+            (_, Some(result)) => Outcome {
+                result,
                 sync: 0,
                 buffer: None,
             },
@@ -77,7 +82,7 @@ impl<B: 'static> Future for OpFuture<B> {
             (None, None) => unreachable!("polled after it was ready"),
         };
         self.slot = None;
-        self.failed = None;
+        self.answer = None;
         let buf = self
             .buf
             .take()

@@ -380,6 +380,16 @@ impl ShardCore {
 
     // --- operations -----------------------------------------------------------------------
 
+    /// Does an operation at once that needs no more than a copy, while the running task has its turn.
+    pub(crate) fn run_now(&self, op: &Op) -> Option<i32> {
+        let result = self
+            .backend
+            .borrow_mut()
+            .run_now(op, self.slice_end.get())?;
+        self.counters.ops.set(self.counters.ops.get() + 1);
+        Some(result)
+    }
+
     /// Claims a slot and starts the operation, or queues it behind others of the disk.
     pub(crate) fn submit(&self, op: Op, multishot: bool, leaves: Leaves) -> Option<SlotId> {
         let bytes = op.disk_bytes();
@@ -508,12 +518,6 @@ impl ShardCore {
     pub(crate) fn need_yield(&self) -> bool {
         let now = self.backend.borrow().now();
         now >= self.slice_end.get()
-    }
-
-    pub(crate) fn wake_running(&self) {
-        if let Some(running) = self.running.get() {
-            self.wake_local(running.task);
-        }
     }
 
     // --- time, randomness, memory -----------------------------------------------------------

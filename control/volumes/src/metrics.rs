@@ -79,7 +79,7 @@ macro_rules! column {
     };
 }
 
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     column!(connections, "Clients that connected."),
     column!(refusals, "Messages or clients that were refused."),
     column!(requests, "Requests."),
@@ -92,6 +92,11 @@ const COLUMNS: [Column; 12] = [
         "Rings given up because of what a guest wrote there."
     ),
     column!(Vhost, resubmitted, "Requests done again after a restart."),
+    column!(
+        Vhost,
+        merged,
+        "Descriptors that were one transfer with the one before."
+    ),
     column!(Vhost, kicks, "Times that guests woke a ring."),
     column!(Vhost, calls, "Times that guests were called."),
     column!(Vhost, polled_ns, "Nanoseconds of looking at empty rings."),

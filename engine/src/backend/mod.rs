@@ -348,6 +348,12 @@ pub(crate) trait IoBackend {
     /// Fills with bytes that nobody can guess.
     fn fill_secret(&mut self, into: &mut [u8]) -> io::Result<()>;
 
+    /// Does an op at once and returns its result, where it takes no longer than a copy and it is not `end`
+    /// yet. Else it is to be submitted.
+    fn run_now(&mut self, _op: &Op, _end: Nanos) -> Option<i32> {
+        None
+    }
+
     /// Accepts an op. It may sit in a queue until [`IoBackend::enter`].
     fn submit(&mut self, slot: SlotId, op: Op);
 

@@ -25,10 +25,12 @@ use crate::guest::GuestMem;
 use crate::pages::{PageStore, Pages};
 use crate::time::Nanos;
 
+use self::memory_files::MemoryFiles;
 use super::recv_ring::RecvRing;
 use super::{clock, fs_thread, pages, sys};
 
 mod entries;
+mod memory_files;
 
 /// `user_data` of the doorbell's read.
 const DOORBELL: u64 = 1 << 35;
@@ -53,6 +55,9 @@ pub(crate) struct UringBackend {
     /// File descriptor to place in the registered-file table.
     fixed_files: BTreeMap<i32, u32>,
     free_files: Vec<u32>,
+    memory_files: MemoryFiles,
+    /// What was answered without the ring, until it is reaped.
+    answered: Vec<Completion>,
     fs: mpsc::Sender<FsRequest>,
     enters: u64,
     sq_full: u64,
@@ -120,6 +125,8 @@ impl UringBackend {
             recv_ring,
             fixed_files: BTreeMap::new(),
             free_files,
+            memory_files: MemoryFiles::default(),
+            answered: Vec::new(),
             fs: fs_thread::start().map_err(exhausted("no thread for file system requests"))?,
             enters: 0,
             sq_full: 0,
@@ -214,6 +221,7 @@ impl UringBackend {
     }
 
     fn forget_file(&mut self, handle: RawHandle) {
+        self.memory_files.forget(handle);
         if let Some(place) = self.fixed_files.remove(&handle.0) {
             // Failing to empty the place would only keep the file open until it is reused.
             let _ = self.ring.submitter().register_files_update(place, &[-1]);
@@ -289,7 +297,24 @@ impl IoBackend for UringBackend {
         sys::fill_secret(into)
     }
 
+    fn run_now(&mut self, op: &Op, end: Nanos) -> Option<i32> {
+        let now = self.memory_files.has(op) && clock::monotonic() < end;
+        now.then(|| self.memory_files.run(op))
+    }
+
     fn submit(&mut self, slot: SlotId, op: Op) {
+        if self.memory_files.has(&op) {
+            let result = self.memory_files.run(&op);
+            self.answered.push(Completion {
+                slot,
+                part: Part::Main,
+                result,
+                more: false,
+                notification: false,
+                buffer: None,
+            });
+            return;
+        }
         let data = u64::from(slot);
         if let Op::WriteThenSync { file, span, offset } = op {
             let write = self
@@ -325,12 +350,15 @@ impl IoBackend for UringBackend {
     }
 
     fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        if !self.answered.is_empty() && !self.wants_enter() {
+            return Ok(());
+        }
         self.flush_backlog();
         if wait != Wait::No {
             self.arm_doorbell();
         }
-        // With operations still outside the queue, or without a doorbell, do not sleep.
-        let may_sleep = self.backlog.is_empty() && self.doorbell_armed;
+        // With operations still outside the queue, answers to be reaped, or without a doorbell, do not sleep.
+        let may_sleep = self.backlog.is_empty() && self.answered.is_empty() && self.doorbell_armed;
         let wait = if may_sleep { wait } else { Wait::No };
         match self.enter_kernel(wait) {
             Ok(_) => Ok(()),
@@ -343,6 +371,7 @@ impl IoBackend for UringBackend {
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
+        out.append(&mut self.answered);
         let mut queue = self.ring.completion();
         self.overflows = self.overflows.max(u64::from(queue.overflow()));
         for entry in &mut queue {
@@ -378,6 +407,7 @@ impl IoBackend for UringBackend {
     }
 
     fn adopt_file(&mut self, file: RawHandle) {
+        self.memory_files.adopt(file);
         let Some(place) = self.free_files.pop() else {
             return;
         };

@@ -4,8 +4,6 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 
-use smallvec::SmallVec;
-
 use super::{GuestIov, GuestMem, invalid};
 use crate::backend::Span;
 
@@ -16,8 +14,8 @@ pub const IOV_MAX: usize = 1024;
 const IO_MAX: u64 = 0x7FFF_F000;
 
 /// Ranges of guest memory, of one mapping or several, in the order of a transfer: where a read goes
-/// to, or a write comes from. It keeps the mappings alive. Up to four ranges need no allocation, and
-/// ranges that follow each other in memory are one. A clone allocates nothing.
+/// to, or a write comes from. It keeps the mappings alive. One range needs no allocation, and ranges
+/// that follow each other in memory are one. A clone allocates nothing.
 ///
 /// Positions are in bytes from the start of the list.
 #[derive(Clone, Debug, Default)]
@@ -26,27 +24,26 @@ pub struct GuestList {
     bytes: u64,
 }
 
-/// Few ranges lie in the list, many in memory that its clones share.
-#[derive(Clone, Debug)]
+/// One range lies in the list, more in memory that its clones share. A list is moved some ten times from a
+/// ring to the kernel, so it is small.
+#[derive(Clone, Debug, Default)]
 enum Ranges {
-    Few(SmallVec<[ListRange; FEW]>),
+    #[default]
+    None,
+    One(ListRange),
     Many(Rc<Vec<ListRange>>),
 }
 
-const FEW: usize = 4;
-
-impl Default for Ranges {
-    fn default() -> Ranges {
-        Ranges::Few(SmallVec::new())
-    }
-}
+/// Ranges for which there is room at first, where there are several.
+const MANY: usize = 16;
 
 impl std::ops::Deref for Ranges {
     type Target = [ListRange];
 
     fn deref(&self) -> &[ListRange] {
         match self {
-            Ranges::Few(few) => few,
+            Ranges::None => &[],
+            Ranges::One(one) => std::slice::from_ref(one),
             Ranges::Many(many) => many,
         }
     }
@@ -55,28 +52,31 @@ impl std::ops::Deref for Ranges {
 impl Ranges {
     fn last_mut(&mut self) -> Option<&mut ListRange> {
         match self {
-            Ranges::Few(few) => few.last_mut(),
+            Ranges::None => None,
+            Ranges::One(one) => Some(one),
             Ranges::Many(many) => Rc::make_mut(many).last_mut(),
         }
     }
 
     fn push(&mut self, range: ListRange) {
-        match self {
-            Ranges::Few(few) if few.len() < FEW => few.push(range),
-            Ranges::Few(few) => {
-                let mut many = Vec::with_capacity(4 * FEW);
-                many.extend(few.drain(..));
-                many.push(range);
+        match std::mem::take(self) {
+            Ranges::None => *self = Ranges::One(range),
+            Ranges::One(one) => {
+                let mut many = Vec::with_capacity(MANY);
+                many.extend([one, range]);
                 *self = Ranges::Many(Rc::new(many));
             }
-            Ranges::Many(many) => Rc::make_mut(many).push(range),
+            Ranges::Many(mut many) => {
+                Rc::make_mut(&mut many).push(range);
+                *self = Ranges::Many(many);
+            }
         }
     }
 
     fn pop(&mut self) {
         match self {
-            Ranges::Few(few) => drop(few.pop()),
             Ranges::Many(many) => drop(Rc::make_mut(many).pop()),
+            Ranges::None | Ranges::One(_) => *self = Ranges::None,
         }
     }
 }
@@ -168,6 +168,9 @@ impl GuestList {
     /// # Panics
     /// When the part is not inside the list.
     pub fn slice(&self, part: Range<u64>) -> GuestList {
+        if part == (0..self.bytes) {
+            return self.clone();
+        }
         let mut list = GuestList::new();
         self.walk(part, |range, skip, len| {
             let taken = list.append(&range.mem, range.offset + skip, len);

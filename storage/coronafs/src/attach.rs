@@ -50,6 +50,7 @@ pub struct Attachment {
     cipher: Option<Rc<Cipher>>,
     generation: u64,
     pub(crate) read_only: bool,
+    serial: [u8; 20],
     live: Rc<Cell<bool>>,
     hurried: Notify,
 }
@@ -111,6 +112,7 @@ impl Partition {
                 cipher,
                 generation,
                 read_only: how.access == Access::ReadOnly,
+                serial: serial(id),
                 live,
                 hurried: Notify::default(),
             })
@@ -199,6 +201,14 @@ impl Attachment {
     }
 }
 
+/// A volume's id in hexadecimal digits.
+fn serial(volume: VolumeId) -> [u8; 20] {
+    let mut serial = [0; 20];
+    let id = format!("{:016x}", volume.0);
+    serial[..id.len()].copy_from_slice(id.as_bytes());
+    serial
+}
+
 pub(crate) fn block_error(error: VolumeError) -> BlockError {
     match error {
         VolumeError::Full => BlockError::Full,
@@ -210,9 +220,6 @@ pub(crate) fn block_error(error: VolumeError) -> BlockError {
 
 impl BlockDevice for Attachment {
     fn geometry(&self) -> Geometry {
-        let mut serial = [0; 20];
-        let id = format!("{:016x}", self.volume.id.0);
-        serial[..id.len()].copy_from_slice(id.as_bytes());
         Geometry {
             bytes: self.volume.bytes(),
             block_bytes: self.inner.data.sector,
@@ -220,7 +227,7 @@ impl BlockDevice for Attachment {
             optimal_bytes: CLUSTER as u32,
             discard_granularity: BLOCK as u32,
             read_only: self.read_only,
-            serial,
+            serial: self.serial,
         }
     }
 

@@ -272,6 +272,50 @@ async fn cut_short(root: &std::path::Path) {
     assert!(cause.contains("cannot be kept"), "{cause}");
 }
 
+/// Blocks are freed over a whole file system, in rounds: the discards of a guest's trim end.
+async fn trims_end(root: &std::path::Path) {
+    const BYTES: u64 = 96 << 20;
+    const WRITTEN: u64 = 20 << 20;
+    const PIECE: usize = 1 << 20;
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let store = Partition::open(root, PartitionId(5), &config)
+        .await
+        .unwrap();
+    let new = NewVolume {
+        owner: "me".into(),
+        name: "disk".into(),
+        bytes: BYTES,
+        ..NewVolume::default()
+    };
+    let id = store.create(new).await.unwrap().id;
+    let device = store.attach(id, writer).await.unwrap();
+    let own = GuestMem::anonymous(PIECE).unwrap();
+    for round in 0..3 {
+        own.copy_in(0, &pattern(round)[..PIECE]).unwrap();
+        for offset in (0..WRITTEN).step_by(PIECE) {
+            let part = list(&own, 0, PIECE);
+            device.write(offset, part, false).await.unwrap();
+        }
+        device.flush().await.unwrap();
+        assert_eq!(store.stat(id).unwrap().mapped_bytes, WRITTEN);
+        let discards = (0..BYTES).step_by(4 << 20).map(|offset| {
+            let ends = device.discard(offset, 4 << 20);
+            engine::timeout(std::time::Duration::from_secs(10), ends)
+        });
+        for ended in futures_util::future::join_all(discards).await {
+            ended.expect("a discard ends").unwrap();
+        }
+        device.flush().await.unwrap();
+        assert_eq!(store.stat(id).unwrap().mapped_bytes, 0);
+    }
+    drop(device);
+    store.close().await.unwrap();
+}
+
 #[test]
 fn volumes_work_on_the_real_kernel() {
     let dir = tempfile::tempdir().unwrap();
@@ -285,6 +329,7 @@ fn volumes_work_on_the_real_kernel() {
             from_image(&root).await;
             hostile(&root).await;
             cut_short(&root).await;
+            trims_end(&root).await;
         })
     });
     answer.unwrap();

@@ -1,18 +1,14 @@
 //! virtio-blk (virtio 1.2, section 5.2): its requests, its configuration space, its features.
 
-use std::rc::Rc;
 use std::time::Duration;
 
 use engine::GuestList;
 use shards::block::{BlockDevice, BlockError, Geometry};
 
-use crate::ring::Chain;
+use crate::ring::{Chain, HEAD};
 
 /// The unit of all positions and sizes, whatever the device's own block is.
 const SECTOR: u64 = 512;
-
-/// Bytes of a request's head: type (4), reserved (4), sector (8).
-const HEAD: u64 = 16;
 
 /// Bytes of a segment of DISCARD and WRITE_ZEROES: sector (8), sectors (4), flags (4).
 const SEGMENT: u64 = 16;
@@ -164,7 +160,7 @@ impl Kind {
     }
 }
 
-/// A request whose frame holds.
+/// A request whose frame holds. Its head is type (4 bytes), reserved (4), sector (8).
 pub(crate) struct Request {
     pub(crate) kind: Kind,
     sector: u64,
@@ -172,8 +168,6 @@ pub(crate) struct Request {
     data: GuestList,
     /// Bytes that may be written before the status, whether the kind of request has use for them or not.
     pub(crate) room: u64,
-    /// The one byte for the status, the last that may be written.
-    pub(crate) status: GuestList,
 }
 
 /// A chain that is no request: there is no head, or no place for the status.
@@ -185,34 +179,27 @@ pub(crate) struct NoRequest {
 }
 
 impl Request {
-    /// Reads the head. Descriptors may cut a request anywhere.
+    /// Reads the head.
     pub(crate) fn parse(chain: &mut Chain) -> Result<Request, NoRequest> {
-        let no = NoRequest {
-            readable: chain.readable.len(),
-            writable: chain.writable.len(),
-        };
-        if no.readable < HEAD || no.writable < 1 {
-            return Err(no);
+        if chain.head_bytes < HEAD || chain.status.is_empty() {
+            return Err(NoRequest {
+                readable: chain.head_bytes as u64 + chain.readable.len(),
+                writable: chain.writable.len() + chain.status.len(),
+            });
         }
-        let mut head = [0; HEAD as usize];
-        chain.readable.copy_out(0, &mut head).map_err(|_| no)?;
-        let head = u128::from_le_bytes(head);
+        let head = u128::from_le_bytes(chain.head);
         let kind = Kind::of(head as u32);
-        let room = no.writable - 1;
-        let status = chain.writable.slice(room..no.writable);
+        let room = chain.writable.len();
         let data = if matches!(kind, Kind::Read | Kind::Id) {
-            let mut data = std::mem::take(&mut chain.writable);
-            data.truncate(room);
-            data
+            &mut chain.writable
         } else {
-            chain.readable.slice(HEAD..no.readable)
+            &mut chain.readable
         };
         Ok(Request {
             kind,
             sector: (head >> 64) as u64,
-            data,
+            data: std::mem::take(data),
             room,
-            status,
         })
     }
 
@@ -372,14 +359,14 @@ impl Request {
     /// Starts it on a device. What fails is told to `failed`, once.
     pub(crate) async fn run<D: BlockDevice>(
         self,
-        device: Rc<D>,
+        device: &D,
         durable: bool,
         failed: impl FnOnce(Kind, u64, &BlockError),
     ) -> Done {
         let Request {
             kind, sector, data, ..
         } = self;
-        let attempt = async || execute(&*device, kind, sector, data.clone(), durable).await;
+        let attempt = async || execute(device, kind, sector, data.clone(), durable).await;
         match patiently(BUSY_MAX, attempt).await {
             Ok(done) => done,
             Err(error) => {

@@ -58,7 +58,7 @@ pub fn ring(input: &[u8]) {
                 let token = chain.token;
                 let room = chain.writable.len();
                 if let Ok(request) = Request::parse(&mut chain) {
-                    assert_eq!(request.status.len(), 1);
+                    assert_eq!(chain.status.len(), 1);
                     assert!(request.bytes() <= bytes);
                 }
                 ring.push(token, room as u32);

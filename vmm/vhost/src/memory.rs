@@ -168,6 +168,29 @@ impl Memory {
         Ok(())
     }
 
+    /// Copies bytes of the guest out. They may go on in the next region.
+    ///
+    /// # Errors
+    /// [`Outside`], also when the memory was cut short.
+    #[inline]
+    pub(crate) fn copy_out(&self, addr: u64, into: &mut [u8]) -> Result<(), Outside> {
+        let outside = Outside {
+            addr,
+            len: into.len() as u64,
+        };
+        let (mut addr, mut left) = (addr, into);
+        while !left.is_empty() {
+            let region = self.find(addr).ok_or(outside)?;
+            let offset = addr - region.guest;
+            let len = (left.len() as u64).min(region.bytes - offset);
+            let (part, rest) = left.split_at_mut(len as usize);
+            region.mem.copy_out(offset, part).map_err(|_| outside)?;
+            addr = addr.checked_add(len).ok_or(outside)?;
+            left = rest;
+        }
+        Ok(())
+    }
+
     /// Where in the guest an address of the front end's process is.
     ///
     /// # Errors

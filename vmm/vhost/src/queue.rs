@@ -9,6 +9,7 @@ mod call;
 mod pace;
 
 use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -25,7 +26,7 @@ use crate::cache::Durability;
 use crate::dirty::DirtyLog;
 use crate::inflight::Inflight;
 use crate::ring::{Base, Chain, Dirty, Fault, Published, Ring, Token};
-use crate::slab::Slab;
+use crate::slab::{Seat, Slab};
 use crate::stats::{Counters, add};
 
 pub use pace::Polling;
@@ -135,16 +136,22 @@ impl<D: BlockDevice> Queue<D> {
         let failed = Rc::new(Cell::new(0_u64));
         let (device, session) = (Rc::clone(&self.device), Rc::clone(&self.session));
         let index = self.index;
-        let run = move |request: Request| {
-            let durable = session.durability.is_owed();
-            let (session, failed) = (Rc::clone(&session), Rc::clone(&failed));
-            let report = move |kind, sector, error: &BlockError| {
-                report_failure(&session, index, &failed, (kind, sector), error);
-            };
-            request.run(Rc::clone(&device), durable, report)
+        let make = move |seat: Rc<Seat<Request, Done>>| {
+            let (device, session) = (Rc::clone(&device), Rc::clone(&session));
+            let failed = Rc::clone(&failed);
+            async move {
+                let report = |kind, sector, error: &BlockError| {
+                    report_failure(&session, index, &failed, (kind, sector), error);
+                };
+                let run = async |request: Request| {
+                    let durable = session.durability.is_owed();
+                    request.run(&*device, durable, report).await
+                };
+                seat.serve(run).await
+            }
         };
         let mut work = Work {
-            slab: Slab::new(DEPTH_MAX),
+            slab: Slab::new(DEPTH_MAX, make),
             bytes: 0,
             kicks: self.kick.as_ref().map(EventFd::watch),
             deaf: false,
@@ -153,7 +160,6 @@ impl<D: BlockDevice> Queue<D> {
             pace: Pace::new(self.session.polling),
             fault: None,
             now: engine::now(),
-            run,
             queue: self,
         };
         work.resubmit();
@@ -193,9 +199,9 @@ fn report_failure(
 }
 
 /// The state of a queue's task.
-struct Work<D, R, F: Future> {
+struct Work<D, F, M> {
     queue: Queue<D>,
-    slab: Slab<F, Tag>,
+    slab: Slab<Request, Done, Tag, F, M>,
     /// Bytes of data of what is in the slab.
     bytes: u64,
     kicks: Option<EventWatch>,
@@ -207,14 +213,13 @@ struct Work<D, R, F: Future> {
     fault: Option<Fault>,
     /// When this turn began.
     now: Nanos,
-    run: R,
 }
 
-impl<D, R, F> Work<D, R, F>
+impl<D, F, M> Work<D, F, M>
 where
     D: BlockDevice,
-    F: Future<Output = Done>,
-    R: Fn(Request) -> F,
+    F: Future<Output = Infallible>,
+    M: Fn(Rc<Seat<Request, Done>>) -> F,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.now = engine::now();
@@ -339,7 +344,7 @@ where
         };
         let tag = Tag {
             token: chain.token,
-            status: request.status.clone(),
+            status: chain.status,
             kind: request.kind,
             bytes: request.bytes(),
             room: request.room,
@@ -347,7 +352,8 @@ where
             begun: self.now,
         };
         self.bytes += tag.bytes;
-        if let Some((tag, done)) = self.slab.start((self.run)(request), tag) {
+        add(&self.queue.session.counters.merged, u64::from(chain.merged));
+        if let Some((tag, done)) = self.slab.start(request, tag) {
             self.bytes -= tag.bytes;
             self.queue.finish(&tag, done, self.now);
         }

@@ -17,7 +17,7 @@ use crate::memory::{Memory, Outside};
 
 #[cfg(fuzzing)]
 pub(crate) use chain::CHAIN_BYTES_MAX;
-pub(crate) use chain::{Chain, Descriptor};
+pub(crate) use chain::{Chain, Descriptor, HEAD};
 pub(crate) use packed::Packed;
 pub(crate) use split::Split;
 

@@ -42,6 +42,8 @@ counters! {
     resubmitted,
     /// Requests that ended with an error, or were none.
     errors,
+    /// Descriptors that went on in memory where the one before ended, and were one transfer with it.
+    merged,
     /// Bytes that guests read.
     read_bytes,
     /// Bytes that guests wrote.

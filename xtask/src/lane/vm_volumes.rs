@@ -69,7 +69,7 @@ fn writing(name: &str) -> String {
 fn checking(name: &str) -> String {
     format!(
         "sync; echo 3 >/proc/sys/vm/drop_caches; [ $(wc -l </mnt/{name}.sums) = {FILES} ] \
-         && cd /mnt && sha256sum -c -s {name}.sums"
+         && (cd /mnt && sha256sum -c -s {name}.sums)"
     )
 }
 
@@ -291,7 +291,7 @@ impl Story<'_> {
         guest.plug(&mut guest.qmp()?, &disk, 2)?;
         guest.run("until [ -b /dev/vdb1 ]; do usleep 10000; done")?;
         guest.run("mkdir -p /tmp/c; mount -t ext4 /dev/vdb1 /tmp/c")?;
-        guest.run("cd /tmp/c && sha256sum -c -s first.sums && sha256sum -c -s killed.sums")?;
+        guest.run("(cd /tmp/c && sha256sum -c -s first.sums && sha256sum -c -s killed.sums)")?;
         guest.run(
             "rm /tmp/c/first*; dd if=/dev/zero of=/tmp/c/own bs=1M count=2 conv=fsync 2>/dev/null",
         )?;

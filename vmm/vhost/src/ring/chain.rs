@@ -61,15 +61,31 @@ impl Descriptor {
     }
 }
 
-/// A request: what the device may read, then what it may write.
+/// Bytes of a request's head.
+pub(crate) const HEAD: usize = 16;
+
+/// A request: what the device may read, then what it may write. The first bytes to read are its head, and
+/// the last one to write is for its status; descriptors may cut them off anywhere.
 pub(crate) struct Chain {
     pub(crate) token: Token,
     /// Its descriptors, for the marks of a packed ring: there nothing else keeps them.
     pub(crate) descriptors: Vec<Descriptor>,
+    pub(crate) head: [u8; HEAD],
+    /// Bytes of the head that there are.
+    pub(crate) head_bytes: usize,
+    /// What is to be read behind the head.
     pub(crate) readable: GuestList,
+    /// What may be written before the status.
     pub(crate) writable: GuestList,
+    /// The last byte that may be written, if there is one.
+    pub(crate) status: GuestList,
+    /// The last descriptor that may be written, until it is known to be.
+    last: Option<(u64, u32)>,
+    bytes: u64,
     /// The writable part by its place in the guest.
     pub(crate) dirty: SmallVec<[Dirty; 2]>,
+    /// Descriptors that went on where the one before ended.
+    pub(crate) merged: u32,
 }
 
 impl Chain {
@@ -77,9 +93,15 @@ impl Chain {
         Chain {
             token,
             descriptors: Vec::new(),
+            head: [0; HEAD],
+            head_bytes: 0,
             readable: GuestList::new(),
             writable: GuestList::new(),
+            status: GuestList::new(),
+            last: None,
+            bytes: 0,
             dirty: SmallVec::new(),
+            merged: 0,
         }
     }
 
@@ -92,22 +114,62 @@ impl Chain {
         len: u32,
         flags: u16,
     ) -> Result<(), Fault> {
-        if flags & WRITE != 0 {
-            memory.push(&mut self.writable, addr, len)?;
-            let len = u64::from(len);
-            self.dirty.push(Dirty { addr, len });
-        } else if self.writable.is_empty() {
-            memory.push(&mut self.readable, addr, len)?;
-        } else {
-            return Err(Fault::Order);
-        }
-        if self.readable.len() + self.writable.len() > CHAIN_BYTES_MAX {
+        self.bytes += u64::from(len);
+        if self.bytes > CHAIN_BYTES_MAX {
             return Err(Fault::Large {
                 limit: CHAIN_BYTES_MAX,
             });
         }
-        Ok(())
+        if flags & WRITE != 0 {
+            if len == 0 {
+                return Ok(());
+            }
+            if let Some((addr, len)) = self.last.replace((addr, len)) {
+                push(memory, &mut self.writable, (addr, len), &mut self.merged)?;
+            }
+            let len = u64::from(len);
+            self.dirty.push(Dirty { addr, len });
+            return Ok(());
+        }
+        if self.last.is_some() {
+            return Err(Fault::Order);
+        }
+        let taken = len.min((HEAD - self.head_bytes) as u32);
+        if taken > 0 {
+            let end = self.head_bytes + taken as usize;
+            memory.copy_out(addr, &mut self.head[self.head_bytes..end])?;
+            self.head_bytes = end;
+        }
+        let rest = (addr.wrapping_add(u64::from(taken)), len - taken);
+        push(memory, &mut self.readable, rest, &mut self.merged)
     }
+
+    /// There are no more descriptors.
+    #[inline]
+    pub(super) fn end(mut self, memory: &Memory) -> Result<Chain, Fault> {
+        if let Some((addr, len)) = self.last {
+            let before = (addr, len - 1);
+            push(memory, &mut self.writable, before, &mut self.merged)?;
+            let status = addr.wrapping_add(u64::from(len - 1));
+            memory.push(&mut self.status, status, 1)?;
+        }
+        Ok(self)
+    }
+}
+
+#[inline]
+fn push(
+    memory: &Memory,
+    list: &mut GuestList,
+    (addr, len): (u64, u32),
+    merged: &mut u32,
+) -> Result<(), Fault> {
+    if len > 0 {
+        let before = list.ranges();
+        memory.push(list, addr, len)?;
+        *merged += u32::from(list.ranges() == before);
+    }
+    Ok(())
 }
 
 /// The table that an indirect descriptor names, and its number of descriptors. Whether that is said to

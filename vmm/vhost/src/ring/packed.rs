@@ -233,11 +233,11 @@ impl Packed {
                     return Err(Fault::Indirect { len, flags });
                 }
                 self.walk_table(&mut chain, addr, len, flags)?;
-                return Ok(chain);
+                return chain.end(&self.memory);
             }
             chain.add(&self.memory, addr, len, flags)?;
             if flags & NEXT == 0 {
-                return Ok(chain);
+                return chain.end(&self.memory);
             }
         }
     }

@@ -174,7 +174,7 @@ impl Split {
             }
             chain.add(&self.memory, addr, len, flags)?;
             if flags & NEXT == 0 {
-                return Ok(chain);
+                return chain.end(&self.memory);
             }
             index = link;
         }

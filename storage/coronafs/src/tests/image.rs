@@ -343,7 +343,9 @@ fn a_source_that_is_not_there_fails_what_needs_it_and_nothing_else() {
             identity: "b".into(),
             ..image
         };
-        let refused = store.create_from_image(new_volume("w", MIB), missing).await;
+        let refused = store
+            .create_from_image(new_volume("w", 2 * MIB), missing)
+            .await;
         assert!(matches!(refused, Err(VolumeError::Image(_))));
         audit(&store).await;
     });

@@ -299,12 +299,12 @@ impl IoBackend for UringBackend {
 
     fn run_now(&mut self, op: &Op, end: Nanos) -> Option<i32> {
         let now = self.memory_files.has(op) && clock::monotonic() < end;
-        now.then(|| self.memory_files.run(op))
+        now.then(|| MemoryFiles::run(op))
     }
 
     fn submit(&mut self, slot: SlotId, op: Op) {
         if self.memory_files.has(&op) {
-            let result = self.memory_files.run(&op);
+            let result = MemoryFiles::run(&op);
             self.answered.push(Completion {
                 slot,
                 part: Part::Main,

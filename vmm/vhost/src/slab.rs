@@ -207,7 +207,9 @@ mod tests {
             assert!(slab.start(Rc::clone(gate), tag).is_none());
         }
         assert!(slab.is_full());
-        gates.iter().for_each(|gate| gate.open.set(true));
+        for gate in &gates {
+            gate.open.set(true);
+        }
         let waker = gates[1].waker.take().expect("it waits");
         waker.wake_by_ref();
         let mut ended = Vec::new();

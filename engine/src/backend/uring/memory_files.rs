@@ -51,7 +51,7 @@ impl MemoryFiles {
     }
 
     /// Does an operation that [`MemoryFiles::has`], as the kernel would answer it.
-    pub(super) fn run(&self, op: &Op) -> i32 {
+    pub(super) fn run(op: &Op) -> i32 {
         let list = |span: Span| libc::iovec {
             iov_base: span.ptr.cast(),
             iov_len: span.len as usize,

@@ -344,7 +344,7 @@ impl Volume {
     pub(crate) async fn begin_filling(&self) {
         let filling = {
             let meta = self.meta.borrow();
-            meta.image.as_ref().and_then(|image| image.filling())
+            meta.image.as_ref().and_then(VolumeImage::filling)
         };
         self.filling.replace(filling.clone());
         if let Some(filling) = filling {

@@ -15,7 +15,7 @@ use shards::block::Extent;
 
 use crate::error::VolumeError;
 use crate::gate::{Gate, SlotLocks};
-use crate::image::Filling;
+use crate::image::{Filling, VolumeImage};
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, ZEROS, slot_of};
 use crate::partition::{Claim, For};
 use crate::record::{self, MAP_BYTES};
@@ -91,7 +91,7 @@ pub(crate) struct Run {
 impl Volume {
     pub(crate) fn new(id: VolumeId, meta: Meta, map: Frozen) -> Volume {
         let throttle = Throttle::new(meta.limits);
-        let filling = meta.image.as_ref().and_then(|image| image.filling());
+        let filling = meta.image.as_ref().and_then(VolumeImage::filling);
         Volume {
             id,
             meta: RefCell::new(meta),

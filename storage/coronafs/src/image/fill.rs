@@ -24,7 +24,7 @@ use crate::unflushed::Room;
 use crate::volume::Volume;
 
 /// How long a source may take to be found, and to read a chunk.
-pub(super) const FETCH_WAIT: Duration = Duration::from_secs(60);
+pub(super) const FETCH_WAIT: Duration = Duration::from_mins(1);
 /// Chunks that a partition fetches at once; more wait.
 pub(super) const FETCHES_MAX: u64 = 8;
 /// Those that may wait.
@@ -286,12 +286,11 @@ impl Part<'_> {
         if blocks != 0 {
             let own = volume.own_piece(&data.space.borrow(), index);
             let own = own.map(|piece| piece.cluster);
-            let into = match own {
-                Some(cluster) => cluster,
-                None => {
-                    let near = volume.place_before(index);
-                    data.take(near, volume.layer.get()).await?
-                }
+            let into = if let Some(cluster) = own {
+                cluster
+            } else {
+                let near = volume.place_before(index);
+                data.take(near, volume.layer.get()).await?
             };
             if let Err(error) = self.write(into, blocks).await {
                 // Nobody has seen it.

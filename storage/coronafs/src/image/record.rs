@@ -88,10 +88,10 @@ pub(crate) fn take_image(from: &mut Reader<'_>) -> Decode<VolumeImage> {
     let bytes = from.u64("image's bytes")?;
     let identity = from.text("identity")?;
     let chunk_bytes = from.u32("chunk's bytes")?;
-    let digest = match from.flag("digest")? {
-        true => Some(ImageDigest(take_hash(from)?)),
-        false => None,
-    };
+    let mut digest = None;
+    if from.flag("digest")? {
+        digest = Some(ImageDigest(take_hash(from)?));
+    }
     let fits = (1..=crate::types::VOLUME_BYTES_MAX).contains(&bytes)
         && (1..=IMAGE_IDENTITY_BYTES_MAX).contains(&identity.len())
         && is_chunk(chunk_bytes);

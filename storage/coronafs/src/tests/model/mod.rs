@@ -286,8 +286,8 @@ impl Known {
     }
 }
 
-/// Numbers of operations done and of checkpoints.
-fn run(seed: u64) -> (u64, u64) {
+/// Numbers of operations done, of checkpoints, and of volumes that were being filled at a crash.
+fn run(seed: u64) -> [u64; 3] {
     let (sim, node) = world(seed);
     if seed.is_multiple_of(3) {
         // Writes that others overtake: flushes, snapshots, reads of snapshots.
@@ -303,7 +303,7 @@ fn run(seed: u64) -> (u64, u64) {
         quiet: Notify::default(),
         images: TestImages::new(seed),
     });
-    let mut checkpoints = 0;
+    let (mut checkpoints, mut fillings) = (0, 0);
     for _ in 0..GENERATIONS {
         let at = Rc::clone(&world);
         let store = sim.run(node, 0, async move {
@@ -325,6 +325,8 @@ fn run(seed: u64) -> (u64, u64) {
         );
         sim.run_for(Duration::from_micros(rng.below(60_000)));
         checkpoints += store.inner.checkpoints.written.get();
+        let volumes = store.list(VolumeId(0), 100);
+        fillings += volumes.iter().filter(|info| is_filling(info)).count() as u64;
         let killed = rng.below(2) == 0;
         if killed {
             sim.kill(node);
@@ -345,7 +347,7 @@ fn run(seed: u64) -> (u64, u64) {
         store.close().await.unwrap();
     });
     let done = world.model.borrow().done;
-    (done, checkpoints)
+    [done, checkpoints, fillings]
 }
 
 fn from_env(name: &str) -> Option<u64> {
@@ -360,13 +362,16 @@ fn run_quarter(quarter: u64) {
     }
     let seeds = (quarter..from_env("UC_SEEDS").unwrap_or(SEEDS)).step_by(4);
     let count = seeds.clone().count() as u64;
-    let (done, checkpoints) = seeds
-        .map(run)
-        .fold((0, 0), |sum, run| (sum.0 + run.0, sum.1 + run.1));
+    let sum = |sum: [u64; 3], run: [u64; 3]| [0, 1, 2].map(|at| sum[at] + run[at]);
+    let [done, checkpoints, fillings] = seeds.map(run).fold([0; 3], sum);
     assert!(done >= count * 100, "{done} operations were done");
     assert!(
         checkpoints >= count / 2,
         "{checkpoints} checkpoints were written under load"
+    );
+    assert!(
+        fillings >= count / 4,
+        "{fillings} volumes were being filled"
     );
 }
 

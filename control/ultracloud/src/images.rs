@@ -10,7 +10,8 @@ use coronafs::{ImageDigest, ImageError, ImageRef, ImageResolver, ImageSource};
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use lightningstor::buckets::BucketError;
 use lightningstor::store::{Image, Images, READ_MAX, StoreError};
-use s3_wire::{Algorithm, BucketName, ChecksumType, ObjectKey};
+use s3_wire::checksum::{Algorithm, ChecksumType};
+use s3_wire::{BucketName, ObjectKey};
 use tonic::Code;
 use volumes::ImageCatalog;
 

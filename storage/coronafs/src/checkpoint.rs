@@ -2,7 +2,7 @@
 //! of volumes and snapshots consist of, each once however many share it, then the volumes and
 //! snapshots. Sans-IO; `checkpoint::file` writes and reads it.
 //!
-//! Frames: kind 1 is the head (u32 format version 2, u32 partition, u64 start LSN, u64 newest number of
+//! Frames: kind 1 is the head (u32 format version 3, u32 partition, u64 start LSN, u64 newest number of
 //! a volume or snapshot), kind 2 holds items, kind 3 is the end (u64 number of items). A file without
 //! its end is no checkpoint.
 //!
@@ -10,9 +10,10 @@
 //! | --- | --- |
 //! | 1 leaf | u8 slots, each u8 slot, u8 pieces, each u32 cluster, u16 mask |
 //! | 2 inner node | u8 level (2 and up), u8 children, each u8 way, u32 number of the child |
-//! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u64 key (0 none), u32 root |
-//! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u64 key (0 none), u32 root |
+//! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u64 key (0 none), u8 checksums (0 or 1), u32 root |
+//! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u64 key (0 none), u8 checksums, u32 root |
 //!
+//! In format 2, which is read as well, volumes and snapshots have no checksums, nor the byte that says so.
 //! Nodes have numbers from 1 in the order of their items; a root or child of 0 is none, and a child
 //! comes before its parent.
 
@@ -31,7 +32,9 @@ use crate::record::{put_key, put_limits, take_key, take_limits, take_pieces};
 use crate::state::{Frozen, Meta, Snapshot, State};
 use crate::types::{SnapshotId, VolumeId};
 
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
+/// Before volumes had checksums.
+const FORMAT_2: u32 = 2;
 const PAYLOAD_MAX: usize = 1 << 20;
 pub(crate) const FRAMES: frames::Format = frames::Format {
     magic: *b"UCcp",
@@ -226,6 +229,7 @@ impl<'a> ImageWriter<'a> {
             out.text(&meta.owner);
             out.text(&meta.name);
             put_key(out, meta.key);
+            out.u8(u8::from(meta.checksums));
         } else if let Some((id, snapshot)) = self.image.snapshots.get(self.next_snapshot) {
             self.next_snapshot += 1;
             out.u8(4);
@@ -235,6 +239,7 @@ impl<'a> ImageWriter<'a> {
             out.u64(snapshot.created_ms);
             out.text(&snapshot.name);
             put_key(out, snapshot.key);
+            out.u8(u8::from(snapshot.checksums));
         }
         out.u32(root);
     }
@@ -289,6 +294,7 @@ pub(crate) struct Loaded {
 #[derive(Default)]
 pub(crate) struct Loader {
     head: Option<(u32, u64)>,
+    format: u32,
     state: State,
     /// Nodes and their levels.
     nodes: Vec<(Rc<Node>, u8)>,
@@ -305,7 +311,8 @@ impl Loader {
         let mut from = Reader::new(payload);
         match (kind as u8, self.head) {
             (HEAD, None) => {
-                if from.u32("format version")? != FORMAT {
+                self.format = from.u32("format version")?;
+                if ![FORMAT, FORMAT_2].contains(&self.format) {
                     return Err(from.bad("format version"));
                 }
                 self.head = Some((from.u32("partition")?, from.u64("start LSN")?));
@@ -358,6 +365,7 @@ impl Loader {
                     owner: from.text("owner")?.to_owned(),
                     name: from.text("name")?.to_owned(),
                     key: take_key(from)?,
+                    checksums: self.take_checksums(from)?,
                 };
                 let map = self.take_root(from)?;
                 self.state.add_volume(id, meta, map);
@@ -370,6 +378,7 @@ impl Loader {
                     created_ms: from.u64("created")?,
                     name: from.text("name")?.to_owned(),
                     key: take_key(from)?,
+                    checksums: self.take_checksums(from)?,
                     frozen: self.take_root(from)?,
                 };
                 self.state.add_snapshot(id, snapshot);
@@ -377,6 +386,10 @@ impl Loader {
             _ => return Err(before),
         }
         Ok(())
+    }
+
+    fn take_checksums(&self, from: &mut Reader<'_>) -> Decode<bool> {
+        Ok(self.format != FORMAT_2 && from.flag("checksums")?)
     }
 
     fn node(&self, number: u32) -> Option<&(Rc<Node>, u8)> {

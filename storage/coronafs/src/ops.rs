@@ -231,6 +231,7 @@ impl Volume {
             created_ms: meta.created_ms,
             origin: meta.origin,
             key: meta.key,
+            checksums: meta.checksums,
             generation: meta.generation,
             attached: self.holders.borrow().len(),
             limits: meta.limits,
@@ -271,6 +272,7 @@ impl Partition {
                 owner: new.owner,
                 name: new.name,
                 key,
+                checksums: new.checksums,
             };
             let made = inner.change(change, None).await;
             inner.erase_unused(key).await?;

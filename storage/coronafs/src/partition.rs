@@ -24,8 +24,10 @@ use crate::data::DataFile;
 use crate::error::VolumeError;
 use crate::keys::Keys;
 use crate::map::{CLUSTER, Reaper, Tree};
-use crate::record::{Change, MAP};
+use crate::record::Change;
+use crate::scrub::Findings;
 use crate::state::{Frozen, State};
+use crate::sums::file::Sums;
 use crate::types::{Survived, VolumeId};
 use crate::unflushed::Unflushed;
 use crate::volume::Volume;
@@ -49,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Rc<Unflushed>,
+    pub(crate) sums: Sums,
+    pub(crate) findings: Findings,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
@@ -71,6 +75,7 @@ pub(crate) struct Parts {
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Rc<Unflushed>,
+    pub(crate) sums: Sums,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: State,
@@ -115,6 +120,8 @@ impl Partition {
             data: parts.data,
             poison: parts.poison,
             unflushed: parts.unflushed,
+            sums: parts.sums,
+            findings: Findings::default(),
             keys: parts.keys,
             survived: parts.survived,
             state: RefCell::new(parts.state),
@@ -127,9 +134,11 @@ impl Partition {
             checkpoints: parts.checkpoints,
             closing: Cell::new(false),
         };
-        Partition {
+        let partition = Partition {
             inner: Rc::new(inner),
-        }
+        };
+        partition.begin_scrubs();
+        partition
     }
 
     /// Its number.
@@ -413,7 +422,7 @@ impl Inner {
     ) -> Result<(), VolumeError> {
         self.data.flush().await?;
         for record in captured.records() {
-            self.append(MAP, record, claim).await?;
+            self.append(captured.kind(), record, claim).await?;
         }
         Ok(())
     }

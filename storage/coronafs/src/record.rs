@@ -1,11 +1,11 @@
 //! The records of the log: every change of volumes, snapshots and maps. Sans-IO.
 //!
-//! A record's kind is the log's mark; its payload begins with a u8 version, 2. All numbers are
-//! little-endian, a text is a u32 length and UTF-8.
+//! A record's kind is the log's mark; its payload begins with a u8 version, 3, or 2 where it was written
+//! before volumes had checksums. All numbers are little-endian, a text is a u32 length and UTF-8.
 //!
 //! | kind | record | payload behind the version |
 //! | --- | --- | --- |
-//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name, u64 key (0 none) |
+//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name, u64 key (0 none); from version 3 on u8 checksums (0 or 1) |
 //! | 2 | volume deleted | u64 id |
 //! | 3 | map | u64 volume, u32 count, then slots: u64 cluster, u8 pieces, each u32 cluster of the data file, u16 mask |
 //! | 4 | snapshot created | u64 id, u64 volume, u64 created (ms), name |
@@ -16,6 +16,7 @@
 //! | 9 | rename | u64 volume, name |
 //! | 10 | attached | u64 volume, u64 generation |
 //! | 11 | limits | u64 volume, u64 operations and u64 bytes a second (0 is none), u32 burst (ms) |
+//! | 16 | map with checksums | as 3, and behind each slot's pieces u16 mask, u32 checksum for each block of it |
 //!
 //! A map record says what the slots are from now on, so replaying one twice does no harm. The order of
 //! the others is what makes a snapshot what it is: it holds what the records before it say.
@@ -23,18 +24,25 @@
 use segment_log::bytes::{Decode, Reader, Writer};
 
 use crate::map::{BLOCKS, Piece};
+use crate::sums::BlockSums;
 use crate::types::{KeyId, Limits, SnapshotId, VolumeId};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// Before volumes had checksums.
+const VERSION_2: u8 = 2;
 /// Bytes of slots in one map record, about.
 pub(crate) const MAP_BYTES: usize = 256 << 10;
 /// Smallest slot in a map record.
 const SLOT_BYTES_MIN: usize = 9;
 
 pub(crate) const MAP: u8 = 3;
+pub(crate) const MAP_WITH_SUMS: u8 = 16;
 
 /// A slot as a record holds it.
 pub(crate) type SlotChange = (u64, Vec<Piece>);
+
+/// The same of a volume with checksums: those of what was written since the slot's record before.
+pub(crate) type SummedSlotChange = (u64, Vec<Piece>, BlockSums);
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +54,7 @@ pub(crate) enum Change {
         owner: String,
         name: String,
         key: Option<KeyId>,
+        checksums: bool,
     },
     Delete {
         id: VolumeId,
@@ -53,6 +62,10 @@ pub(crate) enum Change {
     Map {
         volume: VolumeId,
         slots: Vec<SlotChange>,
+    },
+    MapWithSums {
+        volume: VolumeId,
+        slots: Vec<SummedSlotChange>,
     },
     Snapshot {
         id: SnapshotId,
@@ -148,6 +161,7 @@ impl Change {
                 owner,
                 name,
                 key,
+                checksums,
             } => {
                 out.u64(id.0);
                 out.u64(*bytes);
@@ -155,6 +169,7 @@ impl Change {
                 out.text(owner);
                 out.text(name);
                 put_key(&mut out, *key);
+                out.u8(u8::from(*checksums));
                 1
             }
             Change::Delete { id } => {
@@ -167,6 +182,14 @@ impl Change {
                     put_slot(&mut out, *index, pieces);
                 }
                 return (MAP, end_map(out, slots.len() as u32));
+            }
+            Change::MapWithSums { volume, slots } => {
+                let mut out = begin_map(*volume);
+                for (index, pieces, sums) in slots {
+                    put_slot(&mut out, *index, pieces);
+                    sums.put(&mut out);
+                }
+                return (MAP_WITH_SUMS, end_map(out, slots.len() as u32));
             }
             Change::Snapshot {
                 id,
@@ -239,7 +262,8 @@ impl Change {
     /// When the payload is not such a record.
     pub(crate) fn decode(kind: u8, payload: &[u8]) -> Decode<Change> {
         let mut from = Reader::new(payload);
-        if from.u8("version")? != VERSION {
+        let version = from.u8("version")?;
+        if ![VERSION, VERSION_2].contains(&version) {
             return Err(from.bad("version"));
         }
         let first = from.u64("id")?;
@@ -252,6 +276,7 @@ impl Change {
                 owner: from.text("owner")?.to_owned(),
                 name: from.text("name")?.to_owned(),
                 key: take_key(&mut from)?,
+                checksums: version != VERSION_2 && from.flag("checksums")?,
             },
             2 => Change::Delete { id },
             MAP => {
@@ -261,6 +286,15 @@ impl Change {
                     slots.push((from.u64("slot")?, take_pieces(&mut from)?));
                 }
                 Change::Map { volume, slots }
+            }
+            MAP_WITH_SUMS => {
+                let count = from.count(SLOT_BYTES_MIN, "slots")?;
+                let mut slots = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let (index, pieces) = (from.u64("slot")?, take_pieces(&mut from)?);
+                    slots.push((index, pieces, BlockSums::take(&mut from)?));
+                }
+                Change::MapWithSums { volume, slots }
             }
             4 => Change::Snapshot {
                 id: snapshot,

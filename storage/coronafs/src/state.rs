@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::map::{CLUSTER, Tree};
-use crate::record::Change;
+use crate::record::{Change, SlotChange};
 use crate::types::{KeyId, Limits, SnapshotId, SnapshotInfo, VolumeId};
 use crate::volume::Volume;
 
@@ -20,6 +20,7 @@ pub(crate) struct Meta {
     pub(crate) generation: u64,
     pub(crate) limits: Limits,
     pub(crate) key: Option<KeyId>,
+    pub(crate) checksums: bool,
 }
 
 /// A volume's state as it was.
@@ -30,6 +31,7 @@ pub(crate) struct Snapshot {
     pub(crate) bytes: u64,
     pub(crate) created_ms: u64,
     pub(crate) key: Option<KeyId>,
+    pub(crate) checksums: bool,
     pub(crate) frozen: Frozen,
 }
 
@@ -131,9 +133,11 @@ impl State {
                 owner,
                 name,
                 key,
+                checksums,
             } => {
                 let mut meta = new_meta(owner, name, bytes, created_ms);
                 meta.key = key;
+                meta.checksums = checksums;
                 self.add_volume(id, meta, Frozen::default());
             }
             Change::Clone {
@@ -148,6 +152,7 @@ impl State {
                 let mut meta = new_meta(owner, name, from.bytes, created_ms);
                 meta.origin = Some(snapshot);
                 meta.key = from.key;
+                meta.checksums = from.checksums;
                 self.add_volume(id, meta, frozen);
             }
             Change::Snapshot {
@@ -163,6 +168,7 @@ impl State {
                     bytes: of.bytes(),
                     created_ms,
                     key: of.meta.borrow().key,
+                    checksums: of.summed,
                     frozen: frozen.unwrap_or_else(|| of.frozen()),
                 };
                 self.add_snapshot(id, snapshot);
@@ -196,18 +202,15 @@ impl State {
     fn apply_setting(&mut self, change: Change) -> Result<(), Refusal> {
         match change {
             // Numbers are never used again: what a removed volume's map was does not matter.
-            Change::Map { volume, .. } if self.is_removed(volume) => {}
+            Change::Map { volume, .. } | Change::MapWithSums { volume, .. }
+                if self.is_removed(volume) => {}
             Change::Map { volume, slots } => {
-                let volume = self.volume(volume)?;
-                let bytes = volume.bytes();
-                let mut tree = volume.tree.borrow_mut();
-                for (index, pieces) in slots {
-                    // A slot behind a new end may still be said to be empty.
-                    if index >= bytes.div_ceil(CLUSTER) && !pieces.is_empty() {
-                        return Err("a cluster past the volume's end");
-                    }
-                    tree.set(index, &pieces, |_| {});
-                }
+                set_slots(self.volume(volume)?, slots)?;
+            }
+            // The checksums are kept by whoever plays records.
+            Change::MapWithSums { volume, slots } => {
+                let slots = slots.into_iter().map(|(index, pieces, _)| (index, pieces));
+                set_slots(self.volume(volume)?, slots)?;
             }
             Change::Resize { volume, bytes } => {
                 self.volume(volume)?.meta.borrow_mut().bytes = bytes;
@@ -232,6 +235,19 @@ impl State {
     }
 }
 
+fn set_slots(volume: &Volume, slots: impl IntoIterator<Item = SlotChange>) -> Result<(), Refusal> {
+    let bytes = volume.bytes();
+    let mut tree = volume.tree.borrow_mut();
+    for (index, pieces) in slots {
+        // A slot behind a new end may still be said to be empty.
+        if index >= bytes.div_ceil(CLUSTER) && !pieces.is_empty() {
+            return Err("a cluster past the volume's end");
+        }
+        tree.set(index, &pieces, |_| {});
+    }
+    Ok(())
+}
+
 fn new_meta(owner: String, name: String, bytes: u64, created_ms: u64) -> Meta {
     Meta {
         owner,
@@ -242,5 +258,6 @@ fn new_meta(owner: String, name: String, bytes: u64, created_ms: u64) -> Meta {
         generation: 0,
         limits: Limits::default(),
         key: None,
+        checksums: false,
     }
 }

@@ -33,12 +33,12 @@ async fn content(device: &Attachment) -> Vec<u8> {
     bytes
 }
 
-async fn work(root: &std::path::Path, encrypted: bool) {
+async fn work(root: &std::path::Path, encrypted: bool, checksums: bool) {
     let config = VolumeConfig {
         master_key: encrypted.then(|| MasterKey::new([3; 32])),
         ..VolumeConfig::default()
     };
-    let partition = PartitionId(2 + u16::from(encrypted));
+    let partition = PartitionId(10 + 2 * u16::from(checksums) + u16::from(encrypted));
     let writer = Attach {
         access: Access::Exclusive,
         take_over: false,
@@ -49,6 +49,7 @@ async fn work(root: &std::path::Path, encrypted: bool) {
         name: "disk".into(),
         bytes: LEN as u64,
         encrypted,
+        checksums,
     };
     let id = store.create(new).await.unwrap().id;
     let device = store.attach(id, writer).await.unwrap();
@@ -100,7 +101,61 @@ async fn work(root: &std::path::Path, encrypted: bool) {
     let copy = store.attach(clone, writer).await.unwrap();
     assert!(content(&copy).await == first);
     drop(copy);
+    if checksums {
+        assert_eq!(store.scrub(clone, 0).await.unwrap().errors, 0);
+        assert_eq!(store.scrub(id, 0).await.unwrap().errors, 0);
+        assert_eq!(store.scrub_status().read_errors, 0);
+    }
     store.delete(clone).await.unwrap();
+    store.close().await.unwrap();
+}
+
+/// A block of the data file is changed behind our back: reads of it are refused, until it is rewritten.
+async fn damaged(root: &std::path::Path) {
+    const AT: usize = 77 * 4096;
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let partition = PartitionId(20);
+    let store = Partition::open(root, partition, &config).await.unwrap();
+    let new = NewVolume {
+        owner: "me".into(),
+        name: "disk".into(),
+        bytes: LEN as u64,
+        checksums: true,
+        ..NewVolume::default()
+    };
+    let id = store.create(new).await.unwrap().id;
+    let device = store.attach(id, writer).await.unwrap();
+    let mem = GuestMem::anonymous(LEN).unwrap();
+    mem.copy_in(0, &pattern(1)).unwrap();
+    device.write(0, list(&mem, 0, LEN), true).await.unwrap();
+    let options = OpenOptions {
+        write: true,
+        ..OpenOptions::default()
+    };
+    let file = File::open(store.dir().join("data"), options).await.unwrap();
+    let (read, mut bytes) = file.read_at(vec![0; 8 << 20], 0).await;
+    bytes.truncate(read.unwrap());
+    let block = &pattern(1)[AT..AT + 4096];
+    let mut blocks = bytes.chunks(4096);
+    let place = blocks.position(|found| found == block).unwrap() * 4096;
+    let changed = vec![bytes[place + 1000] ^ 4];
+    file.write_at(changed, place as u64 + 1000).await.0.unwrap();
+    file.datasync().await.unwrap();
+    let refused = device.read(AT as u64 + 512, list(&mem, 0, 512)).await;
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains(&format!("byte {AT}")), "{error}");
+    let scrubbed = store.scrub(id, 0).await.unwrap();
+    let named: Vec<_> = scrubbed.damaged.iter().map(|block| block.offset).collect();
+    assert_eq!((named, scrubbed.bytes), (vec![AT as u64], LEN as u64));
+    let healed = device.write(AT as u64, list(&mem, AT, 4096), true);
+    healed.await.unwrap();
+    assert!(content(&device).await == pattern(1));
+    assert_eq!(store.scrub(id, 0).await.unwrap().errors, 0);
+    drop(device);
     store.close().await.unwrap();
 }
 
@@ -191,8 +246,12 @@ fn volumes_work_on_the_real_kernel() {
     let handle = engine.handle();
     let answer = handle.call_blocking(ShardId(0), move |_| {
         Box::pin(async move {
-            work(&root, false).await;
-            work(&root, true).await;
+            for (encrypted, checksums) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                work(&root, encrypted, checksums).await;
+            }
+            damaged(&root).await;
             hostile(&root).await;
             cut_short(&root).await;
         })

@@ -93,6 +93,7 @@ impl VolumeService {
             name: request.name.clone(),
             bytes: request.bytes,
             encrypted: request.encrypted,
+            checksums: false,
         };
         let place = partition_for(self.inner.node.map(), owner, &request.name);
         let place = VolumeId(u64::from(place.0) << 48);

@@ -12,6 +12,8 @@ fn all() -> Vec<Change> {
         burst_ms: 50,
     };
     let piece = |cluster, mask| Piece { cluster, mask };
+    let mut sums = BlockSums::NONE;
+    sums.set(4, 0x0403_0201);
     let slots = vec![
         (0, vec![piece(5, 0xffff)]),
         (9, vec![]),
@@ -25,6 +27,7 @@ fn all() -> Vec<Change> {
             owner: "me".into(),
             name: name.clone(),
             key: Some(KeyId(9)),
+            checksums: true,
         },
         Change::Delete { id },
         Change::Map { volume, slots },
@@ -53,12 +56,20 @@ fn all() -> Vec<Change> {
             generation: 3,
         },
         Change::Limit { volume, limits },
+        Change::MapWithSums {
+            volume,
+            slots: vec![
+                (0, vec![piece(5, 0xffff)], sums),
+                (9, vec![], BlockSums::NONE),
+            ],
+        },
     ]
 }
 
 #[test]
 fn records_are_read_as_they_were_written_and_no_other_length_is() {
-    for (number, change) in (1..).zip(all()) {
+    let kinds = (1..=11).chain([MAP_WITH_SUMS]);
+    for (number, change) in kinds.zip(all()) {
         let (kind, payload) = change.encode();
         assert_eq!(kind, number);
         assert_eq!(Change::decode(kind, &payload), Ok(change));
@@ -74,10 +85,10 @@ fn records_are_read_as_they_were_written_and_no_other_length_is() {
 }
 
 #[test]
-fn a_map_record_has_the_bytes_of_version_two() {
+fn a_map_record_has_the_bytes_of_version_three() {
     let change = all().remove(2);
     let bytes = concat!(
-        "02",
+        "03",
         "0900000000000000",
         "03000000",
         "000000000000000001",
@@ -88,6 +99,56 @@ fn a_map_record_has_the_bytes_of_version_two() {
         "07000000f000",
     );
     assert_eq!(hex::encode(change.encode().1), bytes);
+}
+
+#[test]
+fn a_map_record_with_checksums_has_the_bytes_of_version_three() {
+    let change = all().remove(11);
+    let bytes = concat!(
+        "03",
+        "0900000000000000",
+        "02000000",
+        "000000000000000001",
+        "05000000ffff",
+        "100001020304",
+        "090000000000000000",
+        "0000",
+    );
+    assert_eq!(hex::encode(change.encode().1), bytes);
+}
+
+#[test]
+fn records_of_version_two_are_read_and_make_volumes_without_checksums() {
+    for change in all().into_iter().take(11) {
+        let (kind, mut payload) = change.encode();
+        payload[0] = 2;
+        let wanted = match change {
+            Change::Create {
+                id,
+                bytes,
+                created_ms,
+                owner,
+                name,
+                key,
+                ..
+            } => {
+                assert_eq!(payload.pop(), Some(1));
+                Change::Create {
+                    id,
+                    bytes,
+                    created_ms,
+                    owner,
+                    name,
+                    key,
+                    checksums: false,
+                }
+            }
+            other => other,
+        };
+        assert_eq!(Change::decode(kind, &payload), Ok(wanted));
+        payload[0] = 4;
+        assert!(Change::decode(kind, &payload).is_err());
+    }
 }
 
 #[test]

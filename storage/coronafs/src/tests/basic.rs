@@ -435,6 +435,7 @@ fn a_map_of_a_removed_volume_is_passed_over_and_one_of_no_volume_refused() {
         owner: "me".into(),
         name: format!("v{id}"),
         key: None,
+        checksums: false,
     };
     let map = |id| Change::Map {
         volume: VolumeId(id),

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use coronafs::*;
 use engine::fs::{File, OpenOptions};
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
-use shards::block::BlockDevice;
+use shards::block::{BlockDevice, BlockError};
 use shards::placement::PartitionId;
 
 const LEN: usize = 3 << 20;
@@ -146,7 +146,10 @@ async fn damaged(root: &std::path::Path) {
     file.write_at(changed, place as u64 + 1000).await.0.unwrap();
     file.datasync().await.unwrap();
     let refused = device.read(AT as u64 + 512, list(&mem, 0, 512)).await;
-    let error = refused.unwrap_err().to_string();
+    let Err(BlockError::Io(error)) = refused else {
+        panic!("a damaged block is read");
+    };
+    let error = error.to_string();
     assert!(error.contains(&format!("byte {AT}")), "{error}");
     let scrubbed = store.scrub(id, 0).await.unwrap();
     let named: Vec<_> = scrubbed.damaged.iter().map(|block| block.offset).collect();

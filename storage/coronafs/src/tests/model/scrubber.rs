@@ -43,7 +43,9 @@ pub(super) async fn damage(store: &Partition, world: &World, mut rng: Rng, flip:
         device.flush().await.unwrap();
         flip(volume.run_at(at, 4096).place.unwrap() + rng.below(4096));
         let sector = at + rng.below(8) * 512;
-        let error = read(&device, sector, 512).await.unwrap_err();
+        let Err(BlockError::Io(error)) = read(&device, sector, 512).await else {
+            panic!("seed {seed}: block {at} is read");
+        };
         assert!(
             error.to_string().contains(&format!("byte {at}")),
             "seed {seed}: {error}"

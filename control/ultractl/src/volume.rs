@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::api::{Access, Api};
 use crate::context::Choice;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output::{Format, moment, show, table};
 
 /// Volumes and snapshots of one page that is asked for.
@@ -57,6 +57,9 @@ enum Command {
         /// Encrypts its blocks on disk, by a key of its own.
         #[arg(long)]
         encrypted: bool,
+        /// Keeps a checksum of each block, which every read verifies.
+        #[arg(long, conflicts_with = "image")]
+        checksums: bool,
     },
     /// Makes a volume that holds what a snapshot holds, at once, whatever its size.
     Clone {
@@ -87,6 +90,14 @@ enum Command {
     Flatten {
         /// Its name.
         name: String,
+    },
+    /// Compares a volume's blocks, and its snapshots', with their checksums.
+    Scrub {
+        /// Its name.
+        name: String,
+        /// Bytes a second, as 100MiB [default: as fast as others leave].
+        #[arg(long)]
+        bandwidth: Option<ByteSize>,
     },
     /// Gives a volume another name.
     Rename {
@@ -184,6 +195,14 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
         Command::Export(export) => image::export(&mut client, owner, export, format).await,
         Command::Attach(attach) => attachment::attach(&mut client, owner, attach, format).await,
         Command::Flatten { name } => flatten::run(&mut client, owner, name, format).await,
+        Command::Scrub { name, bandwidth } => {
+            let request = v1::ScrubVolumeRequest {
+                name,
+                owner,
+                bytes_per_s: bandwidth.map_or(0, |bandwidth| bandwidth.as_u64()),
+            };
+            scrub(&mut client, request, format).await
+        }
         Command::Detach { name, id } => {
             attachment::detach(&mut client, owner, name, id, format).await
         }
@@ -258,6 +277,7 @@ async fn change(
             image_sha256,
             limits,
             encrypted,
+            checksums,
         } => {
             let request = v1::CreateVolumeRequest {
                 name,
@@ -265,6 +285,7 @@ async fn change(
                 bytes: size.map_or(0, |size| size.as_u64()),
                 limits: Some(limits.into()),
                 encrypted,
+                checksums,
                 from_image: image.unwrap_or_default(),
                 image_sha256: image_sha256.unwrap_or_default(),
                 ..v1::CreateVolumeRequest::default()
@@ -312,6 +333,33 @@ async fn change(
     };
     let volume = answer.map_err(Failure::from)?.into_inner();
     show(format, &volume, described)
+}
+
+/// Damaged blocks are told, and are a failure.
+async fn scrub(client: &mut Client, request: v1::ScrubVolumeRequest, format: Format) -> Result<()> {
+    let name = request.name.clone();
+    let scrubbed = client.scrub_volume(request).await.map_err(Failure::from)?;
+    let scrubbed = scrubbed.into_inner();
+    show(format, &scrubbed, |scrubbed| {
+        let bytes = size(scrubbed.bytes);
+        let mut text = format!("{bytes} compared, {} blocks damaged\n", scrubbed.errors);
+        for block in &scrubbed.damaged {
+            let _ = write!(text, "  the block at byte {}", block.offset);
+            if !block.snapshot.is_empty() {
+                let _ = write!(text, " of snapshot {}", block.snapshot);
+            }
+            text.push('\n');
+        }
+        text
+    })?;
+    if scrubbed.errors == 0 {
+        return Ok(());
+    }
+    let what = format!("volume {name} has damaged blocks: {}", scrubbed.errors);
+    let next = "write them anew from a backup, and look at the disk";
+    Err(Failure::new(Exit::Failed, "damaged", what)
+        .next(next)
+        .into())
 }
 
 /// All pages.
@@ -363,6 +411,9 @@ fn described(volume: &v1::Volume) -> String {
         size(volume.mapped_bytes),
         volume.snapshots,
     );
+    if volume.checksums {
+        text += "  checksums  CRC32C of each block\n";
+    }
     if volume.encrypted {
         text += "  encrypted  AES-256-XTS\n";
     }

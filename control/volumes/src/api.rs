@@ -72,7 +72,10 @@ fn volumes<S: HasVolumes>(api: Api<S>) -> Api<S> {
     let api = verb::<S, v1::RollbackVolumeRequest, _, _, _>(api, rollback, run!(rollback));
     let path = "/v1/volumes/{name}/flatten";
     let flatten = Verb::post("FlattenVolume", path, "Fills a volume from its image");
-    verb::<S, v1::FlattenVolumeRequest, _, _, _>(api, flatten, run!(flatten))
+    let api = verb::<S, v1::FlattenVolumeRequest, _, _, _>(api, flatten, run!(flatten));
+    let path = "/v1/volumes/{name}/scrub";
+    let scrub = Verb::post("ScrubVolume", path, "Verifies a volume's checksums");
+    verb::<S, v1::ScrubVolumeRequest, _, _, _>(api, scrub, run!(scrub))
 }
 
 fn snapshots<S: HasVolumes>(api: Api<S>) -> Api<S> {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use coronafs::VolumeId;
+use coronafs::{ScrubStatus, VolumeId};
 use engine::ShardId;
 use serde_json::{Map, Value, json};
 use shards::placement::PartitionId;
@@ -52,7 +52,51 @@ pub struct ShardMetrics {
     pub exports: Vec<ExportMetrics>,
     /// Partitions that take no more writes, and why.
     pub poisoned: Vec<(PartitionId, String)>,
+    /// Its partitions.
+    pub partitions: Vec<PartitionMetrics>,
 }
+
+/// What is counted of a partition.
+#[derive(Clone, Debug)]
+pub struct PartitionMetrics {
+    /// Its number.
+    pub id: PartitionId,
+    /// Transfers that went through a buffer.
+    pub bounces: u64,
+    /// What scrubs and reads have found.
+    pub scrub: ScrubStatus,
+}
+
+/// A counter of partitions: its name, what it counts, its value.
+type PartitionColumn = (&'static str, &'static str, fn(&PartitionMetrics) -> u64);
+
+const PARTITION_COLUMNS: [PartitionColumn; 5] = [
+    (
+        "bounces",
+        "Transfers that went through a buffer: of memory that was not aligned, or encrypted.",
+        |of| of.bounces,
+    ),
+    (
+        "scrub_passes",
+        "Scrubs of all volumes that have ended.",
+        |of| of.scrub.passes,
+    ),
+    (
+        "scrubbed_bytes",
+        "Bytes compared with their checksums by scrubs.",
+        |of| of.scrub.bytes,
+    ),
+    (
+        "scrub_damaged_blocks",
+        "Blocks that scrubs found damaged, each in each pass.",
+        |of| of.scrub.errors,
+    ),
+    (
+        "read_damaged_blocks",
+        "Blocks that reads found damaged, each time.",
+        |of| of.scrub.read_errors,
+    ),
+];
 
 /// A counter's name, what it counts, and its value where there is one.
 type Column = (&'static str, &'static str, fn(&Counts) -> Option<u64>);
@@ -118,6 +162,19 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
             let labels = labels(shard, export);
             if let Some(value) = value(&export.counts) {
                 let _ = writeln!(text, "{metric}{{{labels}}} {value}");
+            }
+        }
+    }
+    for (name, help, value) in PARTITION_COLUMNS {
+        let metric = format!("uc_volume_{name}_total");
+        let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} counter");
+        for shard in shards {
+            for of in &shard.partitions {
+                let (number, id, value) = (shard.shard.0, of.id.0, value(of));
+                let _ = writeln!(
+                    text,
+                    "{metric}{{shard=\"{number}\",partition=\"{id}\"}} {value}"
+                );
             }
         }
     }
@@ -232,6 +289,23 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
             },
         })
     };
+    let of_partition = |of: &PartitionMetrics| {
+        let counts = PARTITION_COLUMNS
+            .iter()
+            .map(|(name, _, value)| ((*name).to_owned(), Value::from(value(of))));
+        let damaged = of.scrub.damaged.iter().map(|block| {
+            json!({
+                "volume": format!("{:016x}", block.volume.0),
+                "snapshot": block.snapshot.map(|id| format!("{:016x}", id.0)),
+                "offset": block.offset,
+            })
+        });
+        json!({
+            "partition": of.id.0,
+            "counts": counts.collect::<Map<String, Value>>(),
+            "damaged": damaged.collect::<Vec<_>>(),
+        })
+    };
     let of_shard = |shard: &ShardMetrics| {
         let poisoned = shard
             .poisoned
@@ -241,6 +315,7 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
             "shard": shard.shard.0,
             "exports": shard.exports.iter().map(of_export).collect::<Vec<_>>(),
             "read_only_partitions": poisoned.collect::<Vec<_>>(),
+            "partitions": shard.partitions.iter().map(of_partition).collect::<Vec<_>>(),
         })
     };
     json!({ "shards": shards.iter().map(of_shard).collect::<Vec<_>>() })

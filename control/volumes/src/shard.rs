@@ -22,7 +22,7 @@ use shards::{PlacementMap, Service};
 use vhost_blk::{Export, ExportConfig};
 
 use crate::attachments::{Attached, Kind, Place};
-use crate::metrics::{Counts, ExportMetrics, ShardMetrics, Vhost};
+use crate::metrics::{Counts, ExportMetrics, PartitionMetrics, ShardMetrics, Vhost};
 use crate::node::NodeConfig;
 
 /// What an NBD export is called: whoever chooses nothing gets it.
@@ -481,6 +481,14 @@ impl Service for VolumesShard {
             shard: self.shard,
             exports: exports.collect(),
             poisoned: poisoned.collect(),
+            partitions: self
+                .partitions()
+                .map(|partition| PartitionMetrics {
+                    id: partition.id(),
+                    bounces: partition.bounces(),
+                    scrub: partition.scrub_status(),
+                })
+                .collect(),
         }
     }
 }

@@ -39,6 +39,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("volume-record", coronafs::fuzzing::record),
     ("volume-unflushed", coronafs::fuzzing::unflushed),
     ("volume-checkpoint", coronafs::fuzzing::checkpoint),
+    ("volume-checksums", coronafs::fuzzing::checksums),
     ("bbolt-file", bbolt::file),
     ("chainfire-log", chainfire_core::fuzzing::log),
     ("chainfire-rpc", chainfire_core::fuzzing::rpc),

@@ -84,7 +84,7 @@ async fn filled(store: &Partition, bytes: u64, snapshots: u64) -> Result<Attachm
         owner: "bench".into(),
         name: "volume".into(),
         bytes,
-        encrypted: false,
+        ..NewVolume::default()
     };
     let volume = store.create(new).await?.id;
     let writer = Attach {

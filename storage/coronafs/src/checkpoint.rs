@@ -10,13 +10,13 @@
 //! | --- | --- |
 //! | 1 leaf | u8 slots, each u8 slot, u8 pieces, each u32 cluster, u16 mask |
 //! | 2 inner node | u8 level (2 and up), u8 children, each u8 way, u32 number of the child |
-//! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u64 key (0 none), u32 root |
-//! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u64 key (0 none), u32 root |
+//! | 3 volume | u64 id, u64 bytes, u64 created (ms), u64 origin (0 none), u64 generation, limits as in a record, owner, name, u64 key (0 none), u8 checksums (0 or 1), u32 root |
+//! | 4 snapshot | u64 id, u64 volume, u64 bytes, u64 created (ms), name, u64 key (0 none), u8 checksums, u32 root |
 //!
 //! | 5, 6 | the image of the volume before: see [`crate::image::record`] |
 //!
-//! Format 2 had neither the last two nor pieces of zeros, and is read as well.
-//!
+//! Format 2, which is read as well, had neither the last two nor pieces of zeros, and its volumes and snapshots
+//! have no checksums, nor the byte that says so.
 //! Nodes have numbers from 1 in the order of their items; a root or child of 0 is none, and a child
 //! comes before its parent.
 
@@ -38,7 +38,7 @@ use crate::types::{SnapshotId, VolumeId};
 
 const FORMAT: u32 = 3;
 /// The oldest that is read.
-const FORMAT_MIN: u32 = 2;
+const FORMAT_2: u32 = 2;
 const PAYLOAD_MAX: usize = 1 << 20;
 pub(crate) const FRAMES: frames::Format = frames::Format {
     magic: *b"UCcp",
@@ -240,6 +240,7 @@ impl<'a> ImageWriter<'a> {
             out.text(&meta.owner);
             out.text(&meta.name);
             put_key(out, meta.key);
+            out.u8(u8::from(meta.checksums));
             out.u32(root);
             if let Some(image) = &meta.image {
                 self.items += 1;
@@ -255,6 +256,7 @@ impl<'a> ImageWriter<'a> {
             out.u64(snapshot.created_ms);
             out.text(&snapshot.name);
             put_key(out, snapshot.key);
+            out.u8(u8::from(snapshot.checksums));
             out.u32(root);
         }
     }
@@ -324,6 +326,7 @@ pub(crate) struct Loaded {
 #[derive(Default)]
 pub(crate) struct Loader {
     head: Option<(u32, u64)>,
+    format: u32,
     state: State,
     /// Nodes and their levels.
     nodes: Vec<(Rc<Node>, u8)>,
@@ -340,7 +343,8 @@ impl Loader {
         let mut from = Reader::new(payload);
         match (kind as u8, self.head) {
             (HEAD, None) => {
-                if !(FORMAT_MIN..=FORMAT).contains(&from.u32("format version")?) {
+                self.format = from.u32("format version")?;
+                if ![FORMAT, FORMAT_2].contains(&self.format) {
                     return Err(from.bad("format version"));
                 }
                 self.head = Some((from.u32("partition")?, from.u64("start LSN")?));
@@ -394,6 +398,7 @@ impl Loader {
                     name: from.text("name")?.to_owned(),
                     key: take_key(from)?,
                     image: None,
+                    checksums: self.take_checksums(from)?,
                 };
                 let map = self.take_root(from)?;
                 self.state.add_volume(id, meta, map);
@@ -406,6 +411,7 @@ impl Loader {
                     created_ms: from.u64("created")?,
                     name: from.text("name")?.to_owned(),
                     key: take_key(from)?,
+                    checksums: self.take_checksums(from)?,
                     frozen: self.take_root(from)?,
                 };
                 self.state.add_snapshot(id, snapshot);
@@ -423,6 +429,10 @@ impl Loader {
             _ => return Err(before),
         }
         Ok(())
+    }
+
+    fn take_checksums(&self, from: &mut Reader<'_>) -> Decode<bool> {
+        Ok(self.format != FORMAT_2 && from.flag("checksums")?)
     }
 
     fn node(&self, number: u32) -> Option<&(Rc<Node>, u8)> {

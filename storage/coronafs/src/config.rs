@@ -32,6 +32,12 @@ pub struct VolumeConfig {
     pub image_chunk_bytes: u32,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,
+    /// Bytes of memory for checksums of blocks: those of about 900 times as many bytes of volumes. Reads of
+    /// others read 4 KiB of checksums beside.
+    pub checksum_cache_bytes: u64,
+    /// Bytes a second that are read in the background to find blocks that are not what was written, of
+    /// volumes that have checksums; 0 is none.
+    pub scrub_bytes_per_s: u64,
     /// Most volumes of a partition.
     pub volumes_max: usize,
     /// Most snapshots of a partition.
@@ -54,6 +60,8 @@ impl Default for VolumeConfig {
             image_bytes_per_s: 100 << 20,
             image_chunk_bytes: 1 << 20,
             pieces_max: 4,
+            checksum_cache_bytes: 8 << 20,
+            scrub_bytes_per_s: 0,
             volumes_max: 10_000,
             snapshots_max: 100_000,
         }

@@ -139,13 +139,20 @@ impl Drop for Using<'_> {
 
 /// A write that the kernel has. One that is dropped on its way goes on, past the gate and the slot's
 /// lock that held others back for it: it may undo what is written there next.
-struct Going<'a> {
+pub(crate) struct Going<'a> {
     poison: &'a Poison,
     ended: bool,
 }
 
 impl Going<'_> {
-    fn end(mut self) {
+    pub(crate) fn new(poison: &Poison) -> Going<'_> {
+        Going {
+            poison,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn end(mut self) {
         self.ended = true;
     }
 }
@@ -429,11 +436,26 @@ impl DataFile {
         wrote.map_err(|e| self.failed_write(&e))
     }
 
+    /// Writes a part of the buffer.
+    ///
+    /// # Errors
+    /// As [`DataFile::write`].
+    pub(crate) async fn write_part(
+        &self,
+        buf: DmaBuf,
+        part: Range<usize>,
+        place: u64,
+    ) -> Result<DmaBuf, VolumeError> {
+        self.poison.check()?;
+        let going = self.going();
+        let (wrote, slice) = self.file.write_at(buf.slice(part), place).await;
+        going.end();
+        wrote.map_err(|e| self.failed_write(&e))?;
+        Ok(slice.into_inner())
+    }
+
     fn going(&self) -> Going<'_> {
-        Going {
-            poison: &self.poison,
-            ended: false,
-        }
+        Going::new(&self.poison)
     }
 
     fn failed_write(&self, error: &io::Error) -> VolumeError {

@@ -5,7 +5,7 @@ use std::io;
 use segment_log::LogError;
 use segment_log::durable::{FlushError, Poisoned, is_full};
 
-use crate::types::KeyId;
+use crate::types::{KeyId, VolumeId};
 
 /// An operation's failure.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +61,35 @@ pub enum VolumeError {
         /// What is damaged.
         what: String,
         /// Byte offset in its file.
+        offset: u64,
+    },
+    /// A block of a volume with checksums is not what was written. Writing the whole block heals it.
+    #[error(
+        "a block of volume {:#x} is not what was written: its checksum is {found:08x}, not {expected:08x}; \
+         restore it at byte {offset}",
+        volume.0
+    )]
+    Mismatch {
+        /// The volume.
+        volume: VolumeId,
+        /// The block's first byte in the volume.
+        offset: u64,
+        /// The checksum of what was written.
+        expected: u32,
+        /// That of what is there.
+        found: u32,
+    },
+    /// The checksum of a block is not there, so whether the block is what was written is not known.
+    /// Writing the whole block heals it.
+    #[error(
+        "a block of volume {:#x} has lost its checksum, so what it holds is not to be relied on; \
+         restore it at byte {offset}",
+        volume.0
+    )]
+    NoChecksum {
+        /// The volume.
+        volume: VolumeId,
+        /// The block's first byte in the volume.
         offset: u64,
     },
     /// The key of an encrypted volume cannot be had.

@@ -1,4 +1,4 @@
-//! What the fuzzer calls: records, checkpoints and unflushed changes of any bytes.
+//! What the fuzzer calls: records, checkpoints, unflushed changes and sectors of checksums of any bytes.
 
 use segment_log::bytes::Writer;
 
@@ -6,6 +6,7 @@ use crate::checkpoint::{
     END, FRAMES, HEAD, ITEMS, Image, ImageWriter, Loaded, Loader, head_payload,
 };
 use crate::record::Change;
+use crate::sums::{SECTOR_BYTES, put_sector, take_sector};
 use crate::unflushed::{LastSlots, play};
 
 /// A record of the log: its kind, then its bytes.
@@ -38,6 +39,24 @@ pub fn unflushed(data: &[u8]) {
         rest = behind;
     }
     let _ = play(&entries, 0, &mut LastSlots::new());
+}
+
+/// A sector of checksums of any bytes, and one with a right checksum and head.
+///
+/// # Panics
+/// When what it holds is not written so that it is read as the same.
+pub fn checksums(data: &[u8]) {
+    let _ = take_sector(data, 3, 9);
+    let mut bytes = [0; SECTOR_BYTES];
+    put_sector(&mut bytes, 3, 9, &[]);
+    let body = &mut bytes[16..];
+    let len = data.len().min(body.len());
+    body[..len].copy_from_slice(&data[..len]);
+    let crc = crc_fast::crc32_iscsi(&bytes[4..]);
+    bytes[..4].copy_from_slice(&crc.to_le_bytes());
+    let sector = take_sector(&bytes, 3, 9).expect("a sector with a right checksum is read");
+    put_sector(&mut bytes, 3, 9, &sector);
+    assert_eq!(take_sector(&bytes, 3, 9), Ok(sector));
 }
 
 /// A checkpoint: frames of any bytes as they come, and frames with right checksums: a byte of kind,

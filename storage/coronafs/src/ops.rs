@@ -65,6 +65,12 @@ impl Inner {
         let _turn = self.turn().await?;
         self.check_new(&new.owner, &new.name)?;
         check_size(new.bytes)?;
+        if image.is_some() && new.checksums {
+            return Err(VolumeError::Invalid {
+                what: "checksums of a volume from an image".to_owned(),
+                allowed: "no checksums, or an import of the image",
+            });
+        }
         let id = VolumeId(self.next_id());
         let key = new.encrypted.then(|| KeyId(self.next_id()));
         if let Some(key) = key {
@@ -77,6 +83,7 @@ impl Inner {
             owner: new.owner,
             name: new.name,
             key,
+            checksums: new.checksums,
             image,
         };
         let made = self.change(change, None).await;
@@ -270,6 +277,7 @@ impl Volume {
             created_ms: meta.created_ms,
             origin: meta.origin,
             key: meta.key,
+            checksums: meta.checksums,
             generation: meta.generation,
             attached: self.holders.borrow().len(),
             limits: meta.limits,

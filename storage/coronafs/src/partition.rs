@@ -25,8 +25,10 @@ use crate::error::VolumeError;
 use crate::image::Images;
 use crate::keys::Keys;
 use crate::map::{CLUSTER, Reaper, Tree};
-use crate::record::{Change, MAP};
+use crate::record::Change;
+use crate::scrub::Findings;
 use crate::state::{Frozen, State};
+use crate::sums::file::Sums;
 use crate::types::{Survived, VolumeId};
 use crate::unflushed::Unflushed;
 use crate::volume::Volume;
@@ -50,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Rc<Unflushed>,
+    pub(crate) sums: Sums,
+    pub(crate) findings: Findings,
     pub(crate) keys: Keys,
     pub(crate) images: Rc<Images>,
     pub(crate) survived: Survived,
@@ -73,6 +77,7 @@ pub(crate) struct Parts {
     pub(crate) data: DataFile,
     pub(crate) poison: Rc<Poison>,
     pub(crate) unflushed: Rc<Unflushed>,
+    pub(crate) sums: Sums,
     pub(crate) keys: Keys,
     pub(crate) survived: Survived,
     pub(crate) state: State,
@@ -117,6 +122,8 @@ impl Partition {
             data: parts.data,
             poison: parts.poison,
             unflushed: parts.unflushed,
+            sums: parts.sums,
+            findings: Findings::default(),
             keys: parts.keys,
             images: Images::new(config.image_bytes_per_s),
             survived: parts.survived,
@@ -130,9 +137,11 @@ impl Partition {
             checkpoints: parts.checkpoints,
             closing: Cell::new(false),
         };
-        Partition {
+        let partition = Partition {
             inner: Rc::new(inner),
-        }
+        };
+        partition.begin_scrubs();
+        partition
     }
 
     /// Its number.
@@ -149,6 +158,11 @@ impl Partition {
     /// only when nothing that was acknowledged is lost.
     pub fn survived(&self) -> Survived {
         self.inner.survived
+    }
+
+    /// Transfers that went through buffers of ours: of memory that is not aligned, or encrypted ones.
+    pub fn bounces(&self) -> u64 {
+        self.inner.data.bounces.get()
     }
 
     /// Why this partition takes no more writes.
@@ -416,7 +430,7 @@ impl Inner {
     ) -> Result<(), VolumeError> {
         self.data.flush().await?;
         for record in captured.records() {
-            self.append(MAP, record, claim).await?;
+            self.append(captured.kind(), record, claim).await?;
         }
         Ok(())
     }

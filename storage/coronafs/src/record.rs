@@ -1,11 +1,11 @@
 //! The records of the log: every change of volumes, snapshots and maps. Sans-IO.
 //!
-//! A record's kind is the log's mark; its payload begins with a u8 version, 3. All numbers are
-//! little-endian, a text is a u32 length and UTF-8.
+//! A record's kind is the log's mark; its payload begins with a u8 version, 3, or 2 where it was written
+//! before volumes had checksums and images. All numbers are little-endian, a text is a u32 length and UTF-8.
 //!
 //! | kind | record | payload behind the version |
 //! | --- | --- | --- |
-//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name, u64 key (0 none) |
+//! | 1 | volume created | u64 id, u64 bytes, u64 created (ms), owner, name, u64 key (0 none); from version 3 on u8 checksums (0 or 1) |
 //! | 2 | volume deleted | u64 id |
 //! | 3 | map | u64 volume, u32 count, then slots: u64 cluster, u8 pieces, each u32 cluster of the data file, u16 mask |
 //! | 4 | snapshot created | u64 id, u64 volume, u64 created (ms), name |
@@ -17,6 +17,7 @@
 //! | 10 | attached | u64 volume, u64 generation |
 //! | 11 | limits | u64 volume, u64 operations and u64 bytes a second (0 is none), u32 burst (ms) |
 //! | 12 to 15 | of images | see [`crate::image::record`] |
+//! | 16 | map with checksums | as 3, and behind each slot's pieces u16 mask, u32 checksum for each block of it |
 //!
 //! Version 2 had neither the last ones nor pieces of zeros, and is read as well. Such a piece has the cluster
 //! 2^32 - 1 and is the last of its slot.
@@ -29,20 +30,25 @@ use segment_log::bytes::{Decode, Reader, Writer};
 use crate::image::VolumeImage;
 use crate::image::record::{self as image_record, ImageChange};
 use crate::map::{BLOCKS, Piece, ZEROS};
+use crate::sums::BlockSums;
 use crate::types::{KeyId, Limits, SnapshotId, VolumeId};
 
 const VERSION: u8 = 3;
-/// The oldest that is read.
-const VERSION_MIN: u8 = 2;
+/// The oldest that is read: before volumes had checksums and images.
+const VERSION_2: u8 = 2;
 /// Bytes of slots in one map record, about.
 pub(crate) const MAP_BYTES: usize = 256 << 10;
 /// Smallest slot in a map record.
 const SLOT_BYTES_MIN: usize = 9;
 
 pub(crate) const MAP: u8 = 3;
+pub(crate) const MAP_WITH_SUMS: u8 = 16;
 
 /// A slot as a record holds it.
 pub(crate) type SlotChange = (u64, Vec<Piece>);
+
+/// The same of a volume with checksums: those of what was written since the slot's record before.
+pub(crate) type SummedSlotChange = (u64, Vec<Piece>, BlockSums);
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +61,7 @@ pub(crate) enum Change {
         name: String,
         key: Option<KeyId>,
         image: Option<VolumeImage>,
+        checksums: bool,
     },
     Delete {
         id: VolumeId,
@@ -62,6 +69,10 @@ pub(crate) enum Change {
     Map {
         volume: VolumeId,
         slots: Vec<SlotChange>,
+    },
+    MapWithSums {
+        volume: VolumeId,
+        slots: Vec<SummedSlotChange>,
     },
     Snapshot {
         id: SnapshotId,
@@ -165,6 +176,7 @@ impl Change {
                 name,
                 key,
                 image,
+                checksums,
             } => {
                 out.u64(id.0);
                 out.u64(*bytes);
@@ -172,6 +184,7 @@ impl Change {
                 out.text(owner);
                 out.text(name);
                 put_key(&mut out, *key);
+                out.u8(u8::from(*checksums));
                 match image {
                     None => 1,
                     Some(image) => {
@@ -190,6 +203,14 @@ impl Change {
                     put_slot(&mut out, *index, pieces);
                 }
                 return (MAP, end_map(out, slots.len() as u32));
+            }
+            Change::MapWithSums { volume, slots } => {
+                let mut out = begin_map(*volume);
+                for (index, pieces, sums) in slots {
+                    put_slot(&mut out, *index, pieces);
+                    sums.put(&mut out);
+                }
+                return (MAP_WITH_SUMS, end_map(out, slots.len() as u32));
             }
             Change::Clone {
                 id,
@@ -266,13 +287,14 @@ impl Change {
     /// When the payload is not such a record.
     pub(crate) fn decode(kind: u8, payload: &[u8]) -> Decode<Change> {
         let mut from = Reader::new(payload);
-        if !(VERSION_MIN..=VERSION).contains(&from.u8("version")?) {
+        let version = from.u8("version")?;
+        if ![VERSION, VERSION_2].contains(&version) {
             return Err(from.bad("version"));
         }
         let first = from.u64("id")?;
         let (id, volume, snapshot) = (VolumeId(first), VolumeId(first), SnapshotId(first));
         let change = match kind {
-            1 | image_record::CREATE => take_create(kind, id, &mut from)?,
+            1 | image_record::CREATE => take_create(kind, version, id, &mut from)?,
             2 => Change::Delete { id },
             MAP => {
                 let count = from.count(SLOT_BYTES_MIN, "slots")?;
@@ -281,6 +303,15 @@ impl Change {
                     slots.push((from.u64("slot")?, take_pieces(&mut from)?));
                 }
                 Change::Map { volume, slots }
+            }
+            MAP_WITH_SUMS => {
+                let count = from.count(SLOT_BYTES_MIN, "slots")?;
+                let mut slots = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let (index, pieces) = (from.u64("slot")?, take_pieces(&mut from)?);
+                    slots.push((index, pieces, BlockSums::take(&mut from)?));
+                }
+                Change::MapWithSums { volume, slots }
             }
             4 => Change::Snapshot {
                 id: snapshot,
@@ -327,7 +358,7 @@ impl Change {
     }
 }
 
-fn take_create(kind: u8, id: VolumeId, from: &mut Reader<'_>) -> Decode<Change> {
+fn take_create(kind: u8, version: u8, id: VolumeId, from: &mut Reader<'_>) -> Decode<Change> {
     Ok(Change::Create {
         id,
         bytes: from.u64("bytes")?,
@@ -335,6 +366,7 @@ fn take_create(kind: u8, id: VolumeId, from: &mut Reader<'_>) -> Decode<Change> 
         owner: from.text("owner")?.to_owned(),
         name: from.text("name")?.to_owned(),
         key: take_key(from)?,
+        checksums: version != VERSION_2 && from.flag("checksums")?,
         image: match kind {
             image_record::CREATE => Some(image_record::take_image(from)?),
             _ => None,

@@ -21,8 +21,10 @@ use crate::partition::{Partition, Parts};
 use crate::record::Change;
 use crate::space::{Layer, Space};
 use crate::state::State;
+use crate::sums::BlockSums;
+use crate::sums::file::Sums;
 use crate::types::{Survived, VolumeId};
-use crate::unflushed::{LastSlots, OTHER_VOLUMES, Unflushed};
+use crate::unflushed::{LastSlot, LastSlots, OTHER_VOLUMES, Unflushed};
 use crate::volume::Volume;
 
 /// Plays records in order, refusing a gap.
@@ -30,6 +32,8 @@ struct Replay {
     state: State,
     last: u64,
     bytes: u64,
+    /// Checksums that records say, by cluster of the data file.
+    sums: BTreeMap<u32, BlockSums>,
 }
 
 impl Replay {
@@ -47,6 +51,13 @@ impl Replay {
         }
         let change = Change::decode(record.kind, record.payload);
         let change = change.map_err(|malformed| refused(malformed.to_string()))?;
+        if let Change::MapWithSums { volume, slots } = &change
+            && self.state.volumes.contains_key(volume)
+        {
+            for (_, pieces, sums) in slots {
+                lay_sums(&mut self.sums, pieces, sums);
+            }
+        }
         let applied = self.state.apply(change, None);
         applied.map_err(|refusal| refused(refusal.to_owned()))?;
         self.last = lsn;
@@ -78,6 +89,7 @@ impl Partition {
             state: found.state,
             last: found.start_lsn,
             bytes: 0,
+            sums: BTreeMap::new(),
         };
         // Before the log: it must know how far that may come.
         let opened = Unflushed::open(&dir, id.0, config.unflushed_bytes, Rc::clone(&poison));
@@ -97,10 +109,12 @@ impl Partition {
         let mut state = replay.state;
         let (master, in_use) = (config.master_key.as_ref(), state.keys().collect());
         let keys = Keys::open(&dir, master, &in_use, Rc::clone(&poison)).await?;
+        let sums = Sums::open(&dir, id.0, config.checksum_cache_bytes, Rc::clone(&poison)).await?;
         fs::sync_dir(&dir).await.map_err(|e| failed(&e))?;
         count(&mut state, &data).await?;
         let left = unflushed.judge(left, &recovered)?;
-        let survived = survive(&state, &data, &unflushed, left)?;
+        let survived = survive(&state, &data, &unflushed, left, &mut replay.sums)?;
+        sums.restore(replay.sums).await?;
         unflushed.bind(&log, &recovered);
         poison.check()?;
         own(&state, &data).await;
@@ -123,6 +137,7 @@ impl Partition {
             data,
             poison,
             unflushed,
+            sums,
             keys,
             survived,
             state,
@@ -138,13 +153,14 @@ fn survive(
     data: &DataFile,
     unflushed: &Unflushed,
     left: Result<Option<LastSlots>, &'static str>,
+    sums: &mut BTreeMap<u32, BlockSums>,
 ) -> Result<Survived, VolumeError> {
     let restored = match left {
         Ok(None) => {
             unflushed.settle();
             return Ok(Survived::Closed);
         }
-        Ok(Some(slots)) => restore(state, data, &slots)?,
+        Ok(Some(slots)) => restore(state, data, &slots, sums)?,
         Err(why) => Err(why),
     };
     if let Err(why) = restored {
@@ -161,26 +177,38 @@ fn restore(
     state: &State,
     data: &DataFile,
     slots: &LastSlots,
+    sums: &mut BTreeMap<u32, BlockSums>,
 ) -> Result<Result<(), &'static str>, VolumeError> {
     let mut space = data.space.borrow_mut();
-    let fits = |((id, index), pieces): (&(VolumeId, u64), &Vec<Piece>)| {
+    let fits = |((id, index), slot): (&(VolumeId, u64), &LastSlot)| {
         let Some(volume) = state.volumes.get(id) else {
             return state.is_removed(*id);
         };
         let inside = *index < volume.bytes().div_ceil(CLUSTER);
-        let mut data = pieces.iter().filter(|piece| piece.has_data());
+        let mut data = slot.pieces.iter().filter(|piece| piece.has_data());
         let there = data.clone().all(|piece| piece.cluster < space.count());
         (inside || data.next().is_none()) && there
     };
     if !slots.iter().all(fits) {
         return Ok(Err(OTHER_VOLUMES));
     }
-    for ((id, index), pieces) in slots {
+    for ((id, index), slot) in slots {
         if let Some(volume) = state.volumes.get(id) {
-            volume.restore_slot(&mut space, *index, pieces)?;
+            volume.restore_slot(&mut space, *index, slot)?;
+            lay_sums(sums, &slot.pieces, &slot.sums);
         }
     }
     Ok(Ok(()))
+}
+
+/// Takes checksums of a slot's blocks over to where they lie.
+fn lay_sums(into: &mut BTreeMap<u32, BlockSums>, pieces: &[Piece], sums: &BlockSums) {
+    for piece in pieces {
+        let here = sums.only(piece.mask);
+        if here.known() != 0 {
+            into.entry(piece.cluster).or_default().renew(&here);
+        }
+    }
 }
 
 /// Counts references and valid blocks of all maps, each node once.
@@ -213,7 +241,7 @@ fn own_what_is_alone(volume: &Volume, data: &DataFile) {
     let layer = space.new_layer();
     volume.layer.set(layer);
     if let Some(root) = volume.tree.borrow().root() {
-        adopt(root, layer, &mut space);
+        adopt(root, layer, volume.summed, &mut space);
     }
 }
 
@@ -259,21 +287,26 @@ fn claim(
 }
 
 /// Gives a layer the clusters below a node that nothing else refers to.
-fn adopt(node: &Rc<Node>, layer: Layer, space: &mut Space) {
+fn adopt(node: &Rc<Node>, layer: Layer, summed: bool, space: &mut Space) {
     if Rc::strong_count(node) > 1 {
         return;
     }
     match &**node {
         Node::Leaf(leaf) => {
-            for cluster in leaf.first_clusters() {
+            let mut adopt = |cluster| {
                 if space.references(cluster) == 1 {
                     space.adopt(cluster, layer);
                 }
+            };
+            if summed {
+                leaf.clusters().for_each(adopt);
+            } else {
+                leaf.first_clusters().for_each(&mut adopt);
             }
         }
         Node::Inner(children) => {
             for child in children.iter().flatten() {
-                adopt(child, layer, space);
+                adopt(child, layer, summed, space);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crate::image::VolumeImage;
 use crate::map::{CLUSTER, Tree};
-use crate::record::Change;
+use crate::record::{Change, SlotChange};
 use crate::types::{KeyId, Limits, SnapshotId, SnapshotInfo, VolumeId};
 use crate::volume::Volume;
 
@@ -22,6 +22,7 @@ pub(crate) struct Meta {
     pub(crate) limits: Limits,
     pub(crate) key: Option<KeyId>,
     pub(crate) image: Option<VolumeImage>,
+    pub(crate) checksums: bool,
 }
 
 /// A volume's state as it was.
@@ -32,6 +33,7 @@ pub(crate) struct Snapshot {
     pub(crate) bytes: u64,
     pub(crate) created_ms: u64,
     pub(crate) key: Option<KeyId>,
+    pub(crate) checksums: bool,
     pub(crate) frozen: Frozen,
 }
 
@@ -134,9 +136,10 @@ impl State {
                 name,
                 key,
                 image,
+                checksums,
             } => {
                 let mut meta = new_meta(owner, name, bytes, created_ms);
-                (meta.key, meta.image) = (key, image);
+                (meta.key, meta.image, meta.checksums) = (key, image, checksums);
                 self.add_volume(id, meta, Frozen::default());
             }
             Change::Clone {
@@ -151,6 +154,7 @@ impl State {
                 let mut meta = new_meta(owner, name, from.bytes, created_ms);
                 meta.origin = Some(snapshot);
                 meta.key = from.key;
+                meta.checksums = from.checksums;
                 self.add_volume(id, meta, frozen);
             }
             Change::Snapshot {
@@ -166,6 +170,7 @@ impl State {
                     bytes: of.bytes(),
                     created_ms,
                     key: of.meta.borrow().key,
+                    checksums: of.summed,
                     frozen: frozen.unwrap_or_else(|| of.frozen()),
                 };
                 self.add_snapshot(id, snapshot);
@@ -199,19 +204,15 @@ impl State {
     fn apply_setting(&mut self, change: Change) -> Result<(), Refusal> {
         match change {
             // Numbers are never used again: what a removed volume's map was does not matter.
-            Change::Map { volume, .. } if self.is_removed(volume) => {}
+            Change::Map { volume, .. } | Change::MapWithSums { volume, .. }
+                if self.is_removed(volume) => {}
             Change::Map { volume, slots } => {
-                let volume = self.volume(volume)?;
-                let bytes = volume.bytes();
-                let mut tree = volume.tree.borrow_mut();
-                for (index, pieces) in slots {
-                    // A slot behind a new end may still be said to have no data.
-                    let has_data = pieces.iter().any(|piece| piece.has_data());
-                    if index >= bytes.div_ceil(CLUSTER) && has_data {
-                        return Err("a cluster past the volume's end");
-                    }
-                    tree.set(index, &pieces, |_| {});
-                }
+                set_slots(self.volume(volume)?, slots)?;
+            }
+            // The checksums are kept by whoever plays records.
+            Change::MapWithSums { volume, slots } => {
+                let slots = slots.into_iter().map(|(index, pieces, _)| (index, pieces));
+                set_slots(self.volume(volume)?, slots)?;
             }
             Change::Resize { volume, bytes } => {
                 self.volume(volume)?.meta.borrow_mut().bytes = bytes;
@@ -239,6 +240,20 @@ impl State {
     }
 }
 
+fn set_slots(volume: &Volume, slots: impl IntoIterator<Item = SlotChange>) -> Result<(), Refusal> {
+    let bytes = volume.bytes();
+    let mut tree = volume.tree.borrow_mut();
+    for (index, pieces) in slots {
+        // A slot behind a new end may still be said to have no data.
+        let has_data = pieces.iter().any(|piece| piece.has_data());
+        if index >= bytes.div_ceil(CLUSTER) && has_data {
+            return Err("a cluster past the volume's end");
+        }
+        tree.set(index, &pieces, |_| {});
+    }
+    Ok(())
+}
+
 fn new_meta(owner: String, name: String, bytes: u64, created_ms: u64) -> Meta {
     Meta {
         owner,
@@ -250,5 +265,6 @@ fn new_meta(owner: String, name: String, bytes: u64, created_ms: u64) -> Meta {
         limits: Limits::default(),
         key: None,
         image: None,
+        checksums: false,
     }
 }

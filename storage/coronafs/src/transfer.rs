@@ -26,13 +26,13 @@ const SPAN_ENTRIES: usize = 2;
 const RECLAIMS_MAX: usize = 3;
 
 /// What is written: a part of a guest's list, or zeros.
-enum Source<'a> {
+pub(crate) enum Source<'a> {
     Guest(&'a GuestList, u64),
     Zeros,
 }
 
 impl Source<'_> {
-    fn copy_out(&self, into: &mut [u8]) -> Result<(), VolumeError> {
+    pub(crate) fn copy_out(&self, into: &mut [u8]) -> Result<(), VolumeError> {
         match self {
             Source::Zeros => into.fill(0),
             Source::Guest(list, at) => list.copy_out(*at, into).map_err(|e| {
@@ -45,15 +45,15 @@ impl Source<'_> {
 
 /// A range inside of one cluster.
 #[derive(Clone, Copy)]
-struct Span {
-    index: u64,
-    start: u64,
-    end: u64,
+pub(crate) struct Span {
+    pub(crate) index: u64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
 }
 
 impl Span {
     /// The blocks that it touches.
-    fn blocks(self) -> u16 {
+    pub(crate) fn blocks(self) -> u16 {
         mask(self.start / BLOCK, self.end.div_ceil(BLOCK))
     }
 
@@ -75,7 +75,7 @@ fn mask(first: u64, end: u64) -> u16 {
 }
 
 /// The first error, when all have ended: none may be dropped on its way.
-fn first_error(outcomes: Vec<Result<(), VolumeError>>) -> Result<(), VolumeError> {
+pub(crate) fn first_error(outcomes: Vec<Result<(), VolumeError>>) -> Result<(), VolumeError> {
     outcomes.into_iter().collect()
 }
 
@@ -94,7 +94,9 @@ impl Attachment {
     pub(crate) async fn read_known(&self, offset: u64, into: GuestList) -> Result<(), VolumeError> {
         let using = self.inner.data.using();
         let run = self.volume.run_at(offset, into.len());
-        let outcome = if run.bytes == into.len() {
+        let outcome = if self.volume.summed {
+            self.read_summed(offset, &into).await
+        } else if run.bytes == into.len() {
             self.read_run(run, offset, into).await
         } else {
             self.read_runs(offset, &into).await
@@ -157,9 +159,12 @@ impl Attachment {
             let pass = self.volume.gate.pass().await;
             self.check_range(offset, from.len())?;
             let using = self.inner.data.using();
-            let place =
-                self.volume
-                    .place_to_overwrite(&self.inner.data.space.borrow(), offset, from.len());
+            let place = if self.volume.summed {
+                None
+            } else {
+                let space = self.inner.data.space.borrow();
+                self.volume.place_to_overwrite(&space, offset, from.len())
+            };
             if let Some(place) = place {
                 let outcome = self
                     .inner
@@ -227,6 +232,9 @@ impl Attachment {
         span: Span,
         source: Source<'_>,
     ) -> Result<(), VolumeError> {
+        if self.volume.summed {
+            return self.write_summed(room, span, source).await;
+        }
         let data = &self.inner.data;
         let volume = &self.volume;
         let _lock = volume.locks.lock(span.index).await;

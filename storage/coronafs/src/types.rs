@@ -46,6 +46,9 @@ pub struct NewVolume {
     pub bytes: u64,
     /// Whether its blocks are encrypted on disk, by a key of its own.
     pub encrypted: bool,
+    /// Whether each of its blocks has a checksum that every read verifies. Its snapshots and their clones
+    /// have them too.
+    pub checksums: bool,
 }
 
 /// A volume to make from a snapshot.
@@ -76,6 +79,8 @@ pub struct VolumeInfo {
     pub origin: Option<SnapshotId>,
     /// The key that it is encrypted with, when it is.
     pub key: Option<KeyId>,
+    /// Whether its blocks have checksums.
+    pub checksums: bool,
     /// The newest attachment's number.
     pub generation: u64,
     /// Attachments that are not fenced.

@@ -21,7 +21,8 @@
 //! | 4096 | the first half, then the second: entries |
 //!
 //! An entry: u32 bytes of its body, u32 CRC32C of the half's lap and it, then the body: u64 volume, and a
-//! slot as in a map record, or nothing: what came before of that volume is void. Numbers are little-endian
+//! slot as in a map record, and when blocks with checksums were written, those as there; or nothing: what
+//! came before of that volume is void. Numbers are little-endian
 //! but those of 64 bits in the head, which are stored whole, in the machine's order.
 //!
 //! Invariants:
@@ -57,6 +58,7 @@ use segment_log::{Log, Lsn, Recovered};
 use crate::error::VolumeError;
 use crate::map::{BLOCKS, Piece};
 use crate::record::{put_slot, take_pieces};
+use crate::sums::BlockSums;
 use crate::types::VolumeId;
 use head::{
     Beside, DOUBT, Halves, Head, LAPS, LIVES, LOST, NEWER, RECORDS, UNMARKED, USED, Unusable,
@@ -67,10 +69,10 @@ pub(crate) use head::OTHER_VOLUMES;
 const HEAD_BYTES: u64 = 4096;
 /// Bytes before an entry's body.
 const ENTRY_HEAD: usize = 8;
-/// The longest entry: a slot of a piece for each block.
-const ENTRY_BYTES_MAX: u64 = (ENTRY_HEAD + 8 + 8 + 1 + BLOCKS as usize * 6) as u64;
+/// The longest entry: a slot of a piece, and a checksum, for each block.
+const ENTRY_BYTES_MAX: u64 = (ENTRY_HEAD + 8 + 8 + 1 + BLOCKS as usize * (6 + 4) + 2) as u64;
 /// Entries that one [`Room`] may have.
-pub(crate) const ENTRIES_MAX: usize = 256;
+pub(crate) const ENTRIES_MAX: usize = 160;
 /// Least bytes of a half: some rooms.
 const HALF_BYTES_MIN: u64 = 64 << 10;
 /// Those that may wait for the older half to become void.
@@ -79,7 +81,14 @@ const WAITERS_MAX: usize = 65_536;
 const _: () = assert!(ENTRIES_MAX as u64 * ENTRY_BYTES_MAX * 2 <= HALF_BYTES_MIN);
 
 /// What the slots were at last, of the volumes that have some.
-pub(crate) type LastSlots = BTreeMap<(VolumeId, u64), Vec<Piece>>;
+pub(crate) type LastSlots = BTreeMap<(VolumeId, u64), LastSlot>;
+
+/// What a slot was at last, and the checksums of what was written to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LastSlot {
+    pub(crate) pieces: Vec<Piece>,
+    pub(crate) sums: BlockSums,
+}
 
 /// What a start found in the file.
 #[derive(Debug)]
@@ -126,12 +135,17 @@ impl Drop for Room<'_> {
 }
 
 impl Room<'_> {
-    /// Enters what a slot is from now on.
+    /// Enters what a slot is from now on, and the checksums of blocks that were written.
     ///
     /// # Panics
     /// When the room is used up.
-    pub(crate) fn put(&self, volume: VolumeId, index: u64, pieces: &[Piece]) {
-        self.enter(volume, |body| put_slot(body, index, pieces));
+    pub(crate) fn put(&self, volume: VolumeId, index: u64, pieces: &[Piece], sums: &BlockSums) {
+        self.enter(volume, |body| {
+            put_slot(body, index, pieces);
+            if sums.known() != 0 {
+                sums.put(body);
+            }
+        });
     }
 
     /// Voids what was entered of a volume: all of it is durable.
@@ -416,7 +430,12 @@ pub(crate) fn play(entries: &[u8], lap: u64, slots: &mut LastSlots) -> Decode<()
             continue;
         }
         let index = body.u64("slot")?;
-        slots.insert((volume, index), take_pieces(&mut body)?);
+        let slot = slots.entry((volume, index)).or_default();
+        slot.pieces = take_pieces(&mut body)?;
+        if body.left() > 0 {
+            // Those of other blocks stand in entries before, or in the log.
+            slot.sums.renew(&BlockSums::take(&mut body)?);
+        }
         body.end("entry")?;
     }
     Ok(())

@@ -4,7 +4,8 @@
 //! - The map in memory is ahead of the durable one by the slots in `dirty`; what it stopped to refer
 //!   to stands in `ended` until the records that say so are durable.
 //! - A slot has at most one piece that the volume's layer owns, and it is the first one. Writes go
-//!   there; the others are never written again.
+//!   there; the others are never written again. A volume with checksums may own more of them, and
+//!   writes what [`Volume::writable`] says.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -21,9 +22,11 @@ use crate::partition::{Claim, For};
 use crate::record::{self, MAP_BYTES};
 use crate::space::{Layer, Space};
 use crate::state::{Frozen, Meta};
+use crate::sums::BlockSums;
+use crate::sums::places::{Places, Recorded};
 use crate::throttle::Throttle;
 use crate::types::{Limits, VolumeId};
-use crate::unflushed::Room;
+use crate::unflushed::{LastSlot, Room};
 
 /// Runs that an answer about extents looks at: some 100 us.
 const EXTENT_STEPS: usize = 4096;
@@ -46,6 +49,10 @@ pub(crate) struct Volume {
     /// Valid blocks of all slots.
     pub(crate) mapped_blocks: Cell<u64>,
     pub(crate) layer: Cell<Layer>,
+    /// Whether its blocks have checksums.
+    pub(crate) summed: bool,
+    /// Of a volume with checksums: where a restart may find what.
+    places: RefCell<Places>,
     dirty: RefCell<BTreeSet<u64>>,
     ended: RefCell<Vec<u32>>,
     /// Writes, discards and zeroings that have completed, and how many of them are durable.
@@ -72,6 +79,9 @@ struct Captured {
     dirty: BTreeSet<u64>,
     ended: Vec<u32>,
     done: u64,
+    /// Of a volume with checksums: its slots as the records say, and the checkpoints of before.
+    recorded: Vec<Recorded>,
+    taken: u64,
 }
 
 /// Puts back what was captured, unless it became durable.
@@ -94,6 +104,8 @@ impl Volume {
         let filling = meta.image.as_ref().and_then(VolumeImage::filling);
         Volume {
             id,
+            summed: meta.checksums,
+            places: RefCell::default(),
             meta: RefCell::new(meta),
             tree: RefCell::new(map.tree),
             mapped_blocks: Cell::new(map.mapped_blocks),
@@ -145,6 +157,7 @@ impl Volume {
     pub(crate) fn replace_map(&self, map: &Frozen) -> Tree {
         self.mapped_blocks.set(map.mapped_blocks);
         self.dirty.borrow_mut().clear();
+        self.places.borrow_mut().clear();
         self.durable.set(self.done.get());
         self.tree.replace(map.tree.clone())
     }
@@ -259,21 +272,42 @@ impl Volume {
         cluster: u32,
         blocks: u16,
     ) {
-        self.change_slot(space, room, index, |pieces| {
-            for piece in pieces.iter_mut() {
-                piece.mask &= !blocks;
-            }
-            match pieces.iter_mut().find(|piece| piece.cluster == cluster) {
-                Some(own) => own.mask |= blocks,
-                None => pieces.insert(
-                    0,
-                    Piece {
-                        cluster,
-                        mask: blocks,
-                    },
-                ),
+        let place = Piece {
+            cluster,
+            mask: blocks,
+        };
+        self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
+            lay(pieces, place);
+        });
+    }
+
+    /// The same of blocks in some clusters, with their checksums.
+    pub(crate) fn map_summed(
+        &self,
+        space: &mut Space,
+        room: &Room<'_>,
+        index: u64,
+        places: &[Piece],
+        sums: &BlockSums,
+    ) {
+        self.change_slot(space, room, index, sums, |pieces| {
+            for place in places {
+                lay(pieces, *place);
             }
         });
+    }
+
+    /// The blocks of a cluster of the volume's layer that a write to a slot may take.
+    pub(crate) fn writable(&self, index: u64, pieces: &[Piece], cluster: u32) -> u16 {
+        self.places.borrow().writable(index, pieces, cluster)
+    }
+
+    /// A checkpoint is about to take the map.
+    pub(crate) fn keep_places(&self) {
+        if self.summed {
+            let tree = self.tree.borrow();
+            self.places.borrow_mut().take(|index| tree.slot(index));
+        }
     }
 
     /// Blocks of a slot now read as zeros. The caller holds the slot's lock.
@@ -283,7 +317,7 @@ impl Volume {
             .borrow()
             .as_ref()
             .map_or(0, |filling| filling.mask(index));
-        self.change_slot(space, room, index, |pieces| {
+        self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
             for piece in pieces.iter_mut() {
                 piece.mask &= !blocks;
             }
@@ -300,7 +334,7 @@ impl Volume {
         data: Option<Piece>,
         zeros: u16,
     ) {
-        self.change_slot(space, room, index, |pieces| {
+        self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
             if let Some(data) = data {
                 match pieces
                     .iter_mut()
@@ -319,20 +353,26 @@ impl Volume {
         space: &mut Space,
         room: &Room<'_>,
         index: u64,
+        sums: &BlockSums,
         change: impl FnOnce(&mut Vec<Piece>),
     ) {
         let old = self.tree.borrow().slot(index);
         let mut new = old.clone();
         change(&mut new);
-        // The references of pieces that are gone end with the next commit.
         let gone = new.extract_if(.., |piece| piece.mask == 0);
-        let gone = gone.filter(|piece| piece.cluster != ZEROS);
-        self.ended
-            .borrow_mut()
-            .extend(gone.map(|piece| piece.cluster));
+        let gone: Vec<Piece> = gone.filter(|piece| piece.cluster != ZEROS).collect();
         if new != old {
-            self.set_slot(space, index, &old, &new);
-            room.put(self.id, index, &new);
+            self.set_slot(space, index, &old, &new, sums);
+            room.put(self.id, index, &new, sums);
+        }
+        // The references of pieces that are gone end with the next commit; at once where nothing that
+        // a restart could find has them.
+        for piece in gone {
+            if self.summed && !self.places.borrow().keeps(index, piece.cluster) {
+                space.end([piece.cluster]);
+            } else {
+                self.ended.borrow_mut().push(piece.cluster);
+            }
         }
     }
 
@@ -345,10 +385,11 @@ impl Volume {
         &self,
         space: &mut Space,
         index: u64,
-        new: &[Piece],
+        slot: &LastSlot,
     ) -> Result<(), VolumeError> {
+        let new = &slot.pieces;
         let old = self.tree.borrow().slot(index);
-        if new == old {
+        if *new == old {
             return Ok(());
         }
         // What has no data refers to nothing.
@@ -362,12 +403,22 @@ impl Volume {
         self.ended
             .borrow_mut()
             .extend(gone.map(|piece| piece.cluster));
-        self.set_slot(space, index, &old, new);
+        self.set_slot(space, index, &old, new, &slot.sums);
         self.note_done();
         Ok(())
     }
 
-    fn set_slot(&self, space: &mut Space, index: u64, old: &[Piece], new: &[Piece]) {
+    fn set_slot(
+        &self,
+        space: &mut Space,
+        index: u64,
+        old: &[Piece],
+        new: &[Piece],
+        sums: &BlockSums,
+    ) {
+        if self.summed {
+            self.places.borrow_mut().change(index, old, sums);
+        }
         let mut tree = self.tree.borrow_mut();
         tree.set(index, new, |cluster| space.refer(cluster));
         let blocks = |pieces: &[Piece]| {
@@ -404,10 +455,16 @@ impl Volume {
         let mut records = Vec::new();
         let mut out = record::begin_map(self.id);
         let (mut count, mut empty) = (0, true);
+        let mut recorded = Vec::new();
         for index in &dirty {
             let pieces = tree.slot(*index);
             empty &= !pieces.iter().any(|piece| piece.has_data());
             record::put_slot(&mut out, *index, &pieces);
+            if self.summed {
+                let slot = self.places.borrow_mut().record(*index, &pieces);
+                slot.sums().put(&mut out);
+                recorded.push(slot);
+            }
             count += 1;
             if out.bytes.len() >= MAP_BYTES {
                 let full = std::mem::replace(&mut out, record::begin_map(self.id));
@@ -425,6 +482,8 @@ impl Volume {
             dirty,
             ended: self.ended.take(),
             done: self.done.get(),
+            recorded,
+            taken: self.places.borrow().taken(),
         };
         Capture {
             volume: self,
@@ -438,6 +497,15 @@ impl Capture<'_> {
         self.captured
             .as_ref()
             .map_or(&[], |captured| &captured.records)
+    }
+
+    /// Their kind.
+    pub(crate) fn kind(&self) -> u8 {
+        if self.volume.summed {
+            record::MAP_WITH_SUMS
+        } else {
+            record::MAP
+        }
     }
 
     /// Which of the log's space its records may take. Those that end references, and map nothing, give
@@ -462,6 +530,11 @@ impl Capture<'_> {
     pub(crate) fn end(mut self, space: &mut Space) {
         if let Some(captured) = self.captured.take() {
             self.volume.durable.set(captured.done);
+            let mut places = self.volume.places.borrow_mut();
+            for slot in &captured.recorded {
+                let changed = self.volume.dirty.borrow().contains(&slot.index());
+                places.recorded(slot, captured.taken, changed);
+            }
             space.end(captured.ended);
         }
     }
@@ -470,6 +543,10 @@ impl Capture<'_> {
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
         if let Some(captured) = self.captured.take() {
+            let mut places = self.volume.places.borrow_mut();
+            for slot in &captured.recorded {
+                places.not_recorded(slot);
+            }
             self.volume.dirty.borrow_mut().extend(captured.dirty);
             self.volume.ended.borrow_mut().extend(captured.ended);
         }
@@ -487,6 +564,20 @@ fn add_zeros(pieces: &mut Vec<Piece>, blocks: u16) {
             cluster: ZEROS,
             mask: blocks,
         }),
+    }
+}
+
+/// Blocks lie in a cluster from now on, and nowhere else.
+fn lay(pieces: &mut Vec<Piece>, place: Piece) {
+    for piece in pieces.iter_mut() {
+        piece.mask &= !place.mask;
+    }
+    match pieces
+        .iter_mut()
+        .find(|piece| piece.cluster == place.cluster)
+    {
+        Some(own) => own.mask |= place.mask,
+        None => pieces.insert(0, place),
     }
 }
 

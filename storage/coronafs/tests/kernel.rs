@@ -11,7 +11,7 @@ use engine::fs::{File, OpenOptions};
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
 use futures_util::future::LocalBoxFuture;
 use sha2::{Digest, Sha256};
-use shards::block::BlockDevice;
+use shards::block::{BlockDevice, BlockError};
 use shards::placement::PartitionId;
 
 const LEN: usize = 3 << 20;
@@ -36,12 +36,12 @@ async fn content(device: &Attachment) -> Vec<u8> {
     bytes
 }
 
-async fn work(root: &std::path::Path, encrypted: bool) {
+async fn work(root: &std::path::Path, encrypted: bool, checksums: bool) {
     let config = VolumeConfig {
         master_key: encrypted.then(|| MasterKey::new([3; 32])),
         ..VolumeConfig::default()
     };
-    let partition = PartitionId(2 + u16::from(encrypted));
+    let partition = PartitionId(10 + 2 * u16::from(checksums) + u16::from(encrypted));
     let writer = Attach {
         access: Access::Exclusive,
         take_over: false,
@@ -52,6 +52,7 @@ async fn work(root: &std::path::Path, encrypted: bool) {
         name: "disk".into(),
         bytes: LEN as u64,
         encrypted,
+        checksums,
     };
     let id = store.create(new).await.unwrap().id;
     let device = store.attach(id, writer).await.unwrap();
@@ -103,6 +104,11 @@ async fn work(root: &std::path::Path, encrypted: bool) {
     let copy = store.attach(clone, writer).await.unwrap();
     assert!(content(&copy).await == first);
     drop(copy);
+    if checksums {
+        assert_eq!(store.scrub(clone, 0).await.unwrap().errors, 0);
+        assert_eq!(store.scrub(id, 0).await.unwrap().errors, 0);
+        assert_eq!(store.scrub_status().read_errors, 0);
+    }
     store.delete(clone).await.unwrap();
     store.close().await.unwrap();
 }
@@ -166,6 +172,7 @@ async fn from_image(root: &std::path::Path) {
             name: "disk".into(),
             bytes: LEN as u64,
             encrypted,
+            checksums: false,
         };
         let id = store.create_from_image(new, image).await.unwrap().id;
         let device = store.attach(id, writer).await.unwrap();
@@ -191,6 +198,58 @@ async fn from_image(root: &std::path::Path) {
         drop(device);
         store.close().await.unwrap();
     }
+}
+
+/// A block of the data file is changed behind our back: reads of it are refused, until it is rewritten.
+async fn damaged(root: &std::path::Path) {
+    const AT: usize = 77 * 4096;
+    let config = VolumeConfig::default();
+    let writer = Attach {
+        access: Access::Exclusive,
+        take_over: false,
+    };
+    let partition = PartitionId(20);
+    let store = Partition::open(root, partition, &config).await.unwrap();
+    let new = NewVolume {
+        owner: "me".into(),
+        name: "disk".into(),
+        bytes: LEN as u64,
+        checksums: true,
+        ..NewVolume::default()
+    };
+    let id = store.create(new).await.unwrap().id;
+    let device = store.attach(id, writer).await.unwrap();
+    let mem = GuestMem::anonymous(LEN).unwrap();
+    mem.copy_in(0, &pattern(1)).unwrap();
+    device.write(0, list(&mem, 0, LEN), true).await.unwrap();
+    let options = OpenOptions {
+        write: true,
+        ..OpenOptions::default()
+    };
+    let file = File::open(store.dir().join("data"), options).await.unwrap();
+    let (read, mut bytes) = file.read_at(vec![0; 8 << 20], 0).await;
+    bytes.truncate(read.unwrap());
+    let block = &pattern(1)[AT..AT + 4096];
+    let mut blocks = bytes.chunks(4096);
+    let place = blocks.position(|found| found == block).unwrap() * 4096;
+    let changed = vec![bytes[place + 1000] ^ 4];
+    file.write_at(changed, place as u64 + 1000).await.0.unwrap();
+    file.datasync().await.unwrap();
+    let refused = device.read(AT as u64 + 512, list(&mem, 0, 512)).await;
+    let Err(BlockError::Io(error)) = refused else {
+        panic!("a damaged block is read");
+    };
+    let error = error.to_string();
+    assert!(error.contains(&format!("byte {AT}")), "{error}");
+    let scrubbed = store.scrub(id, 0).await.unwrap();
+    let named: Vec<_> = scrubbed.damaged.iter().map(|block| block.offset).collect();
+    assert_eq!((named, scrubbed.bytes), (vec![AT as u64], LEN as u64));
+    let healed = device.write(AT as u64, list(&mem, AT, 4096), true);
+    healed.await.unwrap();
+    assert!(content(&device).await == pattern(1));
+    assert_eq!(store.scrub(id, 0).await.unwrap().errors, 0);
+    drop(device);
+    store.close().await.unwrap();
 }
 
 /// A guest that takes its memory away fails alone, with what it asked for.
@@ -282,7 +341,7 @@ async fn trims_end(root: &std::path::Path) {
         access: Access::Exclusive,
         take_over: false,
     };
-    let store = Partition::open(root, PartitionId(5), &config)
+    let store = Partition::open(root, PartitionId(7), &config)
         .await
         .unwrap();
     let new = NewVolume {
@@ -324,9 +383,13 @@ fn volumes_work_on_the_real_kernel() {
     let handle = engine.handle();
     let answer = handle.call_blocking(ShardId(0), move |_| {
         Box::pin(async move {
-            work(&root, false).await;
-            work(&root, true).await;
+            for (encrypted, checksums) in
+                [(false, false), (true, false), (false, true), (true, true)]
+            {
+                work(&root, encrypted, checksums).await;
+            }
             from_image(&root).await;
+            damaged(&root).await;
             hostile(&root).await;
             cut_short(&root).await;
             trims_end(&root).await;

@@ -43,7 +43,7 @@ async fn run(dir: PathBuf, tls: Tls) -> Running {
         owner: "me".into(),
         name: "disk".into(),
         bytes: BYTES,
-        encrypted: false,
+        ..NewVolume::default()
     };
     let volume = partition.create(new).await.unwrap().id;
     let how = Attach {

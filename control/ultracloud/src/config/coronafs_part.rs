@@ -25,6 +25,8 @@ pub(super) struct RawCoronaFs {
     partitions: Option<Spanned<u16>>,
     master_key_file: Option<PathBuf>,
     nbd_tls: Option<TlsFiles>,
+    scrub_bytes_per_s: Option<u64>,
+    image_bytes_per_s: Option<u64>,
 }
 
 /// What CoronaFS is told, but for the number of shards.
@@ -35,6 +37,8 @@ pub struct CoronaFsPart {
     partitions: Option<u16>,
     master_key_file: Option<PathBuf>,
     nbd_tls: Option<TlsFiles>,
+    scrub_bytes_per_s: u64,
+    image_bytes_per_s: u64,
 }
 
 impl CoronaFsPart {
@@ -60,6 +64,8 @@ impl CoronaFsPart {
                     data_dir,
                     self.master_key_file.as_deref(),
                 )?),
+                scrub_bytes_per_s: self.scrub_bytes_per_s,
+                image_bytes_per_s: self.image_bytes_per_s,
                 ..VolumeConfig::default()
             },
             nbd_tls: self.nbd_tls.clone().map(ServerTls::open).transpose()?,
@@ -77,6 +83,7 @@ pub(super) fn validate(
         None => None,
         raw => Some(source.number(raw, 1, 1..1025, "coronafs.partitions")?),
     };
+    let default = VolumeConfig::default();
     let root = data_dir.join(ROOT);
     let sockets = match raw.socket_dir {
         Some(given) if given.get_ref().as_os_str().is_empty() => {
@@ -94,5 +101,7 @@ pub(super) fn validate(
         partitions,
         master_key_file: raw.master_key_file,
         nbd_tls: raw.nbd_tls,
+        scrub_bytes_per_s: raw.scrub_bytes_per_s.unwrap_or(default.scrub_bytes_per_s),
+        image_bytes_per_s: raw.image_bytes_per_s.unwrap_or(default.image_bytes_per_s),
     })
 }

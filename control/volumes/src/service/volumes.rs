@@ -148,6 +148,7 @@ impl VolumeService {
                 .filter(|_| request.bytes == 0)
                 .unwrap_or(request.bytes),
             encrypted: request.encrypted,
+            checksums: request.checksums,
         };
         let place = partition_for(self.inner.node.map(), owner, &request.name);
         let place = VolumeId(u64::from(place.0) << 48);
@@ -222,6 +223,36 @@ impl VolumeService {
             .map_err(|failure| told(failure, &found.object()))?;
         audit(caller, "volume-flatten", found.object());
         Ok(self.shown(info))
+    }
+
+    /// Compares a volume's blocks with their checksums.
+    ///
+    /// # Errors
+    /// What the user is told.
+    pub async fn scrub(
+        &self,
+        caller: &Caller,
+        request: v1::ScrubVolumeRequest,
+    ) -> Result<v1::ScrubVolumeResponse, ApiError> {
+        let found = self.find(caller, &request.owner, &request.name).await?;
+        let (id, bytes_per_s) = (found.id, request.bytes_per_s);
+        let scrubbed = self.on_partition(caller, id, move |partition| async move {
+            partition.scrub(id, bytes_per_s).await
+        });
+        let scrubbed = scrubbed
+            .await
+            .map_err(|failure| told(failure, &found.object()))?;
+        let damaged = scrubbed.damaged.iter().map(|block| v1::DamagedBlock {
+            offset: block.offset,
+            snapshot: block
+                .snapshot
+                .map_or_else(String::new, |snapshot| hex(VolumeId(snapshot.0))),
+        });
+        Ok(v1::ScrubVolumeResponse {
+            bytes: scrubbed.bytes,
+            errors: scrubbed.errors,
+            damaged: damaged.collect(),
+        })
     }
 
     /// A page of volumes.
@@ -448,6 +479,7 @@ fn shown(info: VolumeInfo, attachments: &Attachments) -> v1::Volume {
         generation: info.generation,
         snapshots: info.snapshots as u32,
         encrypted: info.key.is_some(),
+        checksums: info.checksums,
         image: info.image.map(images::shown),
         limits: Some(v1::Limits {
             ops_per_s: info.limits.ops_per_s,

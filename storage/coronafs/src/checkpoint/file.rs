@@ -240,6 +240,9 @@ impl Inner {
         let (image, start_lsn) = {
             // While we have the turn every record that is durable is shown.
             let _turn = self.quiet().await?;
+            for volume in self.state.borrow().volumes.values() {
+                volume.keep_places();
+            }
             (Image::of(&self.state.borrow()), self.log.last_durable().0)
         };
         let written = self.write_image(number, &image, start_lsn).await;
@@ -256,6 +259,7 @@ impl Inner {
         start_lsn: u64,
     ) -> Result<Kept, VolumeError> {
         self.data.flush().await?;
+        self.sums.sync().await?;
         let path = path_of(&self.dir, number);
         let temporary = path.with_extension(&TEMPORARY[1..]);
         let written = async {

@@ -45,6 +45,7 @@ fn meta(name: &str) -> Meta {
         },
         key: Some(KeyId(3)),
         image: None,
+        checksums: true,
     }
 }
 
@@ -70,6 +71,7 @@ fn image() -> Image {
             bytes: 1 << 40,
             created_ms: number,
             key: (number > 2).then_some(KeyId(number)),
+            checksums: number > 2,
             frozen: Frozen {
                 tree: tree.clone(),
                 mapped_blocks: 0,
@@ -140,6 +142,7 @@ fn what_was_written_is_read_and_shared_as_before() {
     for (id, snapshot) in &image.snapshots {
         let found = &loaded.state.snapshots[id];
         assert_eq!(found.name, snapshot.name);
+        assert_eq!(found.checksums, snapshot.checksums);
         assert_eq!(found.frozen.tree.slot(64), snapshot.frozen.tree.slot(64));
         let leaf = std::ptr::from_ref(found.frozen.tree.leaf(5_000).unwrap());
         roots.push(leaf);
@@ -216,6 +219,40 @@ fn a_damaged_or_cut_file_is_no_checkpoint() {
         damaged[at][middle] ^= 1;
         assert!(load(&damaged).is_none(), "frame {at}");
     }
+}
+
+/// One volume and one snapshot without maps, as format 2 had them.
+#[test]
+fn a_checkpoint_of_format_two_is_read_and_has_no_checksums() {
+    let mut head = head_payload(0, 5, 9);
+    head[..4].copy_from_slice(&2_u32.to_le_bytes());
+    let mut items = Writer::default();
+    items.u8(3);
+    for number in [7, 1 << 20, 12, 0, 3] {
+        items.u64(number);
+    }
+    put_limits(&mut items, Limits::default());
+    items.text("me");
+    items.text("old");
+    put_key(&mut items, Some(KeyId(3)));
+    items.u32(0);
+    items.u8(4);
+    for number in [8, 7, 1 << 20, 13] {
+        items.u64(number);
+    }
+    items.text("s");
+    put_key(&mut items, Some(KeyId(3)));
+    items.u32(0);
+    let frames = [
+        FRAMES.frame(HEAD, 0, &head),
+        FRAMES.frame(ITEMS, 1, &items.bytes),
+        FRAMES.frame(END, 2, &2_u64.to_le_bytes()),
+    ];
+    let loaded = load(&frames).unwrap();
+    let volume = loaded.state.volumes[&VolumeId(7)].meta.borrow();
+    assert_eq!((&volume.name[..], volume.checksums), ("old", false));
+    let snapshot = &loaded.state.snapshots[&SnapshotId(8)];
+    assert_eq!((&snapshot.name[..], snapshot.checksums), ("s", false));
 }
 
 #[test]

@@ -14,6 +14,8 @@ fn all() -> Vec<Change> {
         burst_ms: 50,
     };
     let piece = |cluster, mask| Piece { cluster, mask };
+    let mut sums = BlockSums::NONE;
+    sums.set(4, 0x0403_0201);
     let slots = vec![
         (0, vec![piece(5, 0xffff)]),
         (9, vec![]),
@@ -28,6 +30,7 @@ fn all() -> Vec<Change> {
             name: name.clone(),
             key: Some(KeyId(9)),
             image: None,
+            checksums: true,
         },
         Change::Delete { id },
         Change::Map { volume, slots },
@@ -56,6 +59,13 @@ fn all() -> Vec<Change> {
             generation: 3,
         },
         Change::Limit { volume, limits },
+        Change::MapWithSums {
+            volume,
+            slots: vec![
+                (0, vec![piece(5, 0xffff)], sums),
+                (9, vec![], BlockSums::NONE),
+            ],
+        },
     ]
 }
 
@@ -70,6 +80,7 @@ fn of_images() -> Vec<Change> {
             owner: "me".into(),
             name: "image".into(),
             key: None,
+            checksums: false,
             image: Some(VolumeImage::new(image(), 1 << 20)),
         },
         Change::Image {
@@ -100,7 +111,8 @@ fn image() -> ImageRef {
 
 #[test]
 fn records_are_read_as_they_were_written_and_no_other_length_is() {
-    for (number, change) in (1..).zip(all().into_iter().chain(of_images())) {
+    let kinds = (1..=11).chain([MAP_WITH_SUMS]).chain(12..=15);
+    for (number, change) in kinds.zip(all().into_iter().chain(of_images())) {
         let (kind, payload) = change.encode();
         assert_eq!(kind, number);
         assert_eq!(Change::decode(kind, &payload), Ok(change));
@@ -135,17 +147,6 @@ fn a_map_record_has_the_bytes_of_version_three_and_two_is_read() {
         older[0] = version;
         assert_eq!(Change::decode(MAP, &older).is_ok(), is_read);
     }
-    let created = concat!(
-        "02",
-        "0700000000000100",
-        "0000004000000000",
-        "0068e5cf8b010000",
-        "020000006d65",
-        "040000006e616d65",
-        "0900000000000000",
-    );
-    let created = Change::decode(1, &hex::decode(created).unwrap());
-    assert_eq!(created, Ok(all().remove(0)));
 }
 
 #[test]
@@ -158,6 +159,7 @@ fn an_image_record_has_the_bytes_of_version_three() {
         "020000006d65",
         "05000000696d616765",
         "0000000000000000",
+        "00",
         "3930000000000000",
         "0a0000006275636b65742f6b6579",
         "00001000",
@@ -178,6 +180,7 @@ fn an_image_record_has_the_bytes_of_version_three() {
             name: owner.clone(),
             owner,
             key: None,
+            checksums: false,
             image: Some(image),
         };
         let (kind, payload) = change.encode();
@@ -190,6 +193,57 @@ fn an_image_record_has_the_bytes_of_version_three() {
     assert!(refused(&|image| image.image.bytes = 0));
     assert!(refused(&|image| image.image.identity.clear()));
     assert!(refused(&|image| image.image.identity = "a".repeat(1025)));
+}
+
+#[test]
+fn a_map_record_with_checksums_has_the_bytes_of_version_three() {
+    let change = all().remove(11);
+    let bytes = concat!(
+        "03",
+        "0900000000000000",
+        "02000000",
+        "000000000000000001",
+        "05000000ffff",
+        "100001020304",
+        "090000000000000000",
+        "0000",
+    );
+    assert_eq!(hex::encode(change.encode().1), bytes);
+}
+
+#[test]
+fn records_of_version_two_are_read_and_make_volumes_without_checksums() {
+    for change in all().into_iter().take(11) {
+        let (kind, mut payload) = change.encode();
+        payload[0] = 2;
+        let wanted = match change {
+            Change::Create {
+                id,
+                bytes,
+                created_ms,
+                owner,
+                name,
+                key,
+                ..
+            } => {
+                assert_eq!(payload.pop(), Some(1));
+                Change::Create {
+                    id,
+                    bytes,
+                    created_ms,
+                    owner,
+                    name,
+                    key,
+                    image: None,
+                    checksums: false,
+                }
+            }
+            other => other,
+        };
+        assert_eq!(Change::decode(kind, &payload), Ok(wanted));
+        payload[0] = 4;
+        assert!(Change::decode(kind, &payload).is_err());
+    }
 }
 
 #[test]

@@ -436,6 +436,7 @@ fn a_map_of_a_removed_volume_is_passed_over_and_one_of_no_volume_refused() {
         name: format!("v{id}"),
         key: None,
         image: None,
+        checksums: false,
     };
     let map = |id| Change::Map {
         volume: VolumeId(id),

@@ -9,6 +9,7 @@ mod image;
 mod killed;
 mod model;
 mod sharing;
+mod sums;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -48,6 +49,8 @@ fn config() -> VolumeConfig {
         checkpoint_log_bytes: 2 << 10,
         dirty_slots_max: 24,
         pieces_max: 2,
+        // Two pages.
+        checksum_cache_bytes: 8 << 10,
         master_key: Some(MasterKey::new([7; 32])),
         ..VolumeConfig::default()
     }
@@ -87,7 +90,7 @@ fn new_volume(name: &str, bytes: u64) -> NewVolume {
         owner: "me".into(),
         name: name.into(),
         bytes,
-        encrypted: false,
+        ..NewVolume::default()
     }
 }
 

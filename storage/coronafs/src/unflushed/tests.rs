@@ -19,9 +19,14 @@ async fn open() -> (Unflushed, Found) {
     opened.unwrap()
 }
 
-fn slots(found: Found) -> LastSlots {
+const NONE: BlockSums = BlockSums::NONE;
+
+fn slots(found: Found) -> BTreeMap<(VolumeId, u64), Vec<Piece>> {
     match found {
-        Found::Slots(slots) => slots,
+        Found::Slots(slots) => slots
+            .into_iter()
+            .map(|(at, slot)| (at, slot.pieces))
+            .collect(),
         Found::Nothing(why) => panic!("{why}"),
     }
 }
@@ -40,19 +45,19 @@ fn a_kill_keeps_what_was_entered_in_order_and_a_power_cut_nothing() {
         let (unflushed, found) = open().await;
         assert_eq!(nothing(&found), "there are none");
         let room = unflushed.try_room(6).unwrap();
-        room.put(A, 7, &piece(1));
-        room.put(B, 7, &piece(2));
-        room.put(A, 7, &piece(3));
-        room.put(A, 8, &[]);
+        room.put(A, 7, &piece(1), &NONE);
+        room.put(B, 7, &piece(2), &NONE);
+        room.put(A, 7, &piece(3), &NONE);
+        room.put(A, 8, &[], &NONE);
         room.void(B);
-        room.put(B, 9, &piece(4));
+        room.put(B, 9, &piece(4), &NONE);
     });
     for _ in 0..2 {
         sim.kill(node);
         sim.start(node, engine_config()).unwrap();
         let left = sim.run(node, 0, async { slots(open().await.1) });
         let wanted = [((A, 7), piece(3)), ((A, 8), vec![]), ((B, 9), piece(4))];
-        assert_eq!(left, LastSlots::from(wanted));
+        assert_eq!(left, BTreeMap::from(wanted));
     }
     sim.crash(node);
     sim.start(node, engine_config()).unwrap();
@@ -78,7 +83,7 @@ fn a_half_is_used_again_when_it_is_void_and_order_is_kept() {
                 .try_room(1)
                 .filter(|_| unflushed.newer.get() == newer)
             {
-                room.put(A, 1, &piece(next));
+                room.put(A, 1, &piece(next), &NONE);
                 next += 1;
             }
             next
@@ -88,18 +93,18 @@ fn a_half_is_used_again_when_it_is_void_and_order_is_kept() {
         assert!(!unflushed.is_older_void());
         let end = fill(second);
         assert!(unflushed.try_room(1).is_none());
-        kept.put(A, 1, &piece(end));
+        kept.put(A, 1, &piece(end), &NONE);
         assert_eq!(
             slots(open().await.1),
-            LastSlots::from([((A, 1), piece(end))])
+            BTreeMap::from([((A, 1), piece(end))])
         );
         unflushed.void_older();
         let room = unflushed.try_room(1).unwrap();
-        room.put(A, 2, &piece(9));
+        room.put(A, 2, &piece(9), &NONE);
         let wanted = [((A, 1), piece(end)), ((A, 2), piece(9))];
-        assert_eq!(slots(open().await.1), LastSlots::from(wanted));
+        assert_eq!(slots(open().await.1), BTreeMap::from(wanted));
         unflushed.void_all();
-        assert_eq!(slots(open().await.1), LastSlots::new());
+        assert_eq!(slots(open().await.1), BTreeMap::new());
     });
 }
 
@@ -109,7 +114,7 @@ fn what_is_damaged_in_doubt_or_of_another_partition_is_refused() {
     sim.run(node, 0, async {
         let enter = async || {
             let (unflushed, _) = open().await;
-            unflushed.try_room(1).unwrap().put(A, 1, &piece(5));
+            unflushed.try_room(1).unwrap().put(A, 1, &piece(5), &NONE);
             unflushed
         };
         let unflushed = enter().await;
@@ -136,7 +141,7 @@ fn a_prefix_of_entries_is_whole_entries_or_an_error() {
         let room = unflushed.try_room(20).unwrap();
         let mut ends = vec![0];
         for at in 0..20 {
-            room.put(A, at, &piece(at as u32));
+            room.put(A, at, &piece(at as u32), &NONE);
             ends.push(unflushed.used[0].get() as usize);
         }
         let mut bytes = vec![0; unflushed.used[0].get() as usize];
@@ -159,7 +164,7 @@ fn entries_of_an_older_lap_are_not_played() {
     let (sim, node) = world(5);
     sim.run(node, 0, async {
         let (unflushed, _) = open().await;
-        unflushed.try_room(1).unwrap().put(A, 1, &piece(1));
+        unflushed.try_room(1).unwrap().put(A, 1, &piece(1), &NONE);
         let used = unflushed.used[0].get();
         unflushed.void_all();
         unflushed.mem.store(USED[0], used).unwrap();
@@ -176,13 +181,13 @@ fn a_loss_is_told_until_it_is_settled_and_new_entries_are_kept_meanwhile() {
         unflushed.doubt();
         let (unflushed, found) = open().await;
         assert_eq!(nothing(&found), "a flush had failed");
-        unflushed.try_room(1).unwrap().put(A, 1, &piece(1));
+        unflushed.try_room(1).unwrap().put(A, 1, &piece(1), &NONE);
     });
     sim.kill(node);
     sim.start(node, engine_config()).unwrap();
     sim.run(node, 0, async {
         let (unflushed, found) = open().await;
-        assert_eq!(slots(found), LastSlots::from([((A, 1), piece(1))]));
+        assert_eq!(slots(found), BTreeMap::from([((A, 1), piece(1))]));
         assert_eq!(unflushed.lost(), Ok(Some("a flush had failed")));
         unflushed.settle();
         assert_eq!(open().await.0.lost(), Ok(None));

@@ -8,9 +8,11 @@
 //! nor anything of another volume or of a past one; a snapshot that changes.
 //!
 //! Clients own stripes of sectors whose borders are no borders of blocks, so they meet inside of blocks
-//! and clusters, and each knows what it must read. An operator takes and removes snapshots, clones,
-//! rolls back, resizes and removes volumes meanwhile. Some volumes begin as an image, whose source is slow and
-//! fails now and then.
+//! and clusters, and each knows what it must read. Some volumes have checksums, and somebody scrubs them
+//! all the while: nobody ever is told of a block that is not what was written, until at last a bit of one
+//! is flipped, and then everybody is. An operator takes and removes snapshots, clones, rolls back, resizes
+//! and removes volumes meanwhile. Some volumes begin as an image, whose source is slow and fails now and
+//! then.
 //!
 //! `UC_SEED=7` plays one seed; `UC_SEEDS=5000` plays the first so many instead of 200. A seed that fails
 //! is named.
@@ -18,6 +20,7 @@
 mod client;
 mod image;
 mod operator;
+mod scrubber;
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -323,6 +326,12 @@ fn run(seed: u64) -> [u64; 3] {
             0,
             operator::run(store.clone(), Rc::clone(&world), operator),
         );
+        let scrubber = Rng::new(rng.next_u64());
+        sim.spawn(
+            node,
+            0,
+            scrubber::run(store.clone(), Rc::clone(&world), scrubber),
+        );
         sim.run_for(Duration::from_micros(rng.below(60_000)));
         checkpoints += store.inner.checkpoints.written.get();
         let volumes = store.list(VolumeId(0), 100);
@@ -340,10 +349,13 @@ fn run(seed: u64) -> [u64; 3] {
         drop(store);
         sim.start(node, engine_config()).unwrap();
     }
-    let at = Rc::clone(&world);
+    let (at, disk) = (Rc::clone(&world), sim.disk(node));
+    let rng = Rng::new(rng.next_u64());
     sim.run(node, 0, async move {
         let store = open_model(&at).await;
         check(&store, &at).await;
+        let flip = |offset| disk.flip_bit("/data/v000/data", offset);
+        scrubber::damage(&store, &at, rng, flip).await;
         store.close().await.unwrap();
     });
     let done = world.model.borrow().done;

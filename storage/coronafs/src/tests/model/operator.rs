@@ -104,6 +104,7 @@ async fn create(store: &Partition, world: &World, rng: &mut Rng) {
     world.model.borrow_mut().pending.create = Some((name.clone(), may.clone()));
     let new = NewVolume {
         encrypted: rng.below(2) == 0,
+        checksums: rng.below(2) == 0,
         ..new_volume(&name, bytes)
     };
     let made = store.create(new).await.unwrap();

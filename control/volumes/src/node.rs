@@ -4,7 +4,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use control_kit::tls::ServerTls;
+use control_kit::tls::{ClientTls, ServerTls};
 use coronafs::VolumeConfig;
 use engine::{CallError, EngineHandle, Sharded};
 use segment_log::data_dir::{self, FormatError};
@@ -12,6 +12,7 @@ use shards::placement::PartitionId;
 use shards::service::LifecycleError;
 use shards::{Lifecycle, PlacementMap};
 
+use crate::attachments::Attachments;
 use crate::metrics::{ShardMetrics, prometheus};
 use crate::shard::VolumesShard;
 
@@ -28,6 +29,8 @@ pub struct NodeConfig {
     pub volumes: VolumeConfig,
     /// What NBD's clients at an address are served with.
     pub nbd_tls: Option<ServerTls>,
+    /// How volumes of other nodes are connected to.
+    pub remote_tls: Option<ClientTls>,
 }
 
 /// Why a node did not start or end well.
@@ -45,6 +48,9 @@ pub enum NodeError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The list of what is attached cannot be used.
+    #[error("the list of attachments cannot be used")]
+    Attachments(#[source] std::io::Error),
     /// A shard did not answer.
     #[error("a shard did not answer")]
     Call(#[from] CallError),
@@ -57,7 +63,10 @@ pub enum NodeError {
 pub struct VolumeNode {
     lifecycle: Lifecycle<VolumesShard>,
     map: PlacementMap,
-    root: PathBuf,
+    attachments: Attachments,
+    /// Whether the verifiers that are written down held until this start.
+    verifiers_held: bool,
+    remote_tls: Option<ClientTls>,
 }
 
 impl VolumeNode {
@@ -77,6 +86,12 @@ impl VolumeNode {
         })?;
         let map = PlacementMap::spread(partitions, engine.shards() as u16);
         let root = config.root.clone();
+        let attachments = tokio::task::spawn_blocking(move || Attachments::load(&root)).await;
+        let attachments = attachments.map_err(std::io::Error::other).flatten();
+        let attachments = attachments.map_err(NodeError::Attachments)?;
+        // Before a partition is opened: what it says then, it says once.
+        let verifiers_held = attachments.begin().await.map_err(NodeError::Attachments)?;
+        let remote_tls = config.remote_tls.clone();
         let placed = map.clone();
         let lifecycle = Lifecycle::start_all(engine, move |shard| {
             VolumesShard::new(shard, config.clone(), placed.clone())
@@ -84,7 +99,9 @@ impl VolumeNode {
         Ok(VolumeNode {
             lifecycle: lifecycle.await?,
             map,
-            root,
+            attachments,
+            verifiers_held,
+            remote_tls,
         })
     }
 
@@ -96,8 +113,16 @@ impl VolumeNode {
         &self.map
     }
 
-    pub(crate) fn root(&self) -> &PathBuf {
-        &self.root
+    pub(crate) fn attachments(&self) -> &Attachments {
+        &self.attachments
+    }
+
+    pub(crate) fn verifiers_held(&self) -> bool {
+        self.verifiers_held
+    }
+
+    pub(crate) fn remote_tls(&self) -> Option<&ClientTls> {
+        self.remote_tls.as_ref()
     }
 
     /// Partitions of the directory.

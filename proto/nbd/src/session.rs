@@ -6,7 +6,7 @@
 //!
 //! | context | what it says |
 //! | --- | --- |
-//! | `ultracloud:epoch:TOKEN` | the [epoch](EPOCH) |
+//! | `ultracloud:verifier:TOKEN` | the [verifier](VERIFIER) |
 //! | `ultracloud:device:…` | the device's [`Shape`] |
 //!
 //! With that it has a session:
@@ -19,9 +19,9 @@ use std::str::FromStr;
 
 /// Begins the query for a session; the client's token follows.
 pub const SESSION: &str = "ultracloud:session:";
-/// Begins the context that names the epoch: another token each time that something that was acknowledged
+/// Begins the context that names the verifier: another token each time that something that was acknowledged
 /// may have been lost, and of each export that is another one.
-pub const EPOCH: &str = "ultracloud:epoch:";
+pub const VERIFIER: &str = "ultracloud:verifier:";
 /// Begins the context that says what the device is like.
 pub const DEVICE: &str = "ultracloud:device:";
 /// The cookie of what answers no request; no client of ours has a request of this one.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use engine::sync::Notify;
 use engine::{LocalFut, SchedGroup};
 use futures_util::future::select;
-use nbd_wire::session::{EPOCH, Shape, Token};
+use nbd_wire::session::{Shape, Token, VERIFIER};
 use nbd_wire::{ALLOCATION_CONTEXT, BlockSizes, PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX, transmission};
 use shards::block::{BlockDevice, BlockError};
 
@@ -55,7 +55,7 @@ pub struct Export<D> {
     /// Names a time in which nothing is lost that was acknowledged: another token each time that something
     /// may have been, and never one of another export. Clients that ask for it are given
     /// [sessions](nbd_wire::session).
-    pub epoch: Option<Token>,
+    pub verifier: Option<Token>,
     /// In which group of the shard its requests run.
     pub group: SchedGroup,
 }
@@ -69,7 +69,7 @@ impl<D: BlockDevice> Export<D> {
             device,
             read_only: false,
             changed_since: Vec::new(),
-            epoch: None,
+            verifier: None,
             group: SchedGroup::FOREGROUND,
         }
     }
@@ -133,10 +133,10 @@ impl<D: BlockDevice> Export<D> {
 
     /// The names of its contexts; a context's number is its place here.
     pub(crate) fn contexts(&self) -> impl Iterator<Item = (String, Context)> + '_ {
-        let epoch = self.epoch.into_iter();
-        let told = epoch.flat_map(|epoch| {
-            let epoch = (format!("{EPOCH}{epoch}"), Context::Told);
-            [epoch, (self.shape().context(), Context::Told)]
+        let verifier = self.verifier.into_iter();
+        let told = verifier.flat_map(|verifier| {
+            let verifier = (format!("{VERIFIER}{verifier}"), Context::Told);
+            [verifier, (self.shape().context(), Context::Told)]
         });
         let allocation = (ALLOCATION_CONTEXT.to_owned(), Context::Allocation);
         let changed = self.changed_since.iter().enumerate();

@@ -12,7 +12,7 @@ use std::time::Duration;
 use engine::net::Addr;
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
 use futures_util::future::join;
-use nbd_wire::session::{EPOCH, Shape, Token};
+use nbd_wire::session::{Shape, Token, VERIFIER};
 use nbd_wire::{
     ALLOCATION_CONTEXT, BlockSizes, ClientOption, Info, OPTION_BYTES, OptionCode, OptionHead,
     OptionReply, ReplyHead, ReplyType, Request, greeting, parse_block_status, parse_error_body,
@@ -233,7 +233,7 @@ fn negotiated() -> Vec<u8> {
         ),
         (
             OptionCode::SET_META_CONTEXT,
-            context(1, format!("{EPOCH}{}", Token(1))),
+            context(1, format!("{VERIFIER}{}", Token(1))),
         ),
         (OptionCode::SET_META_CONTEXT, context(2, shape.context())),
         (OptionCode::SET_META_CONTEXT, OptionReply::Ack),

@@ -14,8 +14,8 @@
 //! - Data is received into, and sent from, the memory that the device reads and writes.
 //!
 //! Layers, from the bottom: `nbd_wire` (bytes) and `negotiation` (sans-IO), `memory`, `wire` (sockets and
-//! TLS), `transmission` (requests), `connection`, `server`; `remote` beside them. It knows nothing of volumes: a device is a
-//! [`shards::block::BlockDevice`].
+//! TLS), `transmission` (requests), `connection`, `server`; `remote` beside them. It knows nothing of volumes:
+//! a device is a [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
 
 mod connection;

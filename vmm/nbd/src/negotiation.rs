@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use nbd_wire::session::{DEVICE, EPOCH, SESSION, Token};
+use nbd_wire::session::{DEVICE, SESSION, Token, VERIFIER};
 use nbd_wire::{ClientOption, Info, OptionCode, OptionReply, ReplyType, export_name_reply};
 use shards::block::BlockDevice;
 
@@ -244,10 +244,12 @@ impl<D: BlockDevice> Negotiation<D> {
             let token = query.strip_prefix(SESSION)?;
             token.parse::<Token>().ok()
         });
-        let session = session.filter(|_| setting && entry.export.epoch.is_some());
+        let session = session.filter(|_| setting && entry.export.verifier.is_some());
         let mut chosen = Vec::new();
         for (at, (context, kind)) in entry.export.contexts().enumerate() {
-            let told = [EPOCH, DEVICE].iter().any(|name| context.starts_with(name));
+            let told = [VERIFIER, DEVICE]
+                .iter()
+                .any(|name| context.starts_with(name));
             let asked = queries.iter().any(|query| {
                 let prefix =
                     !setting && query.ends_with(':') && context.starts_with(query.as_str());

@@ -6,7 +6,7 @@
 //! When the connection breaks, requests that were not answered are sent again on the next one, oldest first,
 //! and callers wait as long as [`RemoteConfig::patience`]. That is safe because of two things that a server of
 //! ours says (`nbd_wire::session`):
-//! - Its *epoch*. Another one means that something that was acknowledged may be lost, as after the server's
+//! - Its *verifier*. Another one means that something that was acknowledged may be lost, as after the server's
 //!   machine was restarted: a flush that succeeds then would be a lie. The device fails then, for ever.
 //! - That an older connection of this device's has ended. A write of it that were still on its way could
 //!   overtake one that was made later.
@@ -174,7 +174,7 @@ impl RemoteDevice {
         let absent = |why: &dyn std::fmt::Display| {
             ConnectError::Absent(format!("NBD at {}: {why}", config.addr))
         };
-        if known.is_some_and(|known| known.epoch.is_none()) {
+        if known.is_some_and(|known| known.verifier.is_none()) {
             return Err(lost(
                 "its server does not say whether it keeps what it has acknowledged",
             ));

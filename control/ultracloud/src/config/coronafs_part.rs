@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use control_kit::config::Source;
-use control_kit::tls::{ServerTls, TlsFiles};
+use control_kit::tls::{ClientTls, ServerTls, TlsFiles};
 use coronafs::VolumeConfig;
 use serde::Deserialize;
 use toml::Spanned;
@@ -25,6 +25,7 @@ pub(super) struct RawCoronaFs {
     partitions: Option<Spanned<u16>>,
     master_key_file: Option<PathBuf>,
     nbd_tls: Option<TlsFiles>,
+    remote_tls: Option<TlsFiles>,
 }
 
 /// What CoronaFS is told, but for the number of shards.
@@ -35,6 +36,7 @@ pub struct CoronaFsPart {
     partitions: Option<u16>,
     master_key_file: Option<PathBuf>,
     nbd_tls: Option<TlsFiles>,
+    remote_tls: Option<TlsFiles>,
 }
 
 impl CoronaFsPart {
@@ -63,6 +65,7 @@ impl CoronaFsPart {
                 ..VolumeConfig::default()
             },
             nbd_tls: self.nbd_tls.clone().map(ServerTls::open).transpose()?,
+            remote_tls: self.remote_tls.clone().map(ClientTls::open).transpose()?,
         })
     }
 }
@@ -93,5 +96,6 @@ pub(super) fn validate(
         partitions,
         master_key_file: raw.master_key_file,
         nbd_tls: raw.nbd_tls,
+        remote_tls: raw.remote_tls,
     })
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 
 use engine::net::TcpStream;
-use nbd_wire::session::{EPOCH, SESSION, Shape};
+use nbd_wire::session::{SESSION, Shape, VERIFIER};
 use nbd_wire::{
     ALLOCATION_CONTEXT, BlockSizes, ClientOption, GREETING_BYTES, Info, OptionReply,
     PAYLOAD_BYTES_MAX, REPLY_BYTES, ReplyHeadOfOption, ReplyType, WireError, handshake,
@@ -103,7 +103,7 @@ impl Options {
 
     async fn choose(mut self, config: &RemoteConfig) -> Result<Ready, NoLink> {
         let mut known = Known {
-            epoch: None,
+            verifier: None,
             bytes: 0,
             flags: 0,
             sizes: BlockSizes {
@@ -131,10 +131,10 @@ impl Options {
                 };
                 if name == ALLOCATION_CONTEXT {
                     allocation = Some(id);
-                } else if let Some(epoch) = name.strip_prefix(EPOCH) {
-                    let epoch = epoch.parse();
-                    let nonsense = |_| NoLink::Nonsense("its epoch is none");
-                    known.epoch = Some(epoch.map_err(nonsense)?);
+                } else if let Some(verifier) = name.strip_prefix(VERIFIER) {
+                    let verifier = verifier.parse();
+                    let nonsense = |_| NoLink::Nonsense("its verifier is none");
+                    known.verifier = Some(verifier.map_err(nonsense)?);
                 } else if let Some(shape) = Shape::of_context(&name) {
                     known.shape = Some(shape);
                 }

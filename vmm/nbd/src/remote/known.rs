@@ -12,8 +12,8 @@ const BLOCK_BYTES_MAX: u32 = 64 << 10;
 /// What is known of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// See [`Export::epoch`](crate::Export::epoch); a server that is not ours has none.
-    pub epoch: Option<Token>,
+    /// See [`Export::verifier`](crate::Export::verifier); a server that is not ours has none.
+    pub verifier: Option<Token>,
     /// Its size.
     pub bytes: u64,
     /// What it can do ([`nbd_wire::transmission`]).
@@ -79,7 +79,7 @@ impl Known {
     /// # Errors
     /// Why not: nothing may go on then.
     pub(super) fn is_still(&self, found: &Known) -> Result<(), &'static str> {
-        match (self.epoch, found.epoch) {
+        match (self.verifier, found.verifier) {
             (Some(known), Some(found)) if known == found => {}
             (Some(_), Some(_)) => {
                 return Err(
@@ -104,9 +104,9 @@ impl Known {
 mod tests {
     use super::*;
 
-    fn known(epoch: Option<u128>) -> Known {
+    fn known(verifier: Option<u128>) -> Known {
         Known {
-            epoch: epoch.map(Token),
+            verifier: verifier.map(Token),
             bytes: 1 << 20,
             flags: transmission::HAS_FLAGS | transmission::TRIM,
             sizes: BlockSizes {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_epoch_goes_on() {
+    fn only_the_same_verifier_goes_on() {
         let ours = known(Some(1));
         ours.is_still(&ours).expect("the same");
         let grown = Known {

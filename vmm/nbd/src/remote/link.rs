@@ -220,7 +220,7 @@ impl Shared {
 
     fn took_end(&self, end: End) {
         let settled = self.table.borrow().is_settled();
-        let safe = self.known.get().epoch.is_some() || settled;
+        let safe = self.known.get().verifier.is_some() || settled;
         match end {
             End::Over(why) => self.lose(&why),
             End::Broken(why) if safe => self.broke(why),
@@ -345,7 +345,7 @@ impl Receive<'_> {
         // It is at work.
         self.shared.silent.set(None);
         let shut_down = self.shared.table.borrow().is_shut_down;
-        let ours = self.shared.known.get().epoch.is_some();
+        let ours = self.shared.known.get().verifier.is_some();
         Ok((shut_down && ours).then(ended))
     }
 
@@ -387,7 +387,7 @@ impl Receive<'_> {
         }
         let mut body = vec![0; head.len as usize];
         reader.fill(&mut body).await?;
-        let ours = self.shared.known.get().epoch.is_some();
+        let ours = self.shared.known.get().verifier.is_some();
         if head.cookie != NOTICE || !ours {
             self.table(|table| table.chunk(head, &body, self.allocation))?;
             return Ok(None);

@@ -267,7 +267,7 @@ pub struct Setup {
     pub disks: Vec<Disk>,
     pub tls: Tls,
     pub limits: Limits,
-    pub epoch: Option<Token>,
+    pub verifier: Option<Token>,
 }
 
 impl Default for Setup {
@@ -276,7 +276,7 @@ impl Default for Setup {
             disks: vec![DISK],
             tls: Tls::None,
             limits: Limits::default(),
-            epoch: None,
+            verifier: None,
         }
     }
 }
@@ -367,7 +367,7 @@ fn run(setup: Setup, socket: PathBuf) -> Running {
         let changes: Rc<dyn Changes> = Rc::new(Written(Rc::clone(&device)));
         let export = Export {
             description: format!("{} of memory", disk.name),
-            epoch: setup.epoch,
+            verifier: setup.verifier,
             changed_since: vec![ChangedSince {
                 name: "monday".to_owned(),
                 changes,

@@ -14,6 +14,7 @@ mod damage;
 mod full_disk;
 mod objects;
 mod process;
+mod remote;
 mod support;
 mod uploads;
 mod volumes;

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// Fields that hold a name of a volume or snapshot.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 18] = [
     "CreateVolumeRequest.name",
     "GetVolumeRequest.name",
     "DeleteVolumeRequest.name",
@@ -20,13 +20,16 @@ const NAMES: [&str; 16] = [
     "DeleteSnapshotRequest.name",
     "ListChangesRequest.volume",
     "AttachVolumeRequest.volume",
+    "AttachRemoteVolumeRequest.name",
+    "DetachRemoteVolumeRequest.name",
 ];
-const OTHERS: [(&str, &str); 6] = [
+const OTHERS: [(&str, &str); 7] = [
     ("ListVolumesRequest.limit", "maximum = 1000"),
     ("ListSnapshotsRequest.limit", "maximum = 1000"),
     ("ResizeVolumeRequest.bytes", "multiple_of = 4096"),
     ("CreateVolumeRequest.bytes", "multiple_of = 4096"),
     ("AttachVolumeRequest.queues", "maximum = 16"),
+    ("AttachRemoteVolumeRequest.queues", "maximum = 16"),
     ("Limits.burst_ms", "maximum = 60000"),
 ];
 

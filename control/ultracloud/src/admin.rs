@@ -51,6 +51,9 @@ async fn health(State(state): Shared) -> Response {
     }
     if let (None, Some(volumes)) = (&why, state.volumes()) {
         why = failed_attachments(&volumes.not_serving());
+        if why.is_none() {
+            why = failed_remotes(&volumes.remotes_not_connected().await);
+        }
     }
     if let (None, Some(node)) = (&why, state.chainfire()) {
         why = node.failed().map(|cause| {
@@ -92,6 +95,20 @@ fn failed_attachments(failed: &[(String, String)]) -> Option<String> {
             format!(
                 "failed: volume {volume} is not served to its guest: {why}; mend that and restart the node, \
                  or detach the volume"
+            )
+        })
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Volumes of other nodes that guests wait for, and what to do; `None` without any.
+fn failed_remotes(failed: &[(String, String)]) -> Option<String> {
+    let lines: Vec<String> = failed
+        .iter()
+        .map(|(name, why)| {
+            format!(
+                "failed: remote volume {name} is not connected: {why}; look after the node that it is on, or \
+                 detach it here"
             )
         })
         .collect();

@@ -21,6 +21,7 @@
 //! | `coronafs.socket_dir` | coronafs/sockets in the data directory | a directory with a path of up to 64 bytes |
 //! | `coronafs.master_key_file` | coronafs-master-key in the data directory, made at the first start | a file with 64 hexadecimal digits that only its owner can read |
 //! | `[coronafs.nbd_tls]` | none | `cert`, `key` and `ca`: PEM files, for NBD at an address |
+//! | `[coronafs.remote_tls]` | none | `cert`, `key` and `ca`: PEM files, shown to and asked of other nodes whose volumes are served here |
 //! | `chainfire.name` | default | the member's name |
 //! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |
 //! | `chainfire.peer_listen` | 127.0.0.1:2380 | an address and port for other members |

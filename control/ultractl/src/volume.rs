@@ -3,6 +3,7 @@
 mod attachment;
 mod flatten;
 mod image;
+mod remote;
 mod snapshot;
 
 use std::fmt::Write as _;
@@ -128,6 +129,9 @@ enum Command {
     /// Snapshots of a volume: create, list, delete.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Volumes of other nodes that this one serves to its guests: attach, list, detach.
+    #[command(subcommand)]
+    Remote(remote::Command),
     /// Makes a detached volume hold what one of its snapshots holds.
     Rollback {
         /// Its name.
@@ -191,6 +195,7 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
     let owner = args.owner.unwrap_or_default();
     match args.command {
         Command::Snapshot(command) => snapshot::run(&mut client, owner, command, format).await,
+        Command::Remote(command) => remote::run(&mut client, command, format).await,
         Command::Import(import) => image::import(&mut client, owner, import, format).await,
         Command::Export(export) => image::export(&mut client, owner, export, format).await,
         Command::Attach(attach) => attachment::attach(&mut client, owner, attach, format).await,

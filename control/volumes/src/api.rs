@@ -31,7 +31,7 @@ macro_rules! run {
 
 /// Adds the verbs of volumes to an API.
 pub fn verbs<S: HasVolumes>(api: Api<S>) -> Api<S> {
-    attachments(snapshots(volumes(api)))
+    remotes(attachments(snapshots(volumes(api))))
 }
 
 /// One verb; it spells out what a closure cannot.
@@ -103,4 +103,18 @@ fn attachments<S: HasVolumes>(api: Api<S>) -> Api<S> {
     let path = "/v1/volumes/{volume}/attachments/{id}";
     let detach = Verb::delete("DetachVolume", path, "Ends an attachment");
     verb::<S, v1::DetachVolumeRequest, _, _, _>(api, detach, run!(detach))
+}
+
+fn remotes<S: HasVolumes>(api: Api<S>) -> Api<S> {
+    const ALL: &str = "/v1/remote-volumes";
+    let what = "Serves another node's volume as a disk";
+    let attach = Verb::post("AttachRemoteVolume", ALL, what).created();
+    let api = verb::<S, v1::AttachRemoteVolumeRequest, _, _, _>(api, attach, run!(attach_remote));
+    let what = "Volumes of other nodes that are served here";
+    let list = Verb::get("ListRemoteVolumes", ALL, what);
+    let api = verb::<S, v1::ListRemoteVolumesRequest, _, _, _>(api, list, run!(list_remotes));
+    let path = "/v1/remote-volumes/{name}";
+    let what = "Ends serving another node's volume";
+    let detach = Verb::delete("DetachRemoteVolume", path, what);
+    verb::<S, v1::DetachRemoteVolumeRequest, _, _, _>(api, detach, run!(detach_remote))
 }

@@ -1,18 +1,28 @@
 //! What is attached, as a file: it is written before a user is told, and read at the next start.
 //!
 //! `attachments.json` is complete or the one before: it is written under another name, synced and renamed.
+//!
+//! An NBD attachment has a verifier, by which clients know that what they were told is written is there. It stays
+//! over a restart that lost nothing, which the partitions say once, when they are opened. So the file says
+//! before that, that this was not judged yet, and a start that finds this gives every attachment another verifier.
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use coronafs::Access;
+use nbd_wire::session::Token;
 use serde::{Deserialize, Serialize};
+
+use crate::remotes::{RemoteAttached, RemoteEntry, RemoteFault};
 
 const NAME: &str = "attachments.json";
 const TEMPORARY: &str = "attachments.json.tmp";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The oldest that is read: without verifiers and remote volumes.
+const VERSION_MIN: u32 = 1;
 
 /// What an attachment may do, as it is written down and asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,13 +122,29 @@ pub struct Attached {
     /// lost. Empty as a rule.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub lost: String,
+    /// What NBD's clients know it by.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "crate::remotes::optional_token"
+    )]
+    pub verifier: Option<Token>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OnDisk {
     version: u32,
+    /// Whether each verifier holds of what was found when the partitions were opened.
+    #[serde(default = "yes")]
+    judged: bool,
     attachments: Vec<Attached>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    remotes: Vec<RemoteAttached>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// An attachment and how it fares.
@@ -144,6 +170,10 @@ pub struct Attachments {
     writing: tokio::sync::Mutex<()>,
     /// What the file says, and how each fares. Held for moments.
     entries: Mutex<Vec<Entry>>,
+    /// The same of volumes of other nodes.
+    remotes: Mutex<Vec<RemoteEntry>>,
+    /// Whether the file says that the verifiers hold.
+    judged: AtomicBool,
 }
 
 impl Attachments {
@@ -158,20 +188,113 @@ impl Attachments {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(named(&path, &error)),
         };
-        let attachments = if text.is_empty() {
-            Vec::new()
+        let on_disk = if text.is_empty() {
+            OnDisk {
+                version: VERSION,
+                judged: true,
+                attachments: Vec::new(),
+                remotes: Vec::new(),
+            }
         } else {
             parse(&text).map_err(|what| named(&path, &io::Error::other(what)))?
         };
-        let entries = attachments.into_iter().map(|attached| Entry {
+        let entries = on_disk.attachments.into_iter().map(|attached| Entry {
             attached,
             state: Err("the node starts".to_owned()),
         });
+        let remotes = on_disk.remotes.into_iter().map(RemoteEntry::starting);
         Ok(Attachments {
             dir: dir.to_owned(),
             writing: tokio::sync::Mutex::default(),
             entries: Mutex::new(entries.collect()),
+            remotes: Mutex::new(remotes.collect()),
+            judged: AtomicBool::new(on_disk.judged),
         })
+    }
+
+    /// Says durably that the verifiers are to be judged by what the partitions say when they are opened; before
+    /// they are. Whether they held until now.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn begin(&self) -> io::Result<bool> {
+        let _turn = self.writing.lock().await;
+        let (entries, remotes) = (self.all(), self.remotes());
+        let held = self.judged.load(Ordering::Relaxed);
+        if entries.iter().any(|entry| entry.attached.kind == Kind::Nbd) {
+            self.judged.store(false, Ordering::Relaxed);
+            self.write(&entries, &remotes).await?;
+        }
+        Ok(held)
+    }
+
+    /// Gives attachments their verifiers, which hold from now on, durably.
+    ///
+    /// # Errors
+    /// When the file cannot be written: they are not to be served.
+    pub async fn judge(&self, verifiers: &[((u64, u64), Token)]) -> io::Result<()> {
+        let _turn = self.writing.lock().await;
+        let (mut entries, remotes) = (self.all(), self.remotes());
+        for ((volume, id), verifier) in verifiers {
+            let found = entries.iter_mut().find(|entry| entry.is(*volume, *id));
+            if let Some(entry) = found {
+                entry.attached.verifier = Some(*verifier);
+            }
+        }
+        self.judged.store(true, Ordering::Relaxed);
+        self.write(&entries, &remotes).await?;
+        *self.entries() = entries;
+        Ok(())
+    }
+
+    async fn write(&self, entries: &[Entry], remotes: &[RemoteEntry]) -> io::Result<()> {
+        let attachments = entries.iter().map(|entry| entry.attached.clone());
+        let remotes = remotes.iter().map(|entry| entry.attached.clone());
+        let on_disk = OnDisk {
+            version: VERSION,
+            judged: self.judged.load(Ordering::Relaxed),
+            attachments: attachments.collect(),
+            remotes: remotes.collect(),
+        };
+        let text = serde_json::to_vec_pretty(&on_disk)?;
+        let dir = self.dir.clone();
+        let written = tokio::task::spawn_blocking(move || write(&dir, &text)).await;
+        let written = written.map_err(io::Error::other).flatten();
+        written.map_err(|error| named(&self.dir.join(NAME), &error))
+    }
+
+    fn remote_entries(&self) -> MutexGuard<'_, Vec<RemoteEntry>> {
+        self.remotes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All volumes of other nodes, by name.
+    pub fn remotes(&self) -> Vec<RemoteEntry> {
+        self.remote_entries().clone()
+    }
+
+    /// Notes how a volume of another node fares.
+    pub async fn note_remote(&self, name: &str, state: Result<(), RemoteFault>) {
+        let _turn = self.writing.lock().await;
+        let mut remotes = self.remote_entries();
+        let found = remotes.iter_mut().find(|entry| entry.attached.name == name);
+        if let Some(entry) = found {
+            entry.state = state;
+        }
+    }
+
+    /// Removes a volume of another node, and adds one, durably.
+    ///
+    /// # Errors
+    /// When the file cannot be written: nothing has changed.
+    pub async fn change_remote(&self, ended: &str, added: Option<RemoteEntry>) -> io::Result<()> {
+        let _turn = self.writing.lock().await;
+        let mut remotes = self.remotes();
+        remotes.retain(|old| old.attached.name != ended);
+        remotes.extend(added);
+        remotes.sort_by(|a, b| a.attached.name.cmp(&b.attached.name));
+        self.write(&self.all(), &remotes).await?;
+        *self.remote_entries() = remotes;
+        Ok(())
     }
 
     fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -208,28 +331,19 @@ impl Attachments {
         let mut entries = self.all();
         entries.retain(|old| !ended.iter().any(|id| old.is(volume, *id)));
         entries.extend(added);
-        let attachments = entries.iter().map(|entry| entry.attached.clone());
-        let on_disk = OnDisk {
-            version: VERSION,
-            attachments: attachments.collect(),
-        };
-        let text = serde_json::to_vec_pretty(&on_disk)?;
-        let dir = self.dir.clone();
-        let written = tokio::task::spawn_blocking(move || write(&dir, &text)).await;
-        let written = written.map_err(io::Error::other).flatten();
-        written.map_err(|error| named(&self.dir.join(NAME), &error))?;
+        self.write(&entries, &self.remotes()).await?;
         *self.entries() = entries;
         Ok(())
     }
 }
 
-fn parse(text: &[u8]) -> Result<Vec<Attached>, String> {
+fn parse(text: &[u8]) -> Result<OnDisk, String> {
     let on_disk: OnDisk = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if on_disk.version != VERSION {
-        let known = format!("this program knows {VERSION}");
+    if !(VERSION_MIN..=VERSION).contains(&on_disk.version) {
+        let known = format!("this program knows {VERSION_MIN} to {VERSION}");
         return Err(format!("version {} is not known; {known}", on_disk.version));
     }
-    Ok(on_disk.attachments)
+    Ok(on_disk)
 }
 
 fn write(dir: &Path, text: &[u8]) -> io::Result<()> {
@@ -259,6 +373,7 @@ mod tests {
                 kind: Kind::VhostUser,
                 place: Place::Socket(format!("/run/{volume}-{id}.sock").into()),
                 lost: String::new(),
+                verifier: None,
             },
             state: Ok(id),
         }
@@ -287,13 +402,62 @@ mod tests {
 
         let path = dir.path().join(NAME);
         let newer = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, newer.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        std::fs::write(&path, newer.replace("\"version\": 2", "\"version\": 3")).unwrap();
         let refused = Attachments::load(dir.path()).unwrap_err().to_string();
         assert!(
-            refused.contains(NAME) && refused.contains("version 2"),
+            refused.contains(NAME) && refused.contains("version 3"),
             "{refused}"
         );
         std::fs::write(&path, "{").unwrap();
         assert!(Attachments::load(dir.path()).is_err());
+    }
+
+    /// As the first version has it; it must open for ever.
+    const FIRST: &str = r#"{ "version": 1, "attachments": [
+        { "volume": 7, "id": 3, "access": "shared", "queues": 1, "kind": "nbd",
+          "place": { "address": "127.0.0.1:10809" } },
+        { "volume": 7, "id": 4, "access": "exclusive", "queues": 2, "kind": "vhost-user",
+          "place": { "socket": "/run/7-4.sock" }, "lost": "a flush had failed" } ] }"#;
+
+    #[tokio::test]
+    async fn a_file_of_the_first_version_is_read_and_gets_verifiers() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(NAME), FIRST).unwrap();
+        let all = Attachments::load(dir.path()).unwrap();
+        assert!(all.begin().await.unwrap());
+        let found: Vec<Attached> = all.all().into_iter().map(|entry| entry.attached).collect();
+        assert_eq!((found[0].kind, found[0].verifier), (Kind::Nbd, None));
+        assert_eq!(found[1].lost, "a flush had failed");
+        all.judge(&[((7, 3), Token(9))]).await.unwrap();
+        let again = Attachments::load(dir.path()).unwrap();
+        assert_eq!(again.all()[0].attached.verifier, Some(Token(9)));
+    }
+
+    #[tokio::test]
+    async fn verifiers_hold_only_when_the_last_start_has_judged_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut nbd = entry(1, 1);
+        nbd.attached.kind = Kind::Nbd;
+        nbd.attached.verifier = Some(Token(5));
+        let all = Attachments::load(dir.path()).unwrap();
+        all.change(1, &[], Some(nbd)).await.unwrap();
+        let begin = async || {
+            let all = Attachments::load(dir.path()).unwrap();
+            let held = all.begin().await.unwrap();
+            (all, held)
+        };
+        let (_, held) = begin().await;
+        assert!(held);
+        // It ended before it had judged, whatever else it had written.
+        let (all, held) = begin().await;
+        assert!(!held);
+        all.change(2, &[], Some(entry(2, 1))).await.unwrap();
+        let (all, held) = begin().await;
+        assert!(!held);
+        all.judge(&[((1, 1), Token(6))]).await.unwrap();
+        all.change(2, &[1], None).await.unwrap();
+        let (all, held) = begin().await;
+        assert!(held);
+        assert_eq!(all.of(1)[0].attached.verifier, Some(Token(6)));
     }
 }

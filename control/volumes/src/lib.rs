@@ -10,6 +10,7 @@
 //! - An attachment that a user was told of is in `attachments.json`, durably, until it is detached.
 //! - A detached volume's last write is durable.
 //! - Only a volume's owner and root learn that it exists.
+//! - NBD's clients find another verifier when something may be lost that they were told is written.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ mod error;
 mod images;
 mod metrics;
 mod node;
+mod remotes;
 mod service;
 mod shard;
 

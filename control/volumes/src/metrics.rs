@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use coronafs::{ScrubStatus, VolumeId};
 use engine::ShardId;
+use nbd_export::{LinkState, RemoteStats};
 use serde_json::{Map, Value, json};
 use shards::placement::PartitionId;
 use vhost_blk::{LATENCY_BUCKETS, Latency, LatencyByKind, QUEUES_MAX};
@@ -30,15 +31,38 @@ pub enum Counts {
     Nbd(nbd_export::Stats),
 }
 
+/// What is exported.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A volume of the shard's.
+    Volume {
+        /// The volume.
+        volume: VolumeId,
+        /// Names the attachment among the volume's.
+        id: u64,
+        /// Its generation.
+        generation: u64,
+    },
+    /// Another node's, by its name here.
+    Remote(String),
+}
+
+/// The connection of a remote volume.
+#[derive(Clone, Debug)]
+pub struct RemoteMetrics {
+    /// The volume's name here.
+    pub name: String,
+    /// How it fares.
+    pub state: LinkState,
+    /// What it has done.
+    pub stats: RemoteStats,
+}
+
 /// One attachment's counters.
 #[derive(Clone, Debug)]
 pub struct ExportMetrics {
-    /// The volume.
-    pub volume: VolumeId,
-    /// Names the attachment among the volume's.
-    pub id: u64,
-    /// Its generation.
-    pub generation: u64,
+    /// What it exports.
+    pub source: Source,
     /// What it has done.
     pub counts: Counts,
 }
@@ -50,6 +74,8 @@ pub struct ShardMetrics {
     pub shard: ShardId,
     /// What it exports.
     pub exports: Vec<ExportMetrics>,
+    /// Connections to volumes of other nodes.
+    pub remotes: Vec<RemoteMetrics>,
     /// Partitions that take no more writes, and why.
     pub poisoned: Vec<(PartitionId, String)>,
     /// Its partitions.
@@ -180,6 +206,7 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
     }
     latencies(&mut text, shards);
     depths(&mut text, shards);
+    remotes(&mut text, shards);
     let metric = "uc_volume_partitions_read_only";
     let help = "Partitions of volumes that take no writes since one failed.";
     let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} gauge");
@@ -191,8 +218,14 @@ pub fn prometheus(shards: &[ShardMetrics]) -> String {
 }
 
 fn labels(shard: u16, export: &ExportMetrics) -> String {
-    let (volume, id) = (export.volume.0, export.id);
-    format!("shard=\"{shard}\",volume=\"{volume:016x}\",attachment=\"{id}\"")
+    match &export.source {
+        Source::Volume { volume, id, .. } => {
+            let volume = volume.0;
+            format!("shard=\"{shard}\",volume=\"{volume:016x}\",attachment=\"{id}\"")
+        }
+        // A name has no letter that would have to be escaped.
+        Source::Remote(name) => format!("shard=\"{shard}\",remote=\"{name}\""),
+    }
 }
 
 fn by_kind(vhost: &Vhost) -> [(&'static str, &Latency); 4] {
@@ -253,6 +286,40 @@ fn depths(text: &mut String, shards: &[ShardMetrics]) {
     }
 }
 
+fn remotes(text: &mut String, shards: &[ShardMetrics]) {
+    type Value = fn(&RemoteMetrics) -> u64;
+    const VALUES: [(&str, &str, &str, Value); 3] = [
+        (
+            "uc_volume_remote_connected",
+            "gauge",
+            "1 while another node's volume is connected.",
+            |remote| u64::from(remote.state == LinkState::Connected),
+        ),
+        (
+            "uc_volume_remote_connections_total",
+            "counter",
+            "Connections that were made to another node's volume.",
+            |remote| remote.stats.connections,
+        ),
+        (
+            "uc_volume_remote_sent_again_total",
+            "counter",
+            "Requests that were sent again, as the connection had broken.",
+            |remote| remote.stats.sent_again,
+        ),
+    ];
+    for (metric, kind, help, value) in VALUES {
+        let _ = writeln!(text, "# HELP {metric} {help}\n# TYPE {metric} {kind}");
+        for shard in shards {
+            for remote in &shard.remotes {
+                let (number, name, value) = (shard.shard.0, &remote.name, value(remote));
+                let labels = format!("shard=\"{number}\",remote=\"{name}\"");
+                let _ = writeln!(text, "{metric}{{{labels}}} {value}");
+            }
+        }
+    }
+}
+
 fn exports(shards: &[ShardMetrics]) -> impl Iterator<Item = (u16, &ExportMetrics)> {
     let each = shards.iter();
     each.flat_map(|shard| {
@@ -270,10 +337,7 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
             let value = Value::from(value(&export.counts)?);
             Some(((*name).to_owned(), value))
         });
-        json!({
-            "volume": format!("{:016x}", export.volume.0),
-            "attachment": export.id,
-            "generation": export.generation,
+        let mut shown = json!({
             "kind": match export.counts {
                 Counts::Vhost(_) => "vhost-user",
                 Counts::Nbd(_) => "nbd",
@@ -287,6 +351,29 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
                 Counts::Vhost(vhost) => means(vhost),
                 Counts::Nbd(_) => Value::Null,
             },
+        });
+        match &export.source {
+            Source::Volume {
+                volume,
+                id,
+                generation,
+            } => {
+                shown["volume"] = json!(format!("{:016x}", volume.0));
+                shown["attachment"] = json!(id);
+                shown["generation"] = json!(generation);
+            }
+            Source::Remote(name) => shown["remote"] = json!(name),
+        }
+        shown
+    };
+    let of_remote = |remote: &RemoteMetrics| {
+        let (state, why) = described(&remote.state);
+        json!({
+            "remote": remote.name,
+            "state": state,
+            "why": why,
+            "connections": remote.stats.connections,
+            "sent_again": remote.stats.sent_again,
         })
     };
     let of_partition = |of: &PartitionMetrics| {
@@ -314,11 +401,21 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
         json!({
             "shard": shard.shard.0,
             "exports": shard.exports.iter().map(of_export).collect::<Vec<_>>(),
+            "remotes": shard.remotes.iter().map(of_remote).collect::<Vec<_>>(),
             "read_only_partitions": poisoned.collect::<Vec<_>>(),
             "partitions": shard.partitions.iter().map(of_partition).collect::<Vec<_>>(),
         })
     };
     json!({ "shards": shards.iter().map(of_shard).collect::<Vec<_>>() })
+}
+
+/// The word for how a connection fares, and why it does not.
+pub fn described(state: &LinkState) -> (&'static str, &str) {
+    match state {
+        LinkState::Connected => ("connected", ""),
+        LinkState::Connecting(why) => ("connecting", why),
+        LinkState::Lost(why) => ("lost", why),
+    }
 }
 
 /// What a request of each kind took as a rule.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use control_kit::tls::ServerTls;
+use control_kit::tls::{ClientTls, ServerTls};
 use coronafs::VolumeConfig;
 use engine::{CallError, EngineHandle, Sharded};
 use segment_log::data_dir::{self, FormatError};
@@ -13,6 +13,7 @@ use shards::placement::PartitionId;
 use shards::service::LifecycleError;
 use shards::{Lifecycle, PlacementMap};
 
+use crate::attachments::Attachments;
 use crate::images::ImageCatalog;
 use crate::metrics::{ShardMetrics, prometheus};
 use crate::shard::VolumesShard;
@@ -32,6 +33,8 @@ pub struct NodeConfig {
     pub nbd_tls: Option<ServerTls>,
     /// Where volumes that are made from images find them.
     pub images: Option<Arc<dyn ImageCatalog>>,
+    /// How volumes of other nodes are connected to.
+    pub remote_tls: Option<ClientTls>,
 }
 
 /// Why a node did not start or end well.
@@ -49,6 +52,9 @@ pub enum NodeError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The list of what is attached cannot be used.
+    #[error("the list of attachments cannot be used")]
+    Attachments(#[source] std::io::Error),
     /// A shard did not answer.
     #[error("a shard did not answer")]
     Call(#[from] CallError),
@@ -61,8 +67,11 @@ pub enum NodeError {
 pub struct VolumeNode {
     lifecycle: Lifecycle<VolumesShard>,
     map: PlacementMap,
-    root: PathBuf,
     images: Option<Arc<dyn ImageCatalog>>,
+    attachments: Attachments,
+    /// Whether the verifiers that are written down held until this start.
+    verifiers_held: bool,
+    remote_tls: Option<ClientTls>,
 }
 
 impl VolumeNode {
@@ -83,6 +92,12 @@ impl VolumeNode {
         let map = PlacementMap::spread(partitions, engine.shards() as u16);
         let root = config.root.clone();
         let images = config.images.clone();
+        let attachments = tokio::task::spawn_blocking(move || Attachments::load(&root)).await;
+        let attachments = attachments.map_err(std::io::Error::other).flatten();
+        let attachments = attachments.map_err(NodeError::Attachments)?;
+        // Before a partition is opened: what it says then, it says once.
+        let verifiers_held = attachments.begin().await.map_err(NodeError::Attachments)?;
+        let remote_tls = config.remote_tls.clone();
         let placed = map.clone();
         let lifecycle = Lifecycle::start_all(engine, move |shard| {
             VolumesShard::new(shard, config.clone(), placed.clone())
@@ -90,8 +105,10 @@ impl VolumeNode {
         Ok(VolumeNode {
             lifecycle: lifecycle.await?,
             map,
-            root,
             images,
+            attachments,
+            verifiers_held,
+            remote_tls,
         })
     }
 
@@ -107,8 +124,16 @@ impl VolumeNode {
         self.images.as_ref()
     }
 
-    pub(crate) fn root(&self) -> &PathBuf {
-        &self.root
+    pub(crate) fn attachments(&self) -> &Attachments {
+        &self.attachments
+    }
+
+    pub(crate) fn verifiers_held(&self) -> bool {
+        self.verifiers_held
+    }
+
+    pub(crate) fn remote_tls(&self) -> Option<&ClientTls> {
+        self.remote_tls.as_ref()
     }
 
     /// Partitions of the directory.

@@ -17,12 +17,13 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::attachments::{Attachments, Entry};
+use crate::attachments::{Attachments, Entry, Kind};
 use crate::error::{denied, told};
 use crate::node::VolumeNode;
 use crate::shard::{AttachError, VolumesShard, Wanted};
 
 mod attach;
+mod remotes;
 mod snapshots;
 mod volumes;
 
@@ -50,7 +51,8 @@ struct Inner {
     names: Mutex<()>,
     /// See [`VolumeService::order`]; volumes share them.
     orders: [Mutex<()>; ORDERS],
-    attachments: Attachments,
+    /// Held by whoever attaches or detaches a volume of another node.
+    remotes: Mutex<()>,
 }
 
 impl std::fmt::Debug for VolumeService {
@@ -88,9 +90,6 @@ impl VolumeService {
         node: Arc<VolumeNode>,
         tenant_of: impl Fn(&str) -> TenantId + Send + Sync + 'static,
     ) -> std::io::Result<VolumeService> {
-        let root = node.root().clone();
-        let attachments = tokio::task::spawn_blocking(move || Attachments::load(&root)).await;
-        let attachments = attachments.map_err(std::io::Error::other)??;
         let service = VolumeService {
             inner: Arc::new(Inner {
                 bridge,
@@ -98,18 +97,55 @@ impl VolumeService {
                 tenant_of: Box::new(tenant_of),
                 names: Mutex::default(),
                 orders: std::array::from_fn(|_| Mutex::default()),
-                attachments,
+                remotes: Mutex::default(),
             }),
         };
+        service.judge().await?;
         service.restore().await?;
+        service.restore_remotes();
         Ok(service)
     }
 
+    fn attachments(&self) -> &Attachments {
+        self.inner.node.attachments()
+    }
+
+    /// Gives NBD attachments their verifiers: those of before where nothing was lost since. Before any is served.
+    async fn judge(&self) -> std::io::Result<()> {
+        let held = self.inner.node.verifiers_held();
+        let mut verifiers = Vec::new();
+        for Entry { attached, .. } in self.attachments().all() {
+            if attached.kind != Kind::Nbd {
+                continue;
+            }
+            let volume = VolumeId(attached.volume);
+            let judged = self
+                .own_call(volume, move |shard| shard.judge(volume))
+                .await;
+            let (survived, fresh) = judged.map_err(|failure| {
+                std::io::Error::other(format!("a partition does not answer: {failure}"))
+            })?;
+            let known = attached.verifier.filter(|_| held && survived);
+            if known.is_none() {
+                tracing::warn!(
+                    volume = %hex(volume),
+                    attachment = attached.id,
+                    "NBD's clients of before must not go on: what they were told is written may be lost"
+                );
+            }
+            verifiers.push(((attached.volume, attached.id), known.unwrap_or(fresh)));
+        }
+        if held && verifiers.is_empty() {
+            return Ok(());
+        }
+        self.attachments().judge(&verifiers).await
+    }
+
     async fn restore(&self) -> std::io::Result<()> {
-        for entry in self.inner.attachments.all() {
+        for entry in self.attachments().all() {
             let mut attached = entry.attached;
             let volume = VolumeId(attached.volume);
-            let attachments = &self.inner.attachments;
+            let attachments = self.attachments();
             if !attached.lost.is_empty() {
                 let why = Err(attached.lost.clone());
                 attachments.note(attached.volume, attached.id, why).await;
@@ -125,6 +161,7 @@ impl VolumeService {
                 queues: attached.queues,
                 listen: None,
                 again: Some((attached.id, attached.place.clone())),
+                verifier: attached.verifier,
             };
             let made = self.own_call(volume, move |shard| shard.attach(wanted.clone()));
             let made = made.await;
@@ -153,7 +190,7 @@ impl VolumeService {
 
     /// Attachments that should serve and do not, and why.
     pub fn not_serving(&self) -> Vec<(String, String)> {
-        let all = self.inner.attachments.all().into_iter();
+        let all = self.attachments().all().into_iter();
         let failed = all.filter_map(|entry| {
             let why = entry.state.err()?;
             Some((hex(VolumeId(entry.attached.volume)), why))
@@ -208,14 +245,33 @@ impl VolumeService {
         F: Fn(std::rc::Rc<VolumesShard>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = Result<R, E>> + 'static,
     {
-        let context = CallContext {
+        let context = self.own_context();
+        self.own_call_at(&context, || self.shard_of(volume.partition()), f)
+            .await
+    }
+
+    fn own_context(&self) -> CallContext {
+        CallContext {
             tenant: Tenant::new(NODE, (self.inner.tenant_of)(ROOT)),
             request: RequestId::next(),
             deadline: Instant::now() + OWN_CALL_LIMIT,
-        };
+        }
+    }
+
+    async fn own_call_at<R, E, F, Fut>(
+        &self,
+        context: &CallContext,
+        target: impl Fn() -> Target<VolumesShard>,
+        f: F,
+    ) -> Result<R, Failure<E>>
+    where
+        R: Send + 'static,
+        E: Send + 'static,
+        F: Fn(std::rc::Rc<VolumesShard>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = Result<R, E>> + 'static,
+    {
         loop {
-            let target = self.shard_of(volume.partition());
-            let called = self.inner.bridge.call(&context, target, f.clone()).await;
+            let called = self.inner.bridge.call(context, target(), f.clone()).await;
             let Err(Failure::Bridge(error)) = &called else {
                 return called;
             };

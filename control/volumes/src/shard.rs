@@ -1,5 +1,7 @@
 //! One shard's volumes, and what exports them to guests.
 
+mod remote;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
@@ -7,8 +9,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use coronafs::{
-    Attach, Attachment, Partition, PointInTime, SnapshotId, VolumeError, VolumeId, VolumeInfo,
-    VolumeShard,
+    Attach, Attachment, Partition, PointInTime, SnapshotId, Survived, VolumeError, VolumeId,
+    VolumeInfo, VolumeShard,
 };
 use engine::net::Addr;
 use engine::sync::Semaphore;
@@ -16,14 +18,18 @@ use engine::{LocalFut, SchedGroup, ShardId};
 use futures_channel::oneshot;
 use futures_util::future::join_all;
 use nbd_export::{ChangedRanges, ChangedSince, Changes, Listen, Server, ServerConfig, Tls};
+use nbd_wire::session::Token;
 use shards::block::{BlockDevice as _, BlockError};
 use shards::placement::PartitionId;
 use shards::{PlacementMap, Service};
 use vhost_blk::{Export, ExportConfig};
 
 use crate::attachments::{Attached, Kind, Place};
-use crate::metrics::{Counts, ExportMetrics, PartitionMetrics, ShardMetrics, Vhost};
+use crate::metrics::{Counts, ExportMetrics, PartitionMetrics, ShardMetrics, Source, Vhost};
 use crate::node::NodeConfig;
+
+use remote::ServedRemote;
+pub use remote::{MadeRemote, RemoteBefore, RemoteError, RemoteShown, WantedRemote};
 
 /// What an NBD export is called: whoever chooses nothing gets it.
 const EXPORT: &str = "";
@@ -71,6 +77,8 @@ pub struct Wanted {
     pub listen: Option<SocketAddr>,
     /// Who it was before a restart.
     pub again: Option<(u64, Place)>,
+    /// What NBD's clients know it by; another one when it is new.
+    pub verifier: Option<Token>,
 }
 
 /// What came of it.
@@ -97,11 +105,19 @@ struct Served {
     queues: u16,
 }
 
+/// Whether an attachment comes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    ForGood,
+    ForARestart,
+}
+
 impl Served {
     /// Ends the export, then makes durable what came over it.
-    async fn end(self) -> Result<(), VolumeError> {
+    async fn end(self, ends: Ends) -> Result<(), VolumeError> {
         match self.exporter {
             Exporter::Vhost(export) => export.stop().await,
+            Exporter::Nbd(server) if ends == Ends::ForGood => server.stop_for_good().await,
             Exporter::Nbd(server) => server.stop().await,
         }
         match self.attachment.flush().await {
@@ -138,6 +154,7 @@ pub struct VolumesShard {
     map: PlacementMap,
     store: OnceCell<Rc<VolumeShard>>,
     served: RefCell<BTreeMap<(VolumeId, u64), Served>>,
+    remotes: RefCell<BTreeMap<String, ServedRemote>>,
     /// Attaching and detaching go one at a time, so that an end never overtakes a begin.
     turns: Semaphore,
     draining: Cell<bool>,
@@ -151,6 +168,7 @@ impl VolumesShard {
             map,
             store: OnceCell::new(),
             served: RefCell::default(),
+            remotes: RefCell::default(),
             turns: Semaphore::new(1, TURNS_MAX),
             draining: Cell::new(false),
         })
@@ -193,6 +211,18 @@ impl VolumesShard {
         listed
     }
 
+    /// Whether all that NBD's clients were told is written is there, in the partition of a volume, and a verifier
+    /// for when it is not.
+    ///
+    /// # Errors
+    /// `Gone`, `Internal`.
+    pub async fn judge(self: Rc<Self>, volume: VolumeId) -> Result<(bool, Token), VolumeError> {
+        let survived = self.partition(volume.partition())?.survived();
+        let fresh = nbd_export::fresh_token();
+        let fresh = fresh.map_err(|error| VolumeError::Internal(error.to_string()))?;
+        Ok((!matches!(survived, Survived::Flushed(_)), fresh))
+    }
+
     /// Attaches a volume and exports it. Runs to its end when the caller goes away.
     ///
     /// # Errors
@@ -217,20 +247,28 @@ impl VolumesShard {
         }
         // Before anybody is fenced for it.
         let tls = self.tls(&wanted).map_err(AttachError::Place)?;
+        let verifier = match (wanted.kind, wanted.verifier) {
+            (Kind::VhostUser, _) => None,
+            (Kind::Nbd, Some(verifier)) => Some(verifier),
+            (Kind::Nbd, None) => {
+                let fresh = nbd_export::fresh_token();
+                Some(fresh.map_err(|error| AttachError::Place(error.to_string()))?)
+            }
+        };
         let attachment = Rc::new(partition.attach(volume, wanted.how).await?);
         let generation = attachment.generation();
         let id = wanted.again.as_ref().map_or(generation, |(id, _)| *id);
         let mut ended = Vec::new();
         for (id, served) in self.take(volume, |served| served.attachment.is_fenced()) {
             // Its writes have ended, and are made durable with the next flush of whoever has it now.
-            if let Err(error) = served.end().await {
+            if let Err(error) = served.end(Ends::ForGood).await {
                 tracing::warn!(volume = volume.0, id, %error, "an attachment ended badly");
             }
             ended.push(id);
         }
         let exported = match wanted.kind {
             Kind::VhostUser => self.export_vhost(&attachment, &wanted, id),
-            Kind::Nbd => self.export_nbd(&partition, &attachment, &wanted, (id, tls)),
+            Kind::Nbd => self.export_nbd(&partition, &attachment, &wanted, (id, tls, verifier)),
         };
         let (exporter, place) = match exported {
             Ok(exported) => exported,
@@ -254,6 +292,7 @@ impl VolumesShard {
                 kind: wanted.kind,
                 place,
                 lost: String::new(),
+                verifier,
             },
             generation,
             ended,
@@ -296,7 +335,7 @@ impl VolumesShard {
         partition: &Partition,
         attachment: &Rc<Attachment>,
         wanted: &Wanted,
-        (id, tls): (u64, Tls),
+        (id, tls, verifier): (u64, Tls, Option<Token>),
     ) -> io::Result<(Exporter, Place)> {
         let place = self.place(wanted, id);
         let listen = match &place {
@@ -320,6 +359,7 @@ impl VolumesShard {
             });
         let export = nbd_export::Export {
             changed_since: older.collect(),
+            verifier,
             ..nbd_export::Export::new(EXPORT, Rc::clone(attachment))
         };
         server.add(export).map_err(io::Error::other)?;
@@ -373,7 +413,7 @@ impl VolumesShard {
             for id in others {
                 let served = self.served.borrow_mut().remove(&(volume, id));
                 if let Some(served) = served {
-                    outcome = outcome.and(served.end().await);
+                    outcome = outcome.and(served.end(Ends::ForGood).await);
                 }
             }
             outcome.map(|()| self.ids(volume))
@@ -450,8 +490,9 @@ impl Service for VolumesShard {
     async fn drain(self: Rc<Self>) -> Result<(), VolumeError> {
         self.draining.set(true);
         let turn = self.turns.acquire(1).await?;
-        let ending = self.served.take().into_values().map(Served::end);
-        let ended = join_all(ending)
+        self.leave_remotes().await;
+        let served = self.served.take().into_values();
+        let ended = join_all(served.map(|served| served.end(Ends::ForARestart)))
             .await
             .into_iter()
             .collect::<Result<(), _>>();
@@ -469,17 +510,21 @@ impl Service for VolumesShard {
     fn metrics(&self) -> ShardMetrics {
         let served = self.served.borrow();
         let exports = served.iter().map(|((volume, id), served)| ExportMetrics {
-            volume: *volume,
-            id: *id,
-            generation: served.attachment.generation(),
+            source: Source::Volume {
+                volume: *volume,
+                id: *id,
+                generation: served.attachment.generation(),
+            },
             counts: served.counts(),
         });
+        let (remote_exports, remotes) = self.remote_metrics();
         let poisoned = self
             .partitions()
             .filter_map(|partition| Some((partition.id(), partition.poisoned()?)));
         ShardMetrics {
             shard: self.shard,
-            exports: exports.collect(),
+            exports: exports.chain(remote_exports).collect(),
+            remotes,
             poisoned: poisoned.collect(),
             partitions: self
                 .partitions()

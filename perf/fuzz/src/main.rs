@@ -50,6 +50,7 @@ const TARGETS: &[(&str, fn(&[u8]))] = &[
     ("nbd-options", nbd_export::fuzzing::options),
     ("nbd-connection", nbd_export::fuzzing::connection),
     ("nbd-answers", nbd_export::fuzzing::answers),
+    ("nbd-remote", nbd_export::fuzzing::remote),
     ("vhost-ring", vhost_blk::fuzzing::ring),
     ("vhost-marks", vhost_blk::fuzzing::marks),
     ("vhost-messages", vhost_blk::fuzzing::messages),

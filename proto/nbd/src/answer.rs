@@ -81,6 +81,8 @@ impl ChunkKind {
     pub const HOLE: ChunkKind = ChunkKind(2);
     /// Extents of one context.
     pub const BLOCK_STATUS: ChunkKind = ChunkKind(5);
+    /// The export's size from now on, in 8 bytes; in a [session](crate::session) alone.
+    pub const SIZE: ChunkKind = ChunkKind(0x5543);
     /// An error.
     pub const ERROR: ChunkKind = ChunkKind(1 << 15 | 1);
     /// An error at an offset.

@@ -19,6 +19,7 @@ mod cursor;
 mod option;
 mod reply;
 mod request;
+pub mod session;
 
 pub use answer::{CHUNK_BYTES, DONE, block_status, chunk, error_body, parse_block_status};
 pub use answer::{Chunk, ChunkKind, Extent, NbdError, ReplyHead, SIMPLE_BYTES};

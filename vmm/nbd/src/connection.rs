@@ -10,7 +10,7 @@ use engine::net::TcpStream;
 use engine::sync::Notify;
 use futures_util::future::{Either, select};
 use nbd_wire::{ClientOption, OPTION_BYTES, OptionHead, greeting, handshake};
-use rustls::ServerConfig as TlsConfig;
+use rustls::{ServerConfig as TlsConfig, ServerConnection};
 use shards::block::BlockDevice;
 
 use crate::export::{Entry, Exports};
@@ -35,7 +35,7 @@ pub(crate) enum Fault {
     /// What came is not NBD.
     #[error("it does not speak the protocol")]
     Wire(#[from] nbd_wire::WireError),
-    /// The client does not take what it is sent.
+    /// The client does not take what it is sent, or the connection failed.
     #[error(transparent)]
     Broken(#[from] Broken),
     /// It asks for what is not given.
@@ -75,7 +75,7 @@ pub(crate) async fn serve<D: BlockDevice>(
     let limits = terms.limits;
     // A Unix socket has no such thing.
     let _ = stream.set_nodelay();
-    let senders = limits.requests_max + 2;
+    let senders = limits.requests_max + 4;
     let wire = Wire::new(stream, limits.stall_max, senders);
     let negotiated = engine::timeout(limits.handshake_max, negotiate(terms, &wire));
     let negotiated = match select(pin!(negotiated), pin!(terms.stopped())).await {
@@ -89,13 +89,15 @@ pub(crate) async fn serve<D: BlockDevice>(
         None => return Err((None, Fault::Slow("choose an export"))),
     };
     let entry = Rc::clone(&chosen.entry);
-    let Some(_open) = entry.open() else {
+    let Some(open) = entry.open(chosen.session) else {
         return Ok(());
     };
     add(&entry.counters.connections, 1);
+    // Before the first request is looked at: what an older one does must not come behind it.
+    open.alone().await;
     let memory = Memory::new(limits.memory_bytes, limits.requests_max + 1);
     let memory = memory.map_err(|error| (Some(Rc::clone(&entry)), Fault::Io(error)))?;
-    let link = Rc::new(Link::new(wire, chosen, memory, limits.requests_max));
+    let link = Rc::new(Link::new(wire, chosen, open, memory, limits.requests_max));
     let outcome = Rc::clone(&link).run(&mut reader).await;
     drop(reader);
     link.drain().await;
@@ -137,7 +139,8 @@ async fn negotiate<D: BlockDevice>(
             Next::StartTls => {
                 let config = terms.tls.config();
                 let config = config.ok_or(Fault::Refused("there is no TLS here"))?;
-                reader.start_tls(config).await?;
+                let tls = ServerConnection::new(config).map_err(io::Error::other)?;
+                reader.start_tls(tls.into()).await?;
                 negotiation.secure();
             }
             Next::Begin(chosen) => return Ok(Some((reader, chosen))),

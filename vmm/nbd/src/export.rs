@@ -1,12 +1,15 @@
 //! What is exported: a device, with a name.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 
 use engine::sync::Notify;
 use engine::{LocalFut, SchedGroup};
+use futures_util::future::select;
+use nbd_wire::session::{Shape, Token, VERIFIER};
 use nbd_wire::{ALLOCATION_CONTEXT, BlockSizes, PAYLOAD_BYTES_MAX, TEXT_BYTES_MAX, transmission};
 use shards::block::{BlockDevice, BlockError};
 
@@ -49,6 +52,10 @@ pub struct Export<D> {
     pub read_only: bool,
     /// Older states, up to 16, that clients may ask for what has changed since.
     pub changed_since: Vec<ChangedSince>,
+    /// Names a time in which nothing is lost that was acknowledged: another token each time that something
+    /// may have been, and never one of another export. Clients that ask for it are given
+    /// [sessions](nbd_wire::session).
+    pub verifier: Option<Token>,
     /// In which group of the shard its requests run.
     pub group: SchedGroup,
 }
@@ -62,6 +69,7 @@ impl<D: BlockDevice> Export<D> {
             device,
             read_only: false,
             changed_since: Vec::new(),
+            verifier: None,
             group: SchedGroup::FOREGROUND,
         }
     }
@@ -112,14 +120,31 @@ impl<D: BlockDevice> Export<D> {
         }
     }
 
+    /// What the device is like.
+    pub(crate) fn shape(&self) -> Shape {
+        let geometry = self.device.geometry();
+        Shape {
+            physical_bytes: geometry.physical_bytes,
+            optimal_bytes: geometry.optimal_bytes,
+            discard_granularity: geometry.discard_granularity,
+            serial: geometry.serial,
+        }
+    }
+
     /// The names of its contexts; a context's number is its place here.
     pub(crate) fn contexts(&self) -> impl Iterator<Item = (String, Context)> + '_ {
+        let verifier = self.verifier.into_iter();
+        let told = verifier.flat_map(|verifier| {
+            let verifier = (format!("{VERIFIER}{verifier}"), Context::Told);
+            [verifier, (self.shape().context(), Context::Told)]
+        });
         let allocation = (ALLOCATION_CONTEXT.to_owned(), Context::Allocation);
         let changed = self.changed_since.iter().enumerate();
-        std::iter::once(allocation).chain(changed.flat_map(|(at, state)| {
+        let changed = changed.flat_map(|(at, state)| {
             let of = |prefix: &str| (format!("{prefix}{}", state.name), Context::Changed(at));
             [of("ultracloud:changed-since:"), of("qemu:dirty-bitmap:")]
-        }))
+        });
+        std::iter::once(allocation).chain(changed).chain(told)
     }
 }
 
@@ -130,6 +155,17 @@ pub(crate) enum Context {
     Allocation,
     /// What has changed since one of the export's older states.
     Changed(usize),
+    /// Nothing of its ranges: its name says all.
+    Told,
+}
+
+/// A session's part in a connection.
+pub(crate) struct Session {
+    token: Token,
+    /// Connections of a session are told apart by it, and grow.
+    number: u64,
+    superseded: Cell<bool>,
+    ends: Notify,
 }
 
 /// An export that is there.
@@ -137,8 +173,12 @@ pub(crate) struct Entry<D> {
     pub(crate) export: Export<D>,
     pub(crate) counters: Counters,
     stopped: Cell<bool>,
+    /// Whether it does not come again.
+    for_good: Cell<bool>,
     stop: Notify,
     open: Cell<usize>,
+    sessions: RefCell<Vec<Rc<Session>>>,
+    connections: Cell<u64>,
     closed: Notify,
 }
 
@@ -148,8 +188,11 @@ impl<D: BlockDevice> Entry<D> {
             export,
             counters: Counters::default(),
             stopped: Cell::new(false),
+            for_good: Cell::new(false),
             stop: Notify::default(),
             open: Cell::new(0),
+            sessions: RefCell::default(),
+            connections: Cell::new(0),
             closed: Notify::default(),
         })
     }
@@ -164,9 +207,20 @@ impl<D: BlockDevice> Entry<D> {
         self.stop.notify_all();
     }
 
+    /// The same, and tells sessions that it does not come again.
+    pub(crate) fn stop_for_good(&self) {
+        self.for_good.set(true);
+        self.stop();
+    }
+
     /// Whether its connections are to end.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.get()
+    }
+
+    /// Whether it has ended and does not come again.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.stopped.get() && self.for_good.get()
     }
 
     /// Ends when the export does.
@@ -183,23 +237,89 @@ impl<D: BlockDevice> Entry<D> {
         }
     }
 
-    /// Counts a connection as long as it is open; `None` when the export has ended.
-    pub(crate) fn open(self: &Rc<Entry<D>>) -> Option<Open<D>> {
+    /// Counts a connection as long as it is open; `None` when the export has ended. Older connections of its
+    /// session are asked to end.
+    pub(crate) fn open(self: &Rc<Entry<D>>, session: Option<Token>) -> Option<Open<D>> {
         if self.stopped.get() {
             return None;
         }
         self.open.set(self.open.get() + 1);
-        Some(Open(Rc::clone(self)))
+        let session = session.map(|token| {
+            let number = self.connections.get();
+            self.connections.set(number + 1);
+            let mut sessions = self.sessions.borrow_mut();
+            for older in sessions.iter().filter(|older| older.token == token) {
+                older.superseded.set(true);
+                older.ends.notify_all();
+            }
+            let session = Rc::new(Session {
+                token,
+                number,
+                superseded: Cell::new(false),
+                ends: Notify::default(),
+            });
+            sessions.push(Rc::clone(&session));
+            session
+        });
+        Some(Open {
+            entry: Rc::clone(self),
+            session,
+        })
     }
 }
 
-/// See [`Entry::open`].
-pub(crate) struct Open<D: BlockDevice>(Rc<Entry<D>>);
+/// A connection that is open; see [`Entry::open`].
+pub(crate) struct Open<D: BlockDevice> {
+    entry: Rc<Entry<D>>,
+    session: Option<Rc<Session>>,
+}
+
+impl<D: BlockDevice> Open<D> {
+    /// Ends when nothing of older connections of the session is in progress.
+    pub(crate) async fn alone(&self) {
+        let Some(session) = &self.session else { return };
+        let is_older =
+            |other: &Rc<Session>| other.token == session.token && other.number < session.number;
+        while self.entry.sessions.borrow().iter().any(is_older) {
+            self.entry.closed.notified().await;
+        }
+    }
+
+    /// Whether it has a session.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Whether it is to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        let superseded = |session: &Rc<Session>| session.superseded.get();
+        self.entry.is_stopped() || self.session.as_ref().is_some_and(superseded)
+    }
+
+    /// Ends when the connection is to end.
+    pub(crate) async fn ending(&self) {
+        let superseded = async {
+            match &self.session {
+                Some(session) => {
+                    while !session.superseded.get() {
+                        session.ends.notified().await;
+                    }
+                }
+                None => std::future::pending().await,
+            }
+        };
+        select(pin!(self.entry.stopped()), pin!(superseded)).await;
+    }
+}
 
 impl<D: BlockDevice> Drop for Open<D> {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        self.0.closed.notify_all();
+        if let Some(session) = &self.session {
+            let mut sessions = self.entry.sessions.borrow_mut();
+            sessions.retain(|other| !Rc::ptr_eq(other, session));
+        }
+        self.entry.open.set(self.entry.open.get() - 1);
+        self.entry.closed.notify_all();
     }
 }
 

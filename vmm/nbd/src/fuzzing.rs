@@ -1,23 +1,27 @@
-//! Fuzz targets: options, what a whole connection may send, and answers as a client reads them.
+//! Fuzz targets: options, what a whole connection may send, answers as a client reads them, and what a remote
+//! device's server may say.
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use engine::{Engine, EngineConfig, GuestList, ShardId};
+use engine::net::Addr;
+use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, ShardId};
+use futures_util::future::join;
+use nbd_wire::session::{Shape, Token, VERIFIER};
 use nbd_wire::{
-    ClientOption, OPTION_BYTES, OptionCode, OptionHead, OptionReply, ReplyHead, ReplyType, Request,
-    parse_block_status, parse_error_body,
+    ALLOCATION_CONTEXT, BlockSizes, ClientOption, Info, OPTION_BYTES, OptionCode, OptionHead,
+    OptionReply, ReplyHead, ReplyType, Request, greeting, parse_block_status, parse_error_body,
 };
 use shards::block::{BlockDevice, BlockError, Geometry};
 
 use crate::export::{Entry, Exports};
 use crate::negotiation::{Negotiation, Next, Security};
-use crate::{Export, Limits, Listen, Server, ServerConfig};
+use crate::{Export, Limits, Listen, RemoteConfig, RemoteDevice, Server, ServerConfig};
 
 /// Reads leave memory as it is, and nothing is kept.
 struct Nothing;
@@ -186,4 +190,114 @@ pub fn answers(input: &[u8]) {
         let mut bytes = Vec::new();
         reply.encode(OptionCode::GO, &mut bytes);
     }
+}
+
+/// A shard for devices, and where their server listens.
+struct Clients {
+    engine: Engine,
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+static CLIENTS: LazyLock<Clients> = LazyLock::new(|| {
+    let name = format!("nbd-fuzz-remote-{}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    Clients {
+        engine: Engine::start(EngineConfig::unpinned(1)).expect("an engine"),
+        listener: UnixListener::bind(&path).expect("a socket"),
+        path,
+    }
+});
+
+/// What a server says up to where requests begin.
+fn negotiated() -> Vec<u8> {
+    let sizes = BlockSizes {
+        minimum: 512,
+        preferred: 4096,
+        maximum: 32 << 20,
+    };
+    let shape = Shape {
+        physical_bytes: 4096,
+        optimal_bytes: 0,
+        discard_granularity: 4096,
+        serial: [0; 20],
+    };
+    let context = |id, name| OptionReply::MetaContext { id, name };
+    let (bytes, flags) = (1 << 20, 0x96D);
+    let mut out = greeting(3).to_vec();
+    for (code, reply) in [
+        (OptionCode::STRUCTURED_REPLY, OptionReply::Ack),
+        (
+            OptionCode::SET_META_CONTEXT,
+            context(0, ALLOCATION_CONTEXT.to_owned()),
+        ),
+        (
+            OptionCode::SET_META_CONTEXT,
+            context(1, format!("{VERIFIER}{}", Token(1))),
+        ),
+        (OptionCode::SET_META_CONTEXT, context(2, shape.context())),
+        (OptionCode::SET_META_CONTEXT, OptionReply::Ack),
+        (
+            OptionCode::GO,
+            OptionReply::Info(Info::Export { bytes, flags }),
+        ),
+        (OptionCode::GO, OptionReply::Info(Info::BlockSize(sizes))),
+        (OptionCode::GO, OptionReply::Ack),
+    ] {
+        reply.encode(code, &mut out);
+    }
+    out
+}
+
+/// What a server says to a remote device: the first byte says whether the rest follows a connection that has
+/// been agreed on.
+pub fn remote(input: &[u8]) {
+    let Some((how, said)) = input.split_first() else {
+        return;
+    };
+    let mut bytes = if how & 1 != 0 {
+        negotiated()
+    } else {
+        Vec::new()
+    };
+    bytes.extend(said);
+    let clients = &*CLIENTS;
+    let config = RemoteConfig {
+        patience: Duration::from_millis(1),
+        answer_max: Duration::from_secs(1),
+        connect_max: Duration::from_secs(1),
+        ..RemoteConfig::new(Addr::Unix(clients.path.clone()), "disk", Token(2))
+    };
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = CLIENTS.listener.accept().expect("a client");
+        // The client may have ended it before.
+        let _ = stream.write_all(&bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut asked = vec![0; 1 << 16];
+        while stream.read(&mut asked).is_ok_and(|got| got > 0) {}
+    });
+    let used = clients.engine.handle().call_blocking(ShardId(0), move |_| {
+        Box::pin(async move {
+            let Ok(device) = RemoteDevice::connect(config, None).await else {
+                return;
+            };
+            let bytes = device.geometry().bytes.min(64 << 10) as u32;
+            let mem = GuestMem::anonymous(64 << 10).expect("memory");
+            let mut list = GuestList::new();
+            let pushed = list.push(
+                &mem,
+                GuestIov {
+                    offset: 0,
+                    len: bytes,
+                },
+            );
+            pushed.expect("it is inside");
+            // Each of them ends, however that is.
+            let (read, write) = (device.read(0, list.clone()), device.write(0, list, true));
+            let (extents, flush) = (device.extents(0, u64::from(bytes)), device.flush());
+            let _ended = join(join(read, write), join(extents, flush)).await;
+        })
+    });
+    used.expect("the shard serves");
+    serving.join().expect("it ends");
 }

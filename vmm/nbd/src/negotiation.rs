@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use nbd_wire::session::{DEVICE, SESSION, Token, VERIFIER};
 use nbd_wire::{ClientOption, Info, OptionCode, OptionReply, ReplyType, export_name_reply};
 use shards::block::BlockDevice;
 
@@ -28,6 +29,8 @@ pub(crate) struct Chosen<D: BlockDevice> {
     pub(crate) structured: bool,
     /// With their numbers.
     pub(crate) contexts: Vec<(u32, Context)>,
+    /// The session that was asked for.
+    pub(crate) session: Option<Token>,
 }
 
 /// What comes after an option, once its answer is sent.
@@ -51,7 +54,13 @@ pub(crate) struct Negotiation<D: BlockDevice> {
     zeroes: bool,
     structured: bool,
     /// The contexts that were chosen, and of which export.
-    contexts: (String, Vec<(u32, Context)>),
+    contexts: Option<Contexts<D>>,
+}
+
+struct Contexts<D: BlockDevice> {
+    of: Rc<Entry<D>>,
+    chosen: Vec<(u32, Context)>,
+    session: Option<Token>,
 }
 
 impl<D: BlockDevice> Negotiation<D> {
@@ -61,7 +70,7 @@ impl<D: BlockDevice> Negotiation<D> {
             security,
             zeroes: true,
             structured: false,
-            contexts: Default::default(),
+            contexts: None,
         }
     }
 
@@ -73,7 +82,7 @@ impl<D: BlockDevice> Negotiation<D> {
     pub(crate) fn secure(&mut self) {
         self.security = Security::Begun;
         self.structured = false;
-        self.contexts = Default::default();
+        self.contexts = None;
     }
 
     /// Answers an option that cannot be read.
@@ -144,17 +153,29 @@ impl<D: BlockDevice> Negotiation<D> {
     }
 
     fn begin(&mut self, entry: Rc<Entry<D>>) -> Next<D> {
-        let (of, contexts) = std::mem::take(&mut self.contexts);
-        let chosen = of == entry.export.name;
+        let of_it = |contexts: &Contexts<D>| Rc::ptr_eq(&contexts.of, &entry);
+        let contexts = self.contexts.take().filter(of_it);
+        let (contexts, session) = contexts.map_or_else(Default::default, |contexts| {
+            (contexts.chosen, contexts.session)
+        });
         Next::Begin(Chosen {
             entry,
             structured: self.structured,
-            contexts: if chosen { contexts } else { Vec::new() },
+            contexts,
+            session,
+        })
+    }
+
+    /// Whether contexts were chosen of an export of this name that was another one.
+    fn was_replaced(&self, entry: &Rc<Entry<D>>) -> bool {
+        self.contexts.as_ref().is_some_and(|contexts| {
+            contexts.of.export.name == entry.export.name && !Rc::ptr_eq(&contexts.of, entry)
         })
     }
 
     fn export_name(&mut self, name: &str, out: &mut Vec<u8>) -> Next<D> {
-        let Some(entry) = self.find(name) else {
+        let entry = self.find(name).filter(|entry| !self.was_replaced(entry));
+        let Some(entry) = entry else {
             return Next::Refuse("there is no such export");
         };
         let (bytes, flags) = entry.export.size_and_flags(self.structured);
@@ -178,6 +199,11 @@ impl<D: BlockDevice> Negotiation<D> {
         let Some(entry) = self.find(name) else {
             return refuse(code, ReplyType::UNKNOWN, "there is no such export", out);
         };
+        if self.was_replaced(&entry) {
+            // What was said of its contexts is not true of this one.
+            let why = "the export was replaced since its contexts were chosen";
+            return refuse(code, ReplyType::UNKNOWN, why, out);
+        }
         let export = &entry.export;
         let (bytes, flags) = export.size_and_flags(self.structured);
         let mut say = |info| OptionReply::Info(info).encode(code, out);
@@ -205,7 +231,7 @@ impl<D: BlockDevice> Negotiation<D> {
     ) -> Next<D> {
         let setting = code == OptionCode::SET_META_CONTEXT;
         if setting {
-            self.contexts = Default::default();
+            self.contexts = None;
         }
         if !self.structured {
             let why = "contexts need structured replies: ask for them first";
@@ -214,13 +240,22 @@ impl<D: BlockDevice> Negotiation<D> {
         let Some(entry) = self.find(&name) else {
             return refuse(code, ReplyType::UNKNOWN, "there is no such export", out);
         };
+        let session = queries.iter().find_map(|query| {
+            let token = query.strip_prefix(SESSION)?;
+            token.parse::<Token>().ok()
+        });
+        let session = session.filter(|_| setting && entry.export.verifier.is_some());
         let mut chosen = Vec::new();
         for (at, (context, kind)) in entry.export.contexts().enumerate() {
+            let told = [VERIFIER, DEVICE]
+                .iter()
+                .any(|name| context.starts_with(name));
             let asked = queries.iter().any(|query| {
                 let prefix =
                     !setting && query.ends_with(':') && context.starts_with(query.as_str());
                 prefix || *query == context
             });
+            let asked = asked || (told && session.is_some());
             if !asked && (setting || !queries.is_empty()) {
                 continue;
             }
@@ -231,7 +266,13 @@ impl<D: BlockDevice> Negotiation<D> {
         }
         OptionReply::Ack.encode(code, out);
         if setting {
-            self.contexts = (name, chosen);
+            // A session's word is not asked for with each status.
+            chosen.retain(|(_, kind)| session.is_none() || *kind != Context::Told);
+            self.contexts = Some(Contexts {
+                of: entry,
+                chosen,
+                session,
+            });
         }
         Next::Option
     }

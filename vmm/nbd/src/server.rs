@@ -99,12 +99,15 @@ struct Shared<D: BlockDevice> {
 
 impl<D: BlockDevice> Shared<D> {
     /// Asks all connections to end.
-    fn end(&self) {
+    fn end(&self, for_good: bool) {
         self.terms.stopped.set(true);
         self.terms.stop.notify_all();
         let exports = std::mem::take(&mut *self.terms.exports.borrow_mut());
         for entry in exports.values() {
-            entry.stop();
+            match for_good {
+                true => entry.stop_for_good(),
+                false => entry.stop(),
+            }
         }
     }
 }
@@ -177,7 +180,7 @@ impl<D: BlockDevice> Server<D> {
         let Some(entry) = exports.borrow().get(name).cloned() else {
             return false;
         };
-        entry.stop();
+        entry.stop_for_good();
         entry.closed().await;
         let ours = |there: &Rc<Entry<D>>| Rc::ptr_eq(there, &entry);
         let mut exports = exports.borrow_mut();
@@ -202,8 +205,18 @@ impl<D: BlockDevice> Server<D> {
     /// Ends the server: closes the listener and all connections, waits until nothing is in progress, and
     /// removes a socket of the file system. Cancel-safe: called again it goes on waiting.
     pub async fn stop(&self) {
+        self.end(false).await;
+    }
+
+    /// As [`Server::stop`], for exports that do not come again: clients with a
+    /// [session](nbd_wire::session) are told.
+    pub async fn stop_for_good(&self) {
+        self.end(true).await;
+    }
+
+    async fn end(&self, for_good: bool) {
         drop(self.accepting.take());
-        self.shared.end();
+        self.shared.end(for_good);
         while self.shared.open.get() > 0 {
             self.shared.closed.notified().await;
         }
@@ -213,7 +226,7 @@ impl<D: BlockDevice> Server<D> {
 
 impl<D: BlockDevice> Drop for Server<D> {
     fn drop(&mut self) {
-        self.shared.end();
+        self.shared.end(false);
     }
 }
 

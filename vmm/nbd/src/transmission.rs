@@ -13,6 +13,7 @@ use std::time::Duration;
 use engine::sync::{Semaphore, SemaphorePermit};
 use engine::{SchedGroup, Task};
 use futures_util::future::{Either, select};
+use nbd_wire::session::NOTICE;
 use nbd_wire::{
     Chunk, ChunkKind, Command, NbdError, PAYLOAD_BYTES_MAX, REQUEST_BYTES, Request, chunk,
     error_body, simple,
@@ -20,7 +21,7 @@ use nbd_wire::{
 use shards::block::BlockDevice;
 
 use crate::connection::Fault;
-use crate::export::{Context, Entry};
+use crate::export::{Context, Entry, Open};
 use crate::memory::{Memory, PIECE};
 use crate::negotiation::Chosen;
 use crate::stats::add;
@@ -41,6 +42,7 @@ const LOOKS_MAX: u32 = 40;
 pub(crate) struct Link<D: BlockDevice> {
     wire: Rc<Wire>,
     entry: Rc<Entry<D>>,
+    open: Open<D>,
     structured: bool,
     contexts: Vec<(u32, Context)>,
     memory: Rc<Memory>,
@@ -52,6 +54,7 @@ impl<D: BlockDevice> Link<D> {
     pub(crate) fn new(
         wire: Rc<Wire>,
         chosen: Chosen<D>,
+        open: Open<D>,
         memory: Rc<Memory>,
         requests_max: usize,
     ) -> Link<D> {
@@ -59,6 +62,7 @@ impl<D: BlockDevice> Link<D> {
         Link {
             wire,
             entry: chosen.entry,
+            open,
             structured: chosen.structured,
             contexts: chosen.contexts,
             memory,
@@ -71,32 +75,57 @@ impl<D: BlockDevice> Link<D> {
         self.entry.export.group
     }
 
-    /// Takes requests until the client disconnects, is broken, or the export ends.
+    /// Takes requests until the client disconnects, is broken, or the connection is to end.
     ///
     /// # Errors
     /// When the client is to blame, or the connection failed.
     pub(crate) async fn run(self: Rc<Self>, reader: &mut Reader) -> Result<(), Fault> {
-        let ends = select(Box::pin(self.wire.broken()), Box::pin(self.entry.stopped()));
+        if self.open.is_ending() {
+            return Ok(());
+        }
+        let ends = select(Box::pin(self.wire.broken()), Box::pin(self.open.ending()));
+        let ends = select(ends, Box::pin(self.tell_sizes()));
         let requests = pin!(self.requests(reader));
         let ended = match select(requests, ends).await {
             Either::Left((Ok(()), _)) => return Ok(()),
             Either::Left((Err(fault), _)) => Err(fault),
-            Either::Right((Either::Left(_), _)) => Err(Broken.into()),
-            Either::Right((Either::Right(_), _)) => Ok(()),
+            Either::Right((Either::Left((Either::Left(_), _)), _)) => Err(Broken.into()),
+            Either::Right(_) => Ok(()),
         };
         // The reader may have been stopped in the middle of a receive.
         self.memory.close();
         ended
     }
 
-    /// Waits until every request has ended. When the export has, it hurries what the device holds back, and
-    /// does not wait for a client that does not take its answers.
+    /// Tells a session when the device has another size, until the wire is broken.
+    async fn tell_sizes(&self) {
+        if !self.open.has_session() {
+            return std::future::pending().await;
+        }
+        let mut told = self.device().geometry().bytes;
+        loop {
+            let changed = self.device().changed();
+            let bytes = self.device().geometry().bytes;
+            if bytes == told {
+                changed.await;
+                continue;
+            }
+            told = bytes;
+            let notice = whole_chunk(ChunkKind::SIZE, NOTICE, true, &bytes.to_be_bytes());
+            if self.wire.send(notice).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until every request has ended. When the connection is to end, it hurries what the device holds
+    /// back, and does not wait for a client that does not take its answers.
     pub(crate) async fn drain(&self) {
         // Nobody else takes slots any more.
         let mut idle = pin!(self.slots.acquire(self.slots_max));
         let mut looks = 0;
         while engine::timeout(LOOK, idle.as_mut()).await.is_none() {
-            if !self.entry.is_stopped() {
+            if !self.open.is_ending() {
                 continue;
             }
             self.entry.export.device.hurry();
@@ -104,6 +133,14 @@ impl<D: BlockDevice> Link<D> {
             if looks == LOOKS_MAX {
                 self.wire.end();
             }
+        }
+        if self.entry.is_gone() && self.open.has_session() {
+            let body = error_body(NbdError::SHUTDOWN, "the export has ended", None);
+            let last = self
+                .wire
+                .send(whole_chunk(ChunkKind::ERROR, NOTICE, true, &body));
+            // A client that does not hear it finds nobody where it connects again.
+            let _ = engine::timeout(LOOK * LOOKS_MAX, last).await;
         }
         self.wire.end();
     }

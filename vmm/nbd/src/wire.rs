@@ -1,6 +1,6 @@
 //! A connection's bytes, in the clear or by TLS: one side reads, all others take turns to send.
 //!
-//! A send that the client does not take within the stall limit breaks the wire: everyone who sends after
+//! A send that the other side does not take within the stall limit breaks the wire: everyone who sends after
 //! that is told, and the reader ends.
 
 use std::cell::{Cell, RefCell};
@@ -14,7 +14,7 @@ use engine::net::TcpStream;
 use engine::sync::{Notify, Semaphore, SemaphorePermit};
 use engine::{DmaBuf, GuestPart};
 use futures_util::future::{Either, select};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::Connection;
 
 use crate::memory::Lease;
 
@@ -22,21 +22,23 @@ use crate::memory::Lease;
 const BUFFER_BYTES: usize = 16 << 10;
 /// What is encrypted, or copied out of TLS, before others get a turn.
 const TLS_BYTES: u32 = 64 << 10;
+/// What is received at once of long data that is looked at.
+const DIRECT_BYTES: usize = 256 << 10;
 /// How long a connection waits for its buffer.
 const BUFFER_WAIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Wire {
     stream: TcpStream,
-    tls: RefCell<Option<ServerConnection>>,
+    tls: RefCell<Option<Connection>>,
     turns: Semaphore,
     stall_max: Duration,
     broken: Cell<bool>,
     breaks: Notify,
 }
 
-/// The client does not take what it is sent.
+/// The other side does not take what it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the client does not take its answers")]
+#[error("the other side does not take what it is sent")]
 pub(crate) struct Broken;
 
 impl Wire {
@@ -100,7 +102,7 @@ impl Wire {
 
     /// Sends what TLS itself has to say.
     async fn flush_tls(&self) -> Result<(), Broken> {
-        let wants = |tls: &RefCell<Option<ServerConnection>>| {
+        let wants = |tls: &RefCell<Option<Connection>>| {
             tls.borrow().as_ref().is_some_and(|tls| tls.wants_write())
         };
         if !wants(&self.tls) {
@@ -109,7 +111,7 @@ impl Wire {
         self.turn().await?.send(Vec::new(), None).await
     }
 
-    fn tls<R>(&self, work: impl FnOnce(&mut ServerConnection) -> R) -> R {
+    fn tls<R>(&self, work: impl FnOnce(&mut Connection) -> R) -> R {
         let mut tls = self.tls.borrow_mut();
         work(tls.as_mut().expect("TLS has begun"))
     }
@@ -131,13 +133,35 @@ impl Turn<'_> {
         head: Vec<u8>,
         body: Option<(&Lease, u32)>,
     ) -> Result<(), Broken> {
-        let sent = async {
+        self.within(async {
             if self.wire.is_tls() {
                 self.send_tls(&head, body).await
             } else {
                 self.send_clear(head, body).await
             }
-        };
+        })
+        .await
+    }
+
+    /// Sends heads and, behind the last of them, its body.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    pub(crate) async fn send_bytes(&self, head: Vec<u8>, body: Arc<[u8]>) -> Result<(), Broken> {
+        self.within(async {
+            if self.wire.is_tls() {
+                self.send_plain(&head).await?;
+                return self.send_plain(&body).await;
+            }
+            if body.is_empty() {
+                return self.wire.stream.send(head).await.0;
+            }
+            self.wire.stream.send_pair(head, body).await.0
+        })
+        .await
+    }
+
+    async fn within(&self, sent: impl Future<Output = io::Result<()>>) -> Result<(), Broken> {
         // Who ends the wire waits for nobody who does not take what is sent.
         let (sent, broken) = (pin!(sent), pin!(self.wire.broken()));
         let sent = select(sent, broken);
@@ -147,6 +171,15 @@ impl Turn<'_> {
         }
         self.wire.end();
         Err(Broken)
+    }
+
+    async fn send_plain(&self, bytes: &[u8]) -> io::Result<()> {
+        for part in bytes.chunks(TLS_BYTES as usize) {
+            self.wire.tls(|tls| tls.writer().write_all(part))?;
+            self.send_encrypted().await?;
+            engine::yield_if_needed().await;
+        }
+        Ok(())
     }
 
     async fn send_clear(&self, head: Vec<u8>, body: Option<(&Lease, u32)>) -> io::Result<()> {
@@ -247,7 +280,7 @@ impl Reader {
         }
     }
 
-    /// Receives into the buffer; false when the client is done sending.
+    /// Receives into the buffer; false when the other side is done sending.
     async fn receive(&mut self) -> io::Result<bool> {
         let buf = self.received.take();
         let buf = buf.ok_or(io::Error::from(io::ErrorKind::ConnectionAborted))?;
@@ -260,7 +293,7 @@ impl Reader {
         Ok(got? > 0)
     }
 
-    /// Waits for bytes; false when the client is done sending.
+    /// Waits for bytes; false when the other side is done sending.
     ///
     /// # Errors
     /// As the kernel or TLS says.
@@ -300,15 +333,16 @@ impl Reader {
     /// Begins TLS.
     ///
     /// # Errors
-    /// When the client sent something in the clear behind its request for it, or TLS fails.
-    pub(crate) async fn start_tls(&mut self, config: Arc<ServerConfig>) -> io::Result<()> {
+    /// When the other side sent something in the clear behind its agreement to it, or TLS fails.
+    pub(crate) async fn start_tls(&mut self, mut tls: Connection) -> io::Result<()> {
         if !self.unread().is_empty() {
-            return Err(io::Error::other("the client did not wait for TLS"));
+            return Err(io::Error::other("the other side did not wait for TLS"));
         }
-        let mut tls = ServerConnection::new(config).map_err(io::Error::other)?;
         // What is written to it is sent before more is.
         tls.set_buffer_limit(None);
         self.wire.tls.replace(Some(tls));
+        // A client speaks first.
+        self.wire.flush_tls().await.map_err(io::Error::other)?;
         while self.wire.tls(|tls| tls.is_handshaking()) {
             if self.unread().is_empty() && !self.receive().await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -321,7 +355,7 @@ impl Reader {
     /// The next `N` bytes.
     ///
     /// # Errors
-    /// As [`Reader::wait`], and when the client stops before them.
+    /// As [`Reader::wait`], and when the other side stops before them.
     pub(crate) async fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut out = [0; N];
         self.fill(&mut out).await?;
@@ -350,7 +384,7 @@ impl Reader {
         }
         Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
-            "the client stopped in the middle",
+            "the other side stopped in the middle",
         ))
     }
 
@@ -364,6 +398,34 @@ impl Reader {
             let taken = self.ready().len().min(len as usize);
             self.used(taken);
             len -= taken as u32;
+        }
+        Ok(())
+    }
+
+    /// Shows the next `len` bytes as they come.
+    ///
+    /// # Errors
+    /// As [`Reader::array`].
+    pub(crate) async fn show(&mut self, len: u32, mut show: impl FnMut(&[u8])) -> io::Result<()> {
+        let mut left = len as usize;
+        while left > 0 {
+            let direct = self.ready().is_empty() && !self.wire.is_tls() && left >= BUFFER_BYTES;
+            if direct {
+                let bytes = vec![0; left.min(DIRECT_BYTES)];
+                let (got, bytes) = self.wire.stream.recv(bytes).await;
+                if got? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                show(&bytes);
+                left -= bytes.len();
+                continue;
+            }
+            self.some().await?;
+            let taken = self.ready().len().min(left);
+            show(&self.ready()[..taken]);
+            self.used(taken);
+            left -= taken;
+            engine::yield_if_needed().await;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use control_kit::config::Source;
-use control_kit::tls::{ServerTls, TlsFiles};
+use control_kit::tls::{ClientTls, ServerTls, TlsFiles};
 use coronafs::VolumeConfig;
 use serde::Deserialize;
 use toml::Spanned;
@@ -27,6 +27,7 @@ pub(super) struct RawCoronaFs {
     nbd_tls: Option<TlsFiles>,
     scrub_bytes_per_s: Option<u64>,
     image_bytes_per_s: Option<u64>,
+    remote_tls: Option<TlsFiles>,
 }
 
 /// What CoronaFS is told, but for the number of shards.
@@ -39,6 +40,7 @@ pub struct CoronaFsPart {
     nbd_tls: Option<TlsFiles>,
     scrub_bytes_per_s: u64,
     image_bytes_per_s: u64,
+    remote_tls: Option<TlsFiles>,
 }
 
 impl CoronaFsPart {
@@ -70,6 +72,7 @@ impl CoronaFsPart {
             },
             nbd_tls: self.nbd_tls.clone().map(ServerTls::open).transpose()?,
             images: None,
+            remote_tls: self.remote_tls.clone().map(ClientTls::open).transpose()?,
         })
     }
 }
@@ -103,5 +106,6 @@ pub(super) fn validate(
         nbd_tls: raw.nbd_tls,
         scrub_bytes_per_s: raw.scrub_bytes_per_s.unwrap_or(default.scrub_bytes_per_s),
         image_bytes_per_s: raw.image_bytes_per_s.unwrap_or(default.image_bytes_per_s),
+        remote_tls: raw.remote_tls,
     })
 }

@@ -15,6 +15,7 @@ mod full_disk;
 mod images;
 mod objects;
 mod process;
+mod remote;
 mod support;
 mod uploads;
 mod volumes;

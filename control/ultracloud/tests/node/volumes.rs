@@ -50,7 +50,7 @@ fn names(page: &Value) -> Vec<&str> {
 }
 
 /// A node again, over the directory of one that has ended.
-fn restart(dir: &Path) -> Node {
+pub fn restart(dir: &Path) -> Node {
     let mut command = command(&dir.join("data"));
     Node::from_command(command.arg("--config").arg(dir.join("node.toml")))
 }
@@ -281,7 +281,7 @@ fn a_node_without_the_role_says_so() {
 }
 
 /// The guest's kernel; a test run by `cargo xtask test` has one.
-fn kernel() -> Option<PathBuf> {
+pub fn kernel() -> Option<PathBuf> {
     let kernel = std::env::var_os("ULTRACLOUD_VM").map(PathBuf::from);
     if kernel.is_none() {
         eprintln!("no guest kernel (`cargo xtask test` has one): no guest was booted");

@@ -83,7 +83,7 @@ pub async fn attach(
             )
         });
     }
-    let flags = qemu_flags(&made);
+    let flags = qemu_flags(&made.socket, made.queues);
     let answer = json!({ "attachment": made, "qemu": flags });
     show(format, &answer, |_| {
         let (volume, socket, id) = (&made.volume, &made.socket, made.id);
@@ -97,9 +97,8 @@ pub async fn attach(
 }
 
 /// What QEMU wants for the disk; the memory's size is the guest's affair.
-fn qemu_flags(made: &v1::Attachment) -> Vec<String> {
-    let socket = made.socket.replace(',', ",,");
-    let queues = made.queues;
+pub fn qemu_flags(socket: &str, queues: u32) -> Vec<String> {
+    let socket = socket.replace(',', ",,");
     vec![
         "-object memory-backend-memfd,id=mem,size=1G,share=on".to_owned(),
         "-machine q35,memory-backend=mem -m 1G".to_owned(),

@@ -2,6 +2,7 @@
 //! agree whatever becomes of the caller.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
@@ -40,6 +41,7 @@ impl VolumeService {
             queues: queues(request.queues)?,
             listen: listen(&request)?,
             again: None,
+            verifier: None,
         };
         let service = self.clone();
         in_task(caller, |caller| async move {
@@ -54,7 +56,7 @@ impl VolumeService {
         of: Found,
         wanted: Wanted,
     ) -> Result<v1::Attachment, ApiError> {
-        let attachments = &self.inner.attachments;
+        let attachments = self.attachments();
         let _order = self.order(of.id).await;
         let mut ended = self.absent_in_the_way(&of, wanted.how)?;
         let made = self.on_shard(caller, of.id, move |shard| shard.attach(wanted));
@@ -94,7 +96,7 @@ impl VolumeService {
     /// # Errors
     /// When they are not to be taken over, or there are too many.
     fn absent_in_the_way(&self, of: &Found, how: Attach) -> Result<Vec<u64>, ApiError> {
-        let listed = self.inner.attachments.of(of.id.0);
+        let listed = self.attachments().of(of.id.0);
         if listed.len() >= ATTACHMENTS_MAX {
             let what = format!("a volume has at most {ATTACHMENTS_MAX} attachments");
             let code = "too-many-attachments";
@@ -123,7 +125,7 @@ impl VolumeService {
 
     /// After an attach that failed, or had no answer: what serves is what is listed, or is said not to.
     async fn clean_up(&self, of: &Found) {
-        let attachments = &self.inner.attachments;
+        let attachments = self.attachments();
         let (id, listed) = (of.id, attachments.of(of.id.0));
         let kept: Vec<u64> = listed.iter().map(|entry| entry.attached.id).collect();
         let serving = self.own_call(id, move |shard| shard.keep_only(id, kept.clone()));
@@ -167,7 +169,7 @@ impl VolumeService {
         id: u64,
     ) -> Result<v1::DetachVolumeResponse, ApiError> {
         let object = format!("attachment {id} of {}", of.object());
-        let attachments = &self.inner.attachments;
+        let attachments = self.attachments();
         let _order = self.order(of.id).await;
         let listed = attachments.of(of.id.0);
         let found = listed.iter().find(|entry| entry.attached.id == id);
@@ -187,16 +189,17 @@ impl VolumeService {
                 .object(object)
                 .next("look at the volume's attachments"));
         };
-        forget_lock(&entry.attached.place).await;
+        if let Place::Socket(path) = &entry.attached.place {
+            forget_lock(path).await;
+        }
         audit(caller, "volume-detach", object);
         Ok(v1::DetachVolumeResponse {})
     }
 }
 
 /// Removes the file that kept others from a socket: no other attachment is ever called so.
-async fn forget_lock(place: &Place) {
-    let Place::Socket(path) = place else { return };
-    let mut lock = path.clone().into_os_string();
+pub(super) async fn forget_lock(path: &Path) {
+    let mut lock = path.to_owned().into_os_string();
     lock.push(".lock");
     // It may be gone; it is in nobody's way.
     let _ = tokio::fs::remove_file(lock).await;
@@ -249,7 +252,7 @@ fn listen(request: &v1::AttachVolumeRequest) -> Result<Option<SocketAddr>, ApiEr
     Ok(Some(address))
 }
 
-fn queues(count: u32) -> Result<u16, ApiError> {
+pub(super) fn queues(count: u32) -> Result<u16, ApiError> {
     let given = u16::try_from(count.max(1)).ok();
     given.filter(|count| *count <= QUEUES_MAX).ok_or_else(|| {
         let what = format!("{count} queues are too many");

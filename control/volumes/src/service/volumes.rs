@@ -290,7 +290,7 @@ impl VolumeService {
         listed.truncate(limit);
         let last = listed.last().filter(|_| more);
         let last = last.map(|last| format!("{}/{}", last.owner, last.name));
-        let attachments = &self.inner.attachments;
+        let attachments = self.attachments();
         let volumes = listed.into_iter().map(|info| shown(info, attachments));
         Ok(v1::ListVolumesResponse {
             volumes: volumes.collect(),
@@ -438,7 +438,7 @@ impl VolumeService {
 
     /// One that does not serve, as its socket could not be made, say, is attached all the same.
     pub(super) fn check_detached(&self, of: &Found) -> Result<(), ApiError> {
-        let listed = self.inner.attachments.of(of.id.0);
+        let listed = self.attachments().of(of.id.0);
         let Some(entry) = listed.first() else {
             return Ok(());
         };
@@ -447,7 +447,7 @@ impl VolumeService {
     }
 
     pub(super) fn shown(&self, info: VolumeInfo) -> v1::Volume {
-        shown(info, &self.inner.attachments)
+        shown(info, self.attachments())
     }
 }
 

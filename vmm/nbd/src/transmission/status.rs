@@ -19,6 +19,10 @@ impl<D: BlockDevice> Link<D> {
             let found = match context {
                 Context::Allocation => self.allocation(&request).await,
                 Context::Changed(at) => self.changed(&request, *at).await,
+                Context::Told => Ok(vec![Extent {
+                    len: request.len,
+                    flags: 0,
+                }]),
             };
             let mut extents = match found {
                 Ok(extents) => extents,

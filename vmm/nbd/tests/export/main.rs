@@ -9,5 +9,7 @@ mod hostile;
 mod options;
 mod raw;
 mod reads;
+mod remote;
+mod remote_strangers;
 mod secure;
 mod support;

@@ -14,9 +14,9 @@ use crate::clients::{digest, image, run};
 use crate::raw::Client;
 use crate::support::{Backend, Setup};
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Authority {
+pub fn authority() -> Authority {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
@@ -37,7 +37,7 @@ fn client_files(authority: &Authority, dir: &Path) {
 }
 
 /// Clients need a certificate of the authority.
-fn server_config(authority: &Authority) -> Arc<ServerConfig> {
+pub fn server_config(authority: &Authority) -> Arc<ServerConfig> {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
     let cert = params.signed_by(&key, authority).unwrap();

@@ -11,6 +11,7 @@ use engine::{Engine, EngineConfig, GuestList, LocalFut, ShardId, Sharded};
 use nbd_export::{
     ChangedRanges, ChangedSince, Changes, Export, Limits, Listen, Server, ServerConfig, Stats, Tls,
 };
+use nbd_wire::session::Token;
 use shards::block::{BlockDevice, BlockError, EXTENTS_MAX, Extent, Geometry};
 
 /// How long a test waits for something that must come.
@@ -21,7 +22,7 @@ const BLOCK: u64 = 4096;
 
 /// A thin device in memory. What begins with a byte of 0xEE is refused by an error of its number.
 pub struct MemoryDevice {
-    bytes: u64,
+    bytes: Cell<u64>,
     read_only: bool,
     blocks: RefCell<BTreeMap<u64, Vec<u8>>>,
     /// Written since the last snapshot, by block.
@@ -29,25 +30,44 @@ pub struct MemoryDevice {
     flushes: Cell<u64>,
     /// While it is shut, flushes do not end.
     pub shut: Cell<bool>,
+    /// The next write waits until the gate opens before it does anything.
+    pub holds_next: Cell<bool>,
+    held: Cell<bool>,
     opened: Notify,
+    resized: Notify,
 }
 
 impl MemoryDevice {
     pub fn new(bytes: u64, read_only: bool) -> MemoryDevice {
         MemoryDevice {
-            bytes,
+            bytes: Cell::new(bytes),
             read_only,
             blocks: RefCell::default(),
             changed: RefCell::default(),
             flushes: Cell::new(0),
             shut: Cell::new(false),
+            holds_next: Cell::new(false),
+            held: Cell::new(false),
             opened: Notify::default(),
+            resized: Notify::default(),
         }
     }
 
     pub fn open_gate(&self) {
         self.shut.set(false);
+        self.held.set(false);
         self.opened.notify_all();
+    }
+
+    /// Gives it another size.
+    pub fn resize(&self, bytes: u64) {
+        self.bytes.set(bytes);
+        self.resized.notify_all();
+    }
+
+    /// Whether a write waits.
+    pub fn is_holding(&self) -> bool {
+        self.held.get()
     }
 
     fn each(offset: u64, len: u64) -> impl Iterator<Item = (u64, usize, usize, usize)> {
@@ -92,7 +112,7 @@ impl MemoryDevice {
 impl BlockDevice for MemoryDevice {
     fn geometry(&self) -> Geometry {
         Geometry {
-            bytes: self.bytes,
+            bytes: self.bytes.get(),
             block_bytes: 512,
             physical_bytes: BLOCK as u32,
             optimal_bytes: 0,
@@ -121,6 +141,12 @@ impl BlockDevice for MemoryDevice {
         self.geometry().check(offset, from.len(), true)?;
         let mut bytes = vec![0; from.len() as usize];
         from.copy_out(0, &mut bytes)?;
+        if self.holds_next.take() {
+            self.held.set(true);
+            while self.held.get() {
+                self.opened.notified().await;
+            }
+        }
         self.put(offset, &bytes);
         if durable {
             self.flush().await?;
@@ -178,8 +204,8 @@ impl BlockDevice for MemoryDevice {
         Ok(found)
     }
 
-    async fn changed(&self) {
-        std::future::pending::<()>().await;
+    fn changed(&self) -> impl Future<Output = ()> {
+        self.resized.notified()
     }
 }
 
@@ -203,7 +229,7 @@ impl Changes for Written {
             .map(|block| block * BLOCK..(block + 1) * BLOCK);
         let found = ChangedRanges {
             ranges: ranges.collect(),
-            end: self.0.bytes,
+            end: self.0.bytes.get(),
         };
         Box::pin(std::future::ready(Ok(found)))
     }
@@ -241,6 +267,7 @@ pub struct Setup {
     pub disks: Vec<Disk>,
     pub tls: Tls,
     pub limits: Limits,
+    pub verifier: Option<Token>,
 }
 
 impl Default for Setup {
@@ -249,6 +276,7 @@ impl Default for Setup {
             disks: vec![DISK],
             tls: Tls::None,
             limits: Limits::default(),
+            verifier: None,
         }
     }
 }
@@ -339,6 +367,7 @@ fn run(setup: Setup, socket: PathBuf) -> Running {
         let changes: Rc<dyn Changes> = Rc::new(Written(Rc::clone(&device)));
         let export = Export {
             description: format!("{} of memory", disk.name),
+            verifier: setup.verifier,
             changed_since: vec![ChangedSince {
                 name: "monday".to_owned(),
                 changes,

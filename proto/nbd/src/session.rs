@@ -15,6 +15,7 @@
 //!   not come again; a [`ChunkKind::SIZE`](crate::ChunkKind::SIZE) says its size from now on.
 
 use std::fmt;
+use std::fmt::Write as _;
 use std::str::FromStr;
 
 /// Begins the query for a session; the client's token follows.
@@ -72,8 +73,12 @@ pub struct Shape {
 impl Shape {
     /// The name of the context that says it.
     pub fn context(&self) -> String {
-        let serial: String = self.serial.iter().map(|b| format!("{b:02x}")).collect();
-        format!("{DEVICE}{self}:{serial}")
+        let mut context = format!("{DEVICE}{self}:");
+        for byte in self.serial {
+            // Writing to a String cannot fail.
+            let _ = write!(context, "{byte:02x}");
+        }
+        context
     }
 
     /// Reads the name of a context; `None` when it says something else.

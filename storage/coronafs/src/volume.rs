@@ -359,20 +359,15 @@ impl Volume {
         let old = self.tree.borrow().slot(index);
         let mut new = old.clone();
         change(&mut new);
+        // The references of pieces that are gone end with the next commit.
         let gone = new.extract_if(.., |piece| piece.mask == 0);
-        let gone: Vec<Piece> = gone.filter(|piece| piece.cluster != ZEROS).collect();
+        let gone = gone.filter(|piece| piece.cluster != ZEROS);
+        self.ended
+            .borrow_mut()
+            .extend(gone.map(|piece| piece.cluster));
         if new != old {
             self.set_slot(space, index, &old, &new, sums);
             room.put(self.id, index, &new, sums);
-        }
-        // The references of pieces that are gone end with the next commit; at once where nothing that
-        // a restart could find has them.
-        for piece in gone {
-            if self.summed && !self.places.borrow().keeps(index, piece.cluster) {
-                space.end([piece.cluster]);
-            } else {
-                self.ended.borrow_mut().push(piece.cluster);
-            }
         }
     }
 

@@ -205,6 +205,7 @@ pub mod optional_token {
     ///
     /// # Errors
     /// As the serializer says.
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub fn serialize<S: serde::Serializer>(
         token: &Option<Token>,
         to: S,

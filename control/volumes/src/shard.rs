@@ -216,6 +216,10 @@ impl VolumesShard {
     ///
     /// # Errors
     /// `Gone`, `Internal`.
+    #[expect(
+        clippy::unused_async,
+        reason = "what a shard is called for is a future"
+    )]
     pub async fn judge(self: Rc<Self>, volume: VolumeId) -> Result<(bool, Token), VolumeError> {
         let survived = self.partition(volume.partition())?.survived();
         let fresh = nbd_export::fresh_token();

@@ -138,7 +138,7 @@ impl<D: BlockDevice> Negotiation<D> {
             }
             ClientOption::ListMetaContext { export, queries }
             | ClientOption::SetMetaContext { export, queries } => {
-                self.meta_context(code, export, &queries, out)
+                self.meta_context(code, &export, &queries, out)
             }
             ClientOption::Unknown(_) => {
                 refuse(code, ReplyType::UNSUPPORTED, "there is no such option", out)
@@ -225,7 +225,7 @@ impl<D: BlockDevice> Negotiation<D> {
     fn meta_context(
         &mut self,
         code: OptionCode,
-        name: String,
+        name: &str,
         queries: &[String],
         out: &mut Vec<u8>,
     ) -> Next<D> {
@@ -237,7 +237,7 @@ impl<D: BlockDevice> Negotiation<D> {
             let why = "contexts need structured replies: ask for them first";
             return refuse(code, ReplyType::INVALID, why, out);
         }
-        let Some(entry) = self.find(&name) else {
+        let Some(entry) = self.find(name) else {
             return refuse(code, ReplyType::UNKNOWN, "there is no such export", out);
         };
         let session = queries.iter().find_map(|query| {

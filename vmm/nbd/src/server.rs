@@ -104,9 +104,10 @@ impl<D: BlockDevice> Shared<D> {
         self.terms.stop.notify_all();
         let exports = std::mem::take(&mut *self.terms.exports.borrow_mut());
         for entry in exports.values() {
-            match for_good {
-                true => entry.stop_for_good(),
-                false => entry.stop(),
+            if for_good {
+                entry.stop_for_good();
+            } else {
+                entry.stop();
             }
         }
     }

@@ -403,9 +403,10 @@ fn shown_remote(entry: &RemoteEntry, live: Option<&RemoteShown>) -> v1::RemoteVo
         endpoint: attached.endpoint.to_string(),
         export: attached.export.clone(),
         tls: attached.tls,
-        access: match attached.read_only {
-            true => "read-only".to_owned(),
-            false => "shared".to_owned(),
+        access: if attached.read_only {
+            "read-only".to_owned()
+        } else {
+            "shared".to_owned()
         },
         queues: u32::from(attached.queues),
         socket: attached.socket.display().to_string(),

@@ -139,7 +139,7 @@ impl Shared {
     }
 
     /// A connection is no more, or did not come about.
-    fn broke(&self, why: String) {
+    fn broke(&self, why: &str) {
         if self.is_lost() {
             return;
         }
@@ -148,7 +148,7 @@ impl Shared {
         }
         let again = self.table.borrow_mut().broken();
         self.sent_again.set(self.sent_again.get() + again as u64);
-        let was = self.state.replace(LinkState::Connecting(why.clone()));
+        let was = self.state.replace(LinkState::Connecting(why.to_owned()));
         if was == LinkState::Connected {
             let (name, addr) = (&*self.config.name, &self.config.addr);
             tracing::warn!(device = name, %addr, why, again, "a remote device has lost its connection");
@@ -223,7 +223,7 @@ impl Shared {
         let safe = self.known.get().verifier.is_some() || settled;
         match end {
             End::Over(why) => self.lose(&why),
-            End::Broken(why) if safe => self.broke(why),
+            End::Broken(why) if safe => self.broke(&why),
             End::Broken(why) => self.lose(&format!(
                 "the connection broke over changes that are not flushed ({why}), and its server does not say \
                  whether it keeps them"
@@ -318,9 +318,10 @@ impl Receive<'_> {
         let first = reader.array::<4>().await?;
         let mut head = [0; CHUNK_BYTES];
         head[..4].copy_from_slice(&first);
-        let len = match ReplyHead::begins_chunk(first)? {
-            true => CHUNK_BYTES,
-            false => SIMPLE_BYTES,
+        let len = if ReplyHead::begins_chunk(first)? {
+            CHUNK_BYTES
+        } else {
+            SIMPLE_BYTES
         };
         reader.fill(&mut head[4..len]).await?;
         match ReplyHead::parse(&head[..len])? {

@@ -360,10 +360,11 @@ fn a_write_never_goes_where_the_block_is_or_was_flushed() {
             }
         }
         device.flush().await.unwrap();
-        let space = store.inner.data.space.borrow();
-        let used = (0..space.count()).filter(|cluster| space.references(*cluster) > 0);
-        assert!(used.count() <= 4);
-        drop(space);
+        {
+            let space = store.inner.data.space.borrow();
+            let used = (0..space.count()).filter(|cluster| space.references(*cluster) > 0);
+            assert!(used.count() <= 4);
+        }
         audit(&store).await;
     });
 }

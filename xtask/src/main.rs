@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bpf;
 mod fuzz;
 mod lane;
 mod process;
@@ -59,6 +60,8 @@ enum Command {
         #[arg(last = true)]
         nextest: Vec<String>,
     },
+    /// Build the programs for the kernel and print where the object is
+    Bpf(bpf::Options),
     /// Fuzz every decoder of outside bytes for a while
     Fuzz(fuzz::Options),
     /// Check layering, sizes, fences and wording of the tree
@@ -99,6 +102,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Quickstart(options) => quickstart::run(&workspace, &options)?,
         Command::Test { seeds, nextest } => test::run(&workspace, seeds, &nextest)?,
+        Command::Bpf(options) => bpf::run(&workspace, &options)?,
         Command::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Command::Tidy => return tidy::run(&workspace),
         Command::Lane(options) => lane::run(&workspace, &options)?,

@@ -4,6 +4,7 @@
 //! Every tool is shown to run before it counts. System packages need root: without it the exact
 //! command is printed and nothing is changed.
 
+mod bpf;
 mod debian;
 mod python;
 mod vm;
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+
+pub use bpf::{TARGET as BPF_TARGET, Toolchain};
 
 use crate::process;
 use crate::workspace::Workspace;
@@ -41,6 +44,7 @@ pub enum Scope {
 pub struct Clients {
     cache: PathBuf,
     versions: BTreeMap<&'static str, String>,
+    bpf: Toolchain,
 }
 
 impl Clients {
@@ -57,6 +61,11 @@ impl Clients {
     /// The directory of the kernel that guests boot in tests.
     pub fn vm(&self) -> PathBuf {
         vm::dir(&self.cache)
+    }
+
+    /// What builds programs for the kernel.
+    pub fn bpf(&self) -> &Toolchain {
+        &self.bpf
     }
 
     /// The s3s-fs server binary.
@@ -119,13 +128,18 @@ fn set_up(workspace: &Workspace, scope: Scope, out: &mut dyn Write) -> Result<Cl
     ensure_nextest(workspace, &mut report)?;
     python::CLIENTS.ensure(&cache, &mut report)?;
     vm::ensure(&cache, &mut report)?;
+    let bpf = bpf::ensure(workspace, &cache, &mut report)?;
     match scope {
         Scope::Clients | Scope::Volumes => {}
         Scope::Bench => ensure_s3s_fs(workspace, &cache, &mut report)?,
         Scope::Failover => python::PATRONI.ensure(&cache, &mut report)?,
     }
     let versions = report.versions;
-    Ok(Clients { cache, versions })
+    Ok(Clients {
+        cache,
+        versions,
+        bpf,
+    })
 }
 
 fn ensure_nextest(workspace: &Workspace, report: &mut Report) -> Result<()> {

@@ -1,10 +1,12 @@
-//! `cargo xtask test`: every test of the workspace, once, with the clients that tests drive.
+//! `cargo xtask test`: every test of the workspace, once, with the clients that tests drive and the
+//! programs for the kernel that they load.
 //!
 //! The nextest run comes last, so that its summary is the closing line. Failed tests are never
 //! retried.
 
 use anyhow::{Result, ensure};
 
+use crate::bpf;
 use crate::fuzz;
 use crate::process;
 use crate::setup::{self, Scope};
@@ -15,11 +17,12 @@ const FUZZ_INPUTS: u64 = 4000;
 /// How long it may take for them at most.
 const FUZZ_SECONDS: u64 = 6;
 
-/// Sets up, builds the server, model-checks the engine, fuzzes, runs nextest with `nextest` appended.
+/// Sets up, builds the server and the programs for the kernel, model-checks the engine, fuzzes, runs nextest with `nextest` appended.
 /// More `seeds` than the model test plays by itself take longer than a test may otherwise.
 pub fn run(workspace: &Workspace, seeds: Option<u64>, nextest: &[String]) -> Result<()> {
     let clients = setup::run(workspace, Scope::Clients)?;
     let server = workspace.build_server(Profile::Dev)?;
+    let program = bpf::build(workspace, clients.bpf(), bpf::Flavour::Product)?;
     check_interleavings(workspace)?;
     let options = fuzz::Options {
         seconds: FUZZ_SECONDS,
@@ -34,7 +37,8 @@ pub fn run(workspace: &Workspace, seeds: Option<u64>, nextest: &[String]) -> Res
         .args(nextest)
         .env("ULTRACLOUD_BIN", server)
         .env("ULTRACLOUD_CLIENTS", clients.bin())
-        .env("ULTRACLOUD_VM", clients.vm());
+        .env("ULTRACLOUD_VM", clients.vm())
+        .env(bpf::OBJECT_VARIABLE, program);
     if let Some(seeds) = seeds {
         command
             .args(["--profile", "patient"])

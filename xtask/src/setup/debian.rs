@@ -104,6 +104,14 @@ const TOOLS: &[Tool] = &[
         scope: Scope::Clients,
     },
     Tool {
+        name: "ethtool",
+        why: "lets machines in tests send whole checksums, as FiberLB's program needs",
+        packages: &["ethtool"],
+        probe: &["/usr/sbin/ethtool", "--version"],
+        strict: true,
+        scope: Scope::Clients,
+    },
+    Tool {
         name: "nft",
         why: "loses packets between members, in one direction or both",
         packages: &["nftables"],
@@ -266,7 +274,12 @@ fn install(missing: &[&Tool]) -> Result<()> {
             tool.packages.join(", ")
         );
     }
-    let by_hand = by_hand(&packages);
+    install_packages(&packages)
+}
+
+/// Installs packages, as root; else says how.
+pub fn install_packages(packages: &[&str]) -> Result<()> {
+    let by_hand = by_hand(packages);
     if process::capture(Command::new("apt-get").arg("--version")).is_err() {
         bail!(
             "this is not a Debian-like machine: install {} with its own package manager, then \
@@ -283,7 +296,7 @@ fn install(missing: &[&Tool]) -> Result<()> {
     process::run_as_progress(
         Command::new("apt-get")
             .args(["install", "-q", "-y", "--no-install-recommends"])
-            .args(&packages)
+            .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive")
             // Maintainer scripts start no service in the single-user run level.
             .env("RUNLEVEL", "1"),

@@ -22,7 +22,14 @@ const IO_URING: Fence = Fence {
 };
 const UNSAFE: Fence = Fence {
     what: "unsafe",
-    dirs: &["engine/", "vmm/vhost/", "netdp/loader/", "perf/"],
+    dirs: &[
+        "engine/",
+        "vmm/vhost/",
+        "netdp/fiberlb/",
+        "netdp/fiberlb-abi/",
+        "netdp/fiberlb-bpf/",
+        "perf/",
+    ],
 };
 
 impl Fence {

@@ -11,8 +11,10 @@ use toml::{Table, Value};
 use super::tree::{Finding, SourceFile, Tree};
 
 /// Edges between crates of one rank-3 area: (from, to).
-const SIBLINGS: [(&str, &str); 3] = [
+const SIBLINGS: [(&str, &str); 5] = [
     ("coronafs", "segment-log"),
+    ("fiberlb", "fiberlb-abi"),
+    ("fiberlb-bpf", "fiberlb-abi"),
     ("lightningstor", "segment-log"),
     ("vhost-blk", "guest"),
 ];

@@ -1,0 +1,352 @@
+//! A packet's way: the flow table, else the VIP and its algorithm.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::programs::XdpContext;
+use fiberlb_abi::{
+    Config, Event, Flow, FlowKey, Real, Vip, algorithm, event_kind, flow_kind, flow_state, mode,
+    real_flags, vip_flags,
+};
+
+use crate::packet::{ACK, FIN, Packet, RST, SYN};
+use crate::{Verdict, choose, deliver, maps::*, quic, wire};
+
+/// A chosen backend.
+pub struct Target {
+    pub slot: u32,
+    pub id: u32,
+    pub vip: &'static Vip,
+    pub real: &'static Real,
+}
+
+/// Time in the units of [`Flow::tick`].
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+/// Sends a packet where its flow goes.
+#[inline(always)]
+pub fn balance(ctx: &XdpContext, packet: &Packet) -> Verdict {
+    let mut target = None;
+    if let Some(flow) = FLOW_TABLE.get_ptr_mut(&packet.key) {
+        // SAFETY: the entry stays while the program runs. Another CPU may write it too, as may this
+        // table's user space: fields are single words and each is good by itself.
+        let flow = unsafe { &mut *flow };
+        if flow.kind == flow_kind::REVERSE {
+            return reply(ctx, packet, flow);
+        }
+        if !packet.fragment {
+            target = known(ctx, packet, flow);
+            if let Some(target) = &target {
+                touch(ctx, packet, flow, target);
+            }
+        }
+    }
+    let target = match target {
+        Some(target) => target,
+        None => {
+            let begun = begin(ctx, packet);
+            let (slot, id) = (begun >> 16, begun & 0xffff);
+            if id == 0 {
+                return slot;
+            }
+            let (Some(vip), Some(real)) = (VIPS_BY_SLOT.get(slot), REALS_BY_ID.get(id)) else {
+                return XDP_DROP;
+            };
+            Target {
+                slot,
+                id,
+                vip,
+                real,
+            }
+        }
+    };
+    deliver::forward(ctx, packet, &target)
+}
+
+/// The backend of a flow in the table, when it still holds.
+#[inline(always)]
+fn known(ctx: &XdpContext, packet: &Packet, flow: &mut Flow) -> Option<Target> {
+    let slot = u32::from(flow.vip);
+    let vip = VIPS_BY_SLOT.get(slot)?;
+    // The epoch differs when sources' rules changed, and when the slot is another VIP's now.
+    if flow.epoch != vip.epoch || vip.flags & vip_flags::LIVE == 0 {
+        return choose::stay_a_branch();
+    }
+    if vip.flags & vip_flags::QUIC != 0
+        && let Some(id) = quic::backend(ctx, packet, slot)
+        && id != u32::from(flow.real)
+        && let Some(real) = choose::live(id)
+    {
+        // The client's address now belongs to another connection.
+        (flow.real, flow.generation) = (id as u16, real.generation);
+    }
+    let id = u32::from(flow.real);
+    let real = choose::live(id)?;
+    if real.generation != flow.generation {
+        return choose::stay_a_branch();
+    }
+    let anew = packet.tcp_flags & (SYN | ACK) == SYN;
+    if anew && (flow.state != flow_state::OPEN || real.flags & real_flags::DRAINING != 0) {
+        return choose::stay_a_branch();
+    }
+    Some(Target {
+        slot,
+        id,
+        vip,
+        real,
+    })
+}
+
+/// Notes that a packet of a known flow came.
+#[inline(always)]
+fn touch(ctx: &XdpContext, packet: &Packet, flow: &mut Flow, target: &Target) {
+    let now = tick();
+    if flow.tick != now {
+        flow.tick = now;
+        // The way back is noted again: the client's router may be another one by now, and traffic one
+        // way must not let the other one's entry grow old.
+        if target.vip.mode == mode::DNAT {
+            remember_reverse(ctx, packet, target, now);
+        }
+    }
+    if packet.tcp_flags & (FIN | RST) != 0 && flow.state == flow_state::OPEN {
+        flow.state = flow_state::CLOSING;
+        choose::add_active(target.id, -1);
+    }
+}
+
+/// Finds a backend for what the table does not hold: the VIP's slot above 16 bits of the backend's
+/// identifier; above 0, the verdict. A function of BPF gives back a word, and memory of the caller's for
+/// more would be on a stack that is short.
+#[inline(never)]
+fn begin(ctx: &XdpContext, packet: &Packet) -> u32 {
+    match try_begin(ctx, packet) {
+        Ok((slot, id)) => (slot << 16) | id,
+        Err(verdict) => verdict << 16,
+    }
+}
+
+#[inline(always)]
+fn try_begin(ctx: &XdpContext, packet: &Packet) -> Result<(u32, u32), Verdict> {
+    let mut key = packet.key;
+    if packet.fragment {
+        (key.sport, key.dport) = (0, 0);
+    }
+    let slot = choose::vip_slot(&key).ok_or(XDP_PASS)?;
+    let vip = VIPS_BY_SLOT.get(slot).ok_or(XDP_PASS)?;
+    if vip.flags & vip_flags::LIVE == 0 {
+        return Err(XDP_PASS);
+    }
+    if !choose::source_allowed(slot, vip, &key) {
+        count_vip(slot, |stats| stats.refused += 1);
+        return Err(XDP_DROP);
+    }
+    if packet.fragment && vip.flags & vip_flags::DROP_FRAGMENTS != 0 {
+        count_vip(slot, |stats| stats.dropped += 1);
+        return Err(XDP_DROP);
+    }
+    let quic = if vip.flags & vip_flags::QUIC != 0 {
+        quic::backend(ctx, packet, slot)
+    } else {
+        None
+    };
+    let id = match quic {
+        Some(id) => id,
+        None if packet.fragment => choose::by_hash(slot, vip, &key, algorithm::THREE_TUPLE),
+        None => kept(&key, slot).unwrap_or_else(|| choose::backend(slot, vip, &key)),
+    };
+    let Some(real) = choose::live(id) else {
+        count_vip(slot, |stats| stats.no_backend += 1);
+        return Err(XDP_DROP);
+    };
+    let target = Target {
+        slot,
+        id,
+        vip,
+        real,
+    };
+    remember(ctx, packet, &target)?;
+    Ok((slot, id))
+}
+
+/// The backend of a flow that is known under another epoch: its source was checked again, no more.
+#[inline(always)]
+fn kept(key: &FlowKey, slot: u32) -> Option<u32> {
+    let flow = FLOW_TABLE.get_ptr(key)?;
+    // SAFETY: as in `balance`.
+    let flow = unsafe { &*flow };
+    let vip = VIPS_BY_SLOT.get(slot)?;
+    if u32::from(flow.vip) != slot || flow.epoch == vip.epoch {
+        return None;
+    }
+    let id = u32::from(flow.real);
+    let real = choose::live(id)?;
+    (real.generation == flow.generation).then_some(id)
+}
+
+/// Puts a new flow into the table, as far as the limit lets it.
+#[inline(always)]
+fn remember(ctx: &XdpContext, packet: &Packet, target: &Target) -> Result<(), Verdict> {
+    let Target { slot, id, vip, .. } = *target;
+    let dnat = vip.mode == mode::DNAT;
+    if packet.fragment {
+        if dnat && vip.flags & vip_flags::FRAGMENTS != 0 && within_limit() {
+            remember_reverse(ctx, packet, target, tick());
+        }
+        return Ok(());
+    }
+    // Without a reverse entry a reply could not be translated: DNAT always remembers.
+    if vip.flags & vip_flags::NO_FLOWS != 0 && !dnat {
+        return Ok(());
+    }
+    let known = FLOW_TABLE.get_ptr(&packet.key).map(|flow| {
+        // SAFETY: as in `balance`.
+        let flow = unsafe { &*flow };
+        (flow.real, flow.state)
+    });
+    let cached = (known.is_some() || within_limit()) && insert(ctx, packet, target);
+    if !cached {
+        count_vip(slot, |stats| stats.uncached += 1);
+        tell(packet, target, event_kind::UNCACHED);
+        return if dnat { Err(XDP_DROP) } else { Ok(()) };
+    }
+    match known {
+        Some((real, flow_state::OPEN)) if u32::from(real) == id => return Ok(()),
+        Some((real, flow_state::OPEN)) => choose::add_active(u32::from(real), -1),
+        _ => {}
+    }
+    choose::add_active(id, 1);
+    count_vip(slot, |stats| stats.flows += 1);
+    count_real(id, |stats| stats.flows += 1);
+    tell(packet, target, event_kind::NEW_FLOW);
+    Ok(())
+}
+
+/// Both directions, or none.
+#[inline(always)]
+fn insert(ctx: &XdpContext, packet: &Packet, target: &Target) -> bool {
+    let now = tick();
+    if target.vip.mode == mode::DNAT && !remember_reverse(ctx, packet, target, now) {
+        return false;
+    }
+    remember_forward(packet, target, now)
+}
+
+/// An entry is composed in this CPU's scratch: on the stack it would take a quarter of what there is.
+#[inline(always)]
+fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other; each function
+    // that composes here is done with it before another one begins.
+    SCRATCH
+        .get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *scratch })
+}
+
+#[inline(never)]
+fn remember_forward(packet: &Packet, target: &Target, now: u32) -> bool {
+    let Some(Scratch { flow, .. }) = scratch() else {
+        return false;
+    };
+    flow.kind = flow_kind::FORWARD;
+    flow.state = flow_state::OPEN;
+    flow.epoch = target.vip.epoch;
+    flow.vip = target.slot as u16;
+    flow.real = target.id as u16;
+    flow.generation = target.real.generation;
+    flow.tick = now;
+    flow.addr.words = [0; 4];
+    flow.hop.macs = [0; 3];
+    flow.hop.ifindex = 0;
+    flow.port = 0;
+    FLOW_TABLE.insert(&packet.key, &*flow, 0).is_ok()
+}
+
+/// The way of replies: from the backend to where this packet came from.
+#[inline(never)]
+fn remember_reverse(ctx: &XdpContext, packet: &Packet, target: &Target, now: u32) -> bool {
+    let (Some(ethernet), Some(Scratch { key, flow })) =
+        (wire::at::<wire::Ethernet>(ctx, 0), scratch())
+    else {
+        return false;
+    };
+    let [a, b, c, d, e, f] = ethernet.macs;
+    let word = |low: u16, high: u16| u32::from(low) | (u32::from(high) << 16);
+    flow.kind = flow_kind::REVERSE;
+    flow.state = flow_state::OPEN;
+    flow.epoch = 0;
+    flow.vip = target.slot as u16;
+    flow.real = target.id as u16;
+    flow.generation = target.real.generation;
+    flow.tick = now;
+    flow.addr = packet.key.dst;
+    // From whom it came to whom it is sent, and the other way.
+    flow.hop.macs = [word(d, e), word(f, a), word(b, c)];
+    flow.hop.ifindex = ctx.ingress_ifindex() as u32;
+    key.src = target.real.addr;
+    key.dst = packet.key.src;
+    key.proto = packet.key.proto;
+    if packet.fragment || target.vip.flags & vip_flags::FRAGMENTS != 0 {
+        (key.sport, key.dport, flow.port) = (0, 0, 0);
+        if FLOW_TABLE.insert(&*key, &*flow, 0).is_err() || packet.fragment {
+            return false;
+        }
+    }
+    key.sport = match target.real.port {
+        0 => packet.key.dport,
+        port => port,
+    };
+    key.dport = packet.key.sport;
+    flow.port = packet.key.dport;
+    FLOW_TABLE.insert(&*key, &*flow, 0).is_ok()
+}
+
+/// Whether this CPU may put one more flow into the table.
+#[inline(always)]
+fn within_limit() -> bool {
+    let Some(config) = CONFIG.get(0) else {
+        return false;
+    };
+    if config.insert_cost_ns == 0 {
+        return true;
+    }
+    let Some(bucket) = INSERTS.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other; the helper
+    // has no preconditions.
+    unsafe { (*bucket).take(bpf_ktime_get_ns(), config) }
+}
+
+/// Tells of a new flow, when the sample takes it.
+#[inline(never)]
+fn tell(packet: &Packet, target: &Target, kind: u32) {
+    let Some(config): Option<&Config> = CONFIG.get(0) else {
+        return;
+    };
+    // SAFETY: the helper has no preconditions.
+    if config.sample_mask == u32::MAX || unsafe { bpf_get_prandom_u32() } & config.sample_mask != 0
+    {
+        return;
+    }
+    let event = Event {
+        key: packet.key,
+        kind,
+        vip: target.slot as u16,
+        real: target.id as u16,
+    };
+    // A full buffer loses the event: it is a sample.
+    let _ = EVENTS.output_untyped::<Event>(&event, 0);
+}
+
+/// Sends a backend's packet back to its client.
+#[inline(always)]
+fn reply(ctx: &XdpContext, packet: &Packet, flow: &mut Flow) -> Verdict {
+    let now = tick();
+    if flow.tick != now {
+        flow.tick = now;
+    }
+    deliver::back(ctx, packet, flow)
+}

@@ -1,0 +1,84 @@
+//! The maps. Their names are those of `fiberlb_abi::map`; the loader may change sizes.
+
+use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use fiberlb_abi::{
+    Addr, Bucket, Config, Flow, FlowKey, PrefixKey, PrefixVip, QuicKey, Real, RealStats, RingLine,
+    SourceKey, Vip, VipKey, VipStats,
+};
+
+const VIPS: usize = fiberlb_abi::VIPS_MAX as usize;
+const REALS: usize = fiberlb_abi::REALS_MAX as usize;
+const FLOWS: usize = fiberlb_abi::FLOWS_MAX as usize;
+
+/// Rings differ in length, and user space fills them through its own mapping.
+const RING_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
+/// One table, so that a flow is found on whichever CPU its packet comes; lists of what was used least
+/// recently and free entries a CPU, so that CPUs do not wait for each other.
+const FLOW_FLAGS: usize = BPF_F_NO_COMMON_LRU as usize;
+/// User space takes flows that it removes from the counts, with atomic operations of its own.
+const SHARED: usize = BPF_F_MMAPABLE as usize;
+
+type Ring = Array<RingLine, 1, RING_FLAGS>;
+
+#[btf_map(name = "vip_slots")]
+pub static VIP_SLOTS: HashMap<VipKey, u32, { 2 * VIPS }> = HashMap::new();
+#[btf_map(name = "vip_prefixes")]
+pub static VIP_PREFIXES: LpmTrie<PrefixKey, PrefixVip, VIPS> = LpmTrie::new();
+#[btf_map(name = "vips")]
+pub static VIPS_BY_SLOT: Array<Vip, VIPS> = Array::new();
+#[btf_map(name = "rings")]
+pub static RINGS: ArrayOfMaps<Ring, VIPS> = ArrayOfMaps::new();
+#[btf_map(name = "reals")]
+pub static REALS_BY_ID: Array<Real, REALS> = Array::new();
+#[btf_map(name = "active")]
+pub static ACTIVE: Array<u64, REALS, SHARED> = Array::new();
+#[btf_map(name = "flows")]
+pub static FLOW_TABLE: LruHashMap<FlowKey, Flow, FLOWS, FLOW_FLAGS> = LruHashMap::new();
+#[btf_map(name = "sources")]
+pub static SOURCES: LpmTrie<SourceKey, u32, 65_536> = LpmTrie::new();
+#[btf_map(name = "quic_ids")]
+pub static QUIC_IDS: HashMap<QuicKey, u32, { 2 * REALS }> = HashMap::new();
+#[btf_map(name = "config")]
+pub static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map(name = "inserts")]
+pub static INSERTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map(name = "turns")]
+pub static TURNS: PerCpuArray<u32, VIPS> = PerCpuArray::new();
+#[btf_map(name = "vip_stats")]
+pub static VIP_STATS: PerCpuArray<VipStats, VIPS> = PerCpuArray::new();
+#[btf_map(name = "real_stats")]
+pub static REAL_STATS: PerCpuArray<RealStats, REALS> = PerCpuArray::new();
+#[btf_map(name = "events")]
+pub static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
+#[btf_map(name = "tunnel_ends")]
+pub static TUNNEL_ENDS: HashMap<Addr, u32, 64> = HashMap::new();
+
+/// Where entries of the flow table are composed.
+#[repr(C)]
+pub struct Scratch {
+    pub key: FlowKey,
+    pub flow: Flow,
+}
+
+#[btf_map(name = "scratch")]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Counts something of a VIP on this CPU.
+#[inline(always)]
+pub fn count_vip(slot: u32, add: impl FnOnce(&mut VipStats)) {
+    if let Some(stats) = VIP_STATS.get_ptr_mut(slot) {
+        // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
+        add(unsafe { &mut *stats });
+    }
+}
+
+/// Counts something of a backend on this CPU.
+#[inline(always)]
+pub fn count_real(id: u32, add: impl FnOnce(&mut RealStats)) {
+    if let Some(stats) = REAL_STATS.get_ptr_mut(id) {
+        // SAFETY: as above.
+        add(unsafe { &mut *stats });
+    }
+}

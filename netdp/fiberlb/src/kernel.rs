@@ -1,0 +1,416 @@
+//! The tables in the kernel.
+//!
+//! Rings are filled through a mapping of memory, not by system calls: a ring of 65,537 slots is 128 KiB
+//! to write. What the program counts is read here too.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+};
+use fiberlb_abi::{
+    Addr, Config, Event, Flow, FlowKey, LAYOUT, PrefixKey, PrefixVip, QuicKey, REALS_MAX, Real,
+    RealStats, RingLine, SourceKey, Vip, VipKey, VipStats, flow_kind, flow_state, map,
+};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::mapping::{Cursor, Mapping, lookup_batch};
+use crate::tables::{Mirror, PrefixAt, SourceAt, Tables};
+
+/// `BPF_F_MMAPABLE | BPF_F_INNER_MAP`, as the program's own rings have them.
+const RING_FLAGS: u32 = (1 << 10) | (1 << 12);
+/// `BPF_MAP_TYPE_ARRAY`.
+const MAP_TYPE_ARRAY: u32 = 2;
+/// Bits of the key before the address: the protocol's, or the slot's.
+const KEY_BITS: u32 = 32;
+/// Entries of the flow table that one system call reads.
+const BATCH: usize = 256;
+/// Nanoseconds of [`Flow::tick`].
+const TICK_SHIFT: u32 = 30;
+
+/// The maps of a loaded program.
+pub struct KernelTables {
+    vip_slots: HashMap<MapData, VipKey, u32>,
+    vip_prefixes: LpmTrie<MapData, PrefixKey, PrefixVip>,
+    vips: Array<MapData, Vip>,
+    rings: ArrayOfMaps<MapData>,
+    reals: Array<MapData, Real>,
+    active: Mapping,
+    flows: HashMap<MapData, FlowKey, Flow>,
+    flows_data: MapData,
+    sources: LpmTrie<MapData, SourceKey, u32>,
+    quic_ids: HashMap<MapData, QuicKey, u32>,
+    config: Array<MapData, Config>,
+    vip_stats: PerCpuArray<MapData, VipStats>,
+    real_stats: PerCpuArray<MapData, RealStats>,
+    events: RingBuf<MapData>,
+    tunnel_ends: HashMap<MapData, Addr, u32>,
+}
+
+/// A ring that is being filled.
+#[derive(Debug)]
+pub struct KernelRing {
+    map: MapData,
+    memory: Mapping,
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(MapError) -> Error {
+    let what = what.into();
+    move |error| Error::with(ErrorKind::Kernel, what, error)
+}
+
+fn failed_io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::with(ErrorKind::Kernel, what, error)
+}
+
+/// One map of the object, as its type.
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M> {
+    let found = ebpf.take_map(name).ok_or_else(|| {
+        let what = format!("FiberLB's program has no map {name}");
+        Error::new(ErrorKind::Object, what)
+    })?;
+    M::try_from(found).map_err(failed(format!("map {name} is not what it should be")))
+}
+
+/// The data of a map, for what aya has no call for; the map stays with the object.
+fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
+    match ebpf.map(name) {
+        Some(Map::Array(data) | Map::LruHashMap(data)) => Ok(data),
+        _ => Err(Error::new(
+            ErrorKind::Object,
+            format!("FiberLB's program has no map {name} of the right kind"),
+        )),
+    }
+}
+
+impl KernelTables {
+    /// Takes the maps of a loaded object.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Object`] and [`ErrorKind::Kernel`]; [`ErrorKind::Pinned`] when maps were pinned by a
+    /// version with another layout.
+    pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let active = data(ebpf, map::ACTIVE)?;
+        let active = Mapping::new(active.fd().as_fd(), REALS_MAX as usize)
+            .map_err(failed_io("cannot map the counts of open flows"))?;
+        let again = data(ebpf, map::FLOWS)?.fd().as_fd().try_clone_to_owned();
+        let flows_data = again
+            .map_err(failed_io("cannot open the flow table again"))
+            .and_then(|fd| {
+                MapData::from_fd(fd).map_err(failed("cannot open the flow table again"))
+            })?;
+        let mut tables = Self {
+            vip_slots: take(ebpf, map::VIP_SLOTS)?,
+            vip_prefixes: take(ebpf, map::VIP_PREFIXES)?,
+            vips: take(ebpf, map::VIPS)?,
+            rings: take(ebpf, map::RINGS)?,
+            reals: take(ebpf, map::REALS)?,
+            active,
+            flows: take(ebpf, map::FLOWS)?,
+            flows_data,
+            sources: take(ebpf, map::SOURCES)?,
+            quic_ids: take(ebpf, map::QUIC_IDS)?,
+            config: take(ebpf, map::CONFIG)?,
+            vip_stats: take(ebpf, map::VIP_STATS)?,
+            real_stats: take(ebpf, map::REAL_STATS)?,
+            events: take(ebpf, map::EVENTS)?,
+            tunnel_ends: take(ebpf, map::TUNNEL_ENDS)?,
+        };
+        let found = tables.config()?.layout;
+        if found == 0 {
+            tables.set_config(&Config::default())?;
+        } else if found != LAYOUT {
+            return Err(Error::new(
+                ErrorKind::Pinned,
+                format!("the pinned maps have layout {found}, this version has {LAYOUT}"),
+            ));
+        }
+        Ok(tables)
+    }
+
+    /// The program's settings.
+    pub fn config(&self) -> Result<Config> {
+        self.config
+            .get(&0, 0)
+            .map_err(failed("cannot read the settings"))
+    }
+
+    /// Writes the program's settings; the layout is filled in.
+    pub fn set_config(&mut self, config: &Config) -> Result<()> {
+        let config = Config {
+            layout: LAYOUT,
+            ..*config
+        };
+        self.config
+            .set(0, config, 0)
+            .map_err(failed("cannot write the settings"))
+    }
+
+    /// Sets whether tunnels to an address end here.
+    pub fn set_tunnel_end(&mut self, addr: &Addr, ends: bool) -> Result<()> {
+        let done = if ends {
+            self.tunnel_ends.insert(addr, 1, 0)
+        } else {
+            absent_is_fine(self.tunnel_ends.remove(addr))
+        };
+        done.map_err(failed("cannot write the ends of tunnels"))
+    }
+
+    /// Reads back what is in the tables.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Kernel`].
+    pub fn read(&self) -> Result<Mirror> {
+        fn read<K: Ord, V>(
+            what: &'static str,
+            entries: impl Iterator<Item = std::result::Result<(K, V), MapError>>,
+        ) -> Result<BTreeMap<K, V>> {
+            let read: std::result::Result<_, _> = entries.collect();
+            read.map_err(failed(format!("cannot read {what}")))
+        }
+        let numbered = |(at, value)| (at as u16, value);
+        let vips = read(
+            "VIPs",
+            self.vips
+                .iter()
+                .enumerate()
+                .map(|(at, vip)| vip.map(|vip| (at, vip))),
+        )?;
+        let reals = read(
+            "backends",
+            self.reals
+                .iter()
+                .enumerate()
+                .map(|(at, real)| real.map(|real| (at, real))),
+        )?;
+        let slot = |(key, slot): (VipKey, u32)| (key, slot as u16);
+        let server = |(key, id): (QuicKey, u32)| (key, id as u16);
+        let prefix = |(key, vip): (Key<PrefixKey>, PrefixVip)| {
+            ((key.data(), key.prefix_len() - KEY_BITS), vip)
+        };
+        let source = |(key, action): (Key<SourceKey>, u32)| {
+            ((key.data(), key.prefix_len() - KEY_BITS), action)
+        };
+        let mut mirror = Mirror {
+            vips: vips
+                .into_iter()
+                .filter(|(_, vip)| *vip != Vip::default())
+                .map(numbered)
+                .collect(),
+            reals: reals
+                .into_iter()
+                .filter(|(_, real)| *real != Real::default())
+                .map(|(at, real)| (at as u16, real))
+                .collect(),
+            keys: read("keys of VIPs", self.vip_slots.iter().map(|at| at.map(slot)))?,
+            prefixes: read(
+                "prefixes",
+                self.vip_prefixes.iter().map(|at| at.map(prefix)),
+            )?,
+            sources: read("sources", self.sources.iter().map(|at| at.map(source)))?,
+            quic: read(
+                "QUIC servers",
+                self.quic_ids.iter().map(|at| at.map(server)),
+            )?,
+            ..Mirror::default()
+        };
+        mirror.index();
+        Ok(mirror)
+    }
+
+    /// Counters of a VIP, summed over CPUs.
+    pub fn vip_stats(&self, slot: u16) -> Result<VipStats> {
+        let values = self
+            .vip_stats
+            .get(&u32::from(slot), 0)
+            .map_err(failed("cannot read a VIP's counters"))?;
+        Ok(values
+            .iter()
+            .fold(VipStats::default(), |sum, cpu| VipStats {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+                flows: sum.flows + cpu.flows,
+                refused: sum.refused + cpu.refused,
+                uncached: sum.uncached + cpu.uncached,
+                no_backend: sum.no_backend + cpu.no_backend,
+                dropped: sum.dropped + cpu.dropped,
+                replies: sum.replies + cpu.replies,
+            }))
+    }
+
+    /// Counters of a backend, summed over CPUs.
+    pub fn real_stats(&self, id: u16) -> Result<RealStats> {
+        let values = self
+            .real_stats
+            .get(&u32::from(id), 0)
+            .map_err(failed("cannot read a backend's counters"))?;
+        Ok(values
+            .iter()
+            .fold(RealStats::default(), |sum, cpu| RealStats {
+                packets: sum.packets + cpu.packets,
+                bytes: sum.bytes + cpu.bytes,
+                flows: sum.flows + cpu.flows,
+            }))
+    }
+
+    /// Open flows of a backend, as the program counts them.
+    pub fn active(&self, id: u16) -> u64 {
+        self.active.entries()[usize::from(id)].load(Ordering::Relaxed)
+    }
+
+    /// The next event, if one is there.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let item = self.events.next()?;
+        let bytes: &[u8; size_of::<Event>()] = item.as_ref().try_into().ok()?;
+        // SAFETY: Event is Pod and the item has its length; the read does not need alignment.
+        Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    }
+
+    /// One flow of the table.
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<Flow>> {
+        match self.flows.get(key, 0) {
+            Ok(flow) => Ok(Some(flow)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed("cannot read a flow")(error)),
+        }
+    }
+}
+
+/// A walk over the flow table that counts what is alive and removes what is not.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    cursor: Cursor,
+    /// Open flows towards each backend that were seen, by identifier.
+    pub open: BTreeMap<u16, u64>,
+    /// Entries that were removed.
+    pub expired: u64,
+}
+
+impl KernelTables {
+    /// Looks at some hundred entries: removes those that no packet touched for `idle_ns` before `now_ns`
+    /// of the monotonic clock, counts open ones by backend. True at the end of the table.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Kernel`].
+    pub fn sweep(&mut self, sweep: &mut Sweep, now_ns: u64, idle_ns: u64) -> Result<bool> {
+        let mut keys = [FlowKey::default(); BATCH];
+        let mut flows = [Flow::default(); BATCH];
+        let map = self.flows_data.fd().as_fd();
+        let (count, end) = lookup_batch(map, &mut sweep.cursor, &mut keys, &mut flows)
+            .map_err(failed_io("cannot read the flow table"))?;
+        let now = (now_ns >> TICK_SHIFT) as u32;
+        let idle = (idle_ns >> TICK_SHIFT) as u32;
+        for (key, flow) in keys.iter().zip(&flows).take(count) {
+            let open = flow.kind == flow_kind::FORWARD && flow.state == flow_state::OPEN;
+            // The program's clock is coarse and may be ahead of ours by a moment.
+            if now.saturating_sub(flow.tick) > idle {
+                absent_is_fine(self.flows.remove(key)).map_err(failed("cannot remove a flow"))?;
+                sweep.expired += 1;
+                if open {
+                    let active = &self.active.entries()[usize::from(flow.real)];
+                    active.fetch_sub(1, Ordering::Relaxed);
+                }
+            } else if open {
+                *sweep.open.entry(flow.real).or_default() += 1;
+            }
+        }
+        Ok(end)
+    }
+}
+
+/// Removing what is not there is removing it.
+fn absent_is_fine(done: std::result::Result<(), MapError>) -> std::result::Result<(), MapError> {
+    match done {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}
+
+impl Tables for KernelTables {
+    type Ring = KernelRing;
+
+    fn set_real(&mut self, id: u16, real: &Real) -> Result<()> {
+        let done = self.reals.set(u32::from(id), real, 0);
+        done.map_err(failed(format!("cannot write backend {id}")))
+    }
+
+    fn new_ring(&mut self, lines: u32) -> Result<KernelRing> {
+        let shape = aya_obj::Map::new_from_params(
+            MAP_TYPE_ARRAY,
+            size_of::<u32>() as u32,
+            size_of::<RingLine>() as u32,
+            lines,
+            RING_FLAGS,
+        );
+        let map = MapData::create(shape, "ring", None).map_err(failed("cannot make a ring"))?;
+        let memory = Mapping::new(map.fd().as_fd(), lines as usize)
+            .map_err(failed_io("cannot map a ring"))?;
+        Ok(KernelRing { map, memory })
+    }
+
+    fn write_ring(&mut self, ring: &mut KernelRing, at: u32, lines: &[RingLine]) {
+        let entries = &ring.memory.entries()[at as usize..][..lines.len()];
+        for (entry, line) in entries.iter().zip(lines) {
+            let [a, b, c, d] = line.reals.map(u16::to_ne_bytes);
+            let bytes = [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]];
+            entry.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+    }
+
+    fn swap_ring(&mut self, slot: u16, ring: KernelRing) -> Result<()> {
+        let done = self.rings.set(u32::from(slot), &ring.map, 0);
+        done.map_err(failed(format!("cannot swap the ring of VIP {slot}")))
+    }
+
+    fn set_vip(&mut self, slot: u16, vip: &Vip) -> Result<()> {
+        let done = self.vips.set(u32::from(slot), vip, 0);
+        done.map_err(failed(format!("cannot write VIP {slot}")))
+    }
+
+    fn set_key(&mut self, key: &VipKey, slot: Option<u16>) -> Result<()> {
+        let done = match slot {
+            Some(slot) => self.vip_slots.insert(key, u32::from(slot), 0),
+            None => absent_is_fine(self.vip_slots.remove(key)),
+        };
+        done.map_err(failed("cannot write the key of a VIP"))
+    }
+
+    fn set_prefix(&mut self, (key, len): &PrefixAt, vip: Option<PrefixVip>) -> Result<()> {
+        let key = Key::new(KEY_BITS + len, *key);
+        let done = match vip {
+            Some(vip) => self.vip_prefixes.insert(&key, vip, 0),
+            None => absent_is_fine(self.vip_prefixes.remove(&key)),
+        };
+        done.map_err(failed("cannot write a prefix of VIPs"))
+    }
+
+    fn set_source(&mut self, (key, len): &SourceAt, action: Option<u32>) -> Result<()> {
+        let key = Key::new(KEY_BITS + len, *key);
+        let done = match action {
+            Some(action) => self.sources.insert(&key, action, 0),
+            None => absent_is_fine(self.sources.remove(&key)),
+        };
+        done.map_err(failed("cannot write a rule for sources"))
+    }
+
+    fn set_quic(&mut self, key: &QuicKey, id: Option<u16>) -> Result<()> {
+        let done = match id {
+            Some(id) => self.quic_ids.insert(key, u32::from(id), 0),
+            None => absent_is_fine(self.quic_ids.remove(key)),
+        };
+        done.map_err(failed("cannot write a QUIC server"))
+    }
+}

@@ -1,0 +1,261 @@
+//! The program in the kernel: loaded, attached, replaced.
+//!
+//! With a directory of bpffs to pin to, maps and attachments outlive the process. The next one opens the
+//! pinned maps, loads its own program over them and puts it in the place of the old one in one step
+//! (`bpf_link_update`), so no packet meets an interface without a program and no flow is forgotten.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use fiberlb_abi::{map, program};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::KernelTables;
+
+/// How to load.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Flows that the table holds.
+    pub flows_max: u32,
+    /// A directory of a bpffs, made when it is missing; without one nothing outlives this process.
+    pub pins: Option<PathBuf>,
+}
+
+/// Which of the programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Program {
+    /// The load balancer.
+    Balance,
+    /// The far end of tunnels.
+    Decapsulate,
+    /// The load balancer behind what makes each packet another flow's; in objects for measuring alone,
+    /// and loaded by [`FiberLb::load_for_measuring`].
+    MeasureWalk,
+    /// What comes before it, alone.
+    MeasureRefill,
+}
+
+/// How an interface runs a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attached {
+    /// In the driver.
+    Native,
+    /// After the driver, on packets that the stack has already made.
+    Generic,
+    /// As it was: a pinned attachment was taken over.
+    TakenOver,
+}
+
+/// The programs in the kernel. Dropping it detaches what is not pinned.
+#[derive(Debug)]
+pub struct FiberLb {
+    ebpf: Ebpf,
+    pins: Option<PathBuf>,
+    /// Attachments that are pinned, by interface: held so that they can be ended.
+    pinned: BTreeMap<u32, PinnedLink>,
+}
+
+const MAPS: [&str; 16] = [
+    map::VIP_SLOTS,
+    map::VIP_PREFIXES,
+    map::VIPS,
+    map::RINGS,
+    map::REALS,
+    map::ACTIVE,
+    map::FLOWS,
+    map::SOURCES,
+    map::QUIC_IDS,
+    map::CONFIG,
+    map::INSERTS,
+    map::TURNS,
+    map::VIP_STATS,
+    map::REAL_STATS,
+    map::EVENTS,
+    map::TUNNEL_ENDS,
+];
+
+impl Program {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Balance => program::BALANCE,
+            Self::Decapsulate => program::DECAPSULATE,
+            Self::MeasureWalk => program::MEASURE_WALK,
+            Self::MeasureRefill => program::MEASURE_REFILL,
+        }
+    }
+}
+
+impl FiberLb {
+    /// Loads the programs of an object (see [`crate::object::read`]), over pinned maps where there are.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Object`], [`ErrorKind::Kernel`] and [`ErrorKind::Pinned`].
+    pub fn load(object: &[u8], options: &Options) -> Result<(Self, KernelTables)> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(map::FLOWS, options.flows_max);
+        if let Some(dir) = &options.pins {
+            std::fs::create_dir_all(dir).map_err(|error| {
+                let what = format!("cannot make {} for pins", dir.display());
+                Error::with(ErrorKind::Pinned, what, error)
+            })?;
+            for name in MAPS {
+                loader.map_pin_path(name, dir.join(name));
+            }
+        }
+        let mut ebpf = loader.load(object).map_err(|error| {
+            let what = "cannot make the maps of FiberLB's program";
+            Error::with(ErrorKind::Object, what, error)
+        })?;
+        load_programs(&mut ebpf, &[Program::Balance, Program::Decapsulate])?;
+        let tables = KernelTables::take(&mut ebpf)?;
+        let loaded = Self {
+            ebpf,
+            pins: options.pins.clone(),
+            pinned: BTreeMap::new(),
+        };
+        Ok((loaded, tables))
+    }
+
+    /// Loads the programs that measure, and says over how many flows they walk.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Object`] when the object was not built for it, and [`ErrorKind::Kernel`].
+    pub fn load_for_measuring(&mut self) -> Result<Array<MapData, u32>> {
+        load_programs(
+            &mut self.ebpf,
+            &[Program::MeasureWalk, Program::MeasureRefill],
+        )?;
+        let walk = self.ebpf.take_map(map::WALK).ok_or_else(|| {
+            let what = "the object has no map for measuring";
+            Error::new(ErrorKind::Object, what)
+        })?;
+        Array::try_from(walk).map_err(|error| {
+            let what = "the map for measuring is not what it should be";
+            Error::with(ErrorKind::Object, what, error)
+        })
+    }
+
+    /// Attaches a program to an interface: in the driver, else after it. An attachment that an earlier
+    /// process pinned is taken over, with this program in the place of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Kernel`].
+    pub fn attach(&mut self, program: Program, ifindex: u32) -> Result<Attached> {
+        let pin = self
+            .pins
+            .as_ref()
+            .map(|dir| dir.join(format!("{}-{ifindex}", program.name())));
+        let failed = |error| {
+            let what = format!("cannot attach {} to interface {ifindex}", program.name());
+            Error::with(ErrorKind::Kernel, what, error)
+        };
+        if let Some(pin) = &pin
+            && pin.exists()
+        {
+            let link = take_over(xdp_mut(&mut self.ebpf, program)?, pin)?;
+            self.pinned.insert(ifindex, link);
+            return Ok(Attached::TakenOver);
+        }
+        let xdp = xdp_mut(&mut self.ebpf, program)?;
+        let (link, how) = match xdp.attach_to_if_index(ifindex, XdpMode::Driver) {
+            Ok(link) => (link, Attached::Native),
+            Err(native) => {
+                tracing::info!(ifindex, error = %native, "no XDP in the driver");
+                let link = xdp.attach_to_if_index(ifindex, XdpMode::Skb);
+                (link.map_err(failed)?, Attached::Generic)
+            }
+        };
+        if let Some(pin) = &pin {
+            let link = xdp.take_link(link).map_err(failed)?;
+            self.pinned.insert(ifindex, pin_link(link, pin)?);
+        }
+        Ok(how)
+    }
+
+    /// Ends a pinned attachment.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Kernel`] when the pin cannot be removed.
+    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
+        let Some(link) = self.pinned.remove(&ifindex) else {
+            return Ok(());
+        };
+        let what = format!("cannot remove the pin of interface {ifindex}");
+        let unpinned = link.unpin();
+        unpinned
+            .map(drop)
+            .map_err(|error| Error::with(ErrorKind::Kernel, what, error))
+    }
+
+    /// Runs a program on a frame without any interface (`BPF_PROG_TEST_RUN`).
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Kernel`].
+    pub fn test_run(&self, program: Program, options: TestRunOptions<'_>) -> Result<TestRunResult> {
+        let xdp: &Xdp = self
+            .ebpf
+            .program(program.name())
+            .ok_or_else(|| missing(program))?
+            .try_into()
+            .map_err(|error| kernel("it is not XDP's", error))?;
+        xdp.test_run(options)
+            .map_err(|error| kernel("cannot run a program on a frame", error))
+    }
+}
+
+fn load_programs(ebpf: &mut Ebpf, programs: &[Program]) -> Result<()> {
+    for program in programs {
+        let what = format!("the kernel refuses FiberLB's program {}", program.name());
+        let loaded = xdp_mut(ebpf, *program)?.load();
+        loaded.map_err(|error| Error::with(ErrorKind::Kernel, what, error))?;
+    }
+    Ok(())
+}
+
+fn missing(program: Program) -> Error {
+    let what = format!("the object has no program {}", program.name());
+    Error::new(ErrorKind::Object, what)
+}
+
+fn kernel(what: &str, error: ProgramError) -> Error {
+    Error::with(ErrorKind::Kernel, what, error)
+}
+
+fn xdp_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut Xdp> {
+    let found = ebpf
+        .program_mut(program.name())
+        .ok_or_else(|| missing(program))?;
+    found
+        .try_into()
+        .map_err(|error| kernel("it is not XDP's", error))
+}
+
+/// Puts a program into a pinned attachment, in the place of the one before.
+fn take_over(xdp: &mut Xdp, pin: &Path) -> Result<PinnedLink> {
+    let what = format!("cannot take over {}", pin.display());
+    let open = || PinnedLink::from_pin(pin);
+    let link = open().map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))?;
+    let link = XdpLink::try_from(FdLink::from(link))
+        .map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))?;
+    xdp.attach_to_link(link)
+        .map_err(|error| Error::with(ErrorKind::Kernel, &*what, error))?;
+    open().map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))
+}
+
+fn pin_link(link: XdpLink, pin: &Path) -> Result<PinnedLink> {
+    let what = format!("cannot pin {}", pin.display());
+    let link =
+        FdLink::try_from(link).map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))?;
+    link.pin(pin)
+        .map_err(|error| Error::with(ErrorKind::Pinned, what, error))
+}

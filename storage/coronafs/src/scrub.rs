@@ -282,7 +282,7 @@ async fn scrub_on(partition: Weak<Inner>) {
                 Ok(Some(_)) => {}
                 Ok(None) => passes.set(passes.get() + 1),
                 Err(error) => {
-                    tracing::warn!(partition = inner.id.0, %error, "a scrub goes on later")
+                    tracing::warn!(partition = inner.id.0, %error, "a scrub goes on later");
                 }
             }
             drop(inner);

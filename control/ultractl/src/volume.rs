@@ -1,6 +1,7 @@
 //! `ultractl volume`: CoronaFS's volumes, over a node's API.
 
 mod attachment;
+mod create;
 mod flatten;
 mod image;
 mod remote;
@@ -40,28 +41,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Makes a volume: empty, or one that holds an image, at once.
-    Create {
-        /// Its name.
-        name: String,
-        /// Its size, as 10GiB; a multiple of 4 KiB [default: the image's].
-        #[arg(long, required_unless_present = "image")]
-        size: Option<ByteSize>,
-        /// An object of LightningStor on the same node that it is to hold. It can be used at once, and is
-        /// filled when something is read, and in the background.
-        #[arg(long, value_name = "BUCKET/KEY")]
-        image: Option<String>,
-        /// The image's SHA-256 [default: the one kept with the object, if there is one].
-        #[arg(long, value_name = "HEX", requires = "image")]
-        image_sha256: Option<String>,
-        #[command(flatten)]
-        limits: Limits,
-        /// Encrypts its blocks on disk, by a key of its own.
-        #[arg(long)]
-        encrypted: bool,
-        /// Keeps a checksum of each block, which every read verifies.
-        #[arg(long, conflicts_with = "image")]
-        checksums: bool,
-    },
+    Create(create::Create),
     /// Makes a volume that holds what a snapshot holds, at once, whatever its size.
     Clone {
         /// The volume whose snapshot it is.
@@ -233,26 +213,6 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
                 table(&heads, &rows)
             })
         }
-        Command::Clone {
-            volume,
-            snapshot,
-            name,
-            size,
-            limits,
-        } => {
-            let request = v1::CreateVolumeRequest {
-                name,
-                owner,
-                bytes: size.map_or(0, |size| size.as_u64()),
-                from_volume: volume,
-                from_snapshot: snapshot,
-                limits: Some(limits.into()),
-                ..v1::CreateVolumeRequest::default()
-            };
-            let made = client.create_volume(request).await;
-            let made = made.map_err(Failure::from)?.into_inner();
-            show(format, &made, described)
-        }
         Command::Delete { name } => {
             let request = v1::DeleteVolumeRequest {
                 name: name.clone(),
@@ -275,24 +235,21 @@ async fn change(
     format: Format,
 ) -> Result<()> {
     let answer = match command {
-        Command::Create {
+        Command::Create(new) => client.create_volume(new.request(owner)).await,
+        Command::Clone {
+            volume,
+            snapshot,
             name,
             size,
-            image,
-            image_sha256,
             limits,
-            encrypted,
-            checksums,
         } => {
             let request = v1::CreateVolumeRequest {
                 name,
                 owner,
                 bytes: size.map_or(0, |size| size.as_u64()),
+                from_volume: volume,
+                from_snapshot: snapshot,
                 limits: Some(limits.into()),
-                encrypted,
-                checksums,
-                from_image: image.unwrap_or_default(),
-                image_sha256: image_sha256.unwrap_or_default(),
                 ..v1::CreateVolumeRequest::default()
             };
             client.create_volume(request).await

@@ -76,6 +76,13 @@ fn meaning(error: &VolumeError) -> (Code, &'static str, &'static str) {
             "image-unusable",
             "see that the object is there as it was, and give the digest that it has",
         ),
+        other => meaning_of_state(other),
+    }
+}
+
+/// The same of what is no fault of the request.
+fn meaning_of_state(error: &VolumeError) -> (Code, &'static str, &'static str) {
+    match error {
         VolumeError::Fenced => (
             Code::Aborted,
             "volume-fenced",

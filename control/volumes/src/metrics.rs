@@ -376,23 +376,6 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
             "sent_again": remote.stats.sent_again,
         })
     };
-    let of_partition = |of: &PartitionMetrics| {
-        let counts = PARTITION_COLUMNS
-            .iter()
-            .map(|(name, _, value)| ((*name).to_owned(), Value::from(value(of))));
-        let damaged = of.scrub.damaged.iter().map(|block| {
-            json!({
-                "volume": format!("{:016x}", block.volume.0),
-                "snapshot": block.snapshot.map(|id| format!("{:016x}", id.0)),
-                "offset": block.offset,
-            })
-        });
-        json!({
-            "partition": of.id.0,
-            "counts": counts.collect::<Map<String, Value>>(),
-            "damaged": damaged.collect::<Vec<_>>(),
-        })
-    };
     let of_shard = |shard: &ShardMetrics| {
         let poisoned = shard
             .poisoned
@@ -407,6 +390,25 @@ pub fn debug(shards: &[ShardMetrics]) -> Value {
         })
     };
     json!({ "shards": shards.iter().map(of_shard).collect::<Vec<_>>() })
+}
+
+/// A partition for people.
+fn of_partition(of: &PartitionMetrics) -> Value {
+    let counts = PARTITION_COLUMNS
+        .iter()
+        .map(|(name, _, value)| ((*name).to_owned(), Value::from(value(of))));
+    let damaged = of.scrub.damaged.iter().map(|block| {
+        json!({
+            "volume": format!("{:016x}", block.volume.0),
+            "snapshot": block.snapshot.map(|id| format!("{:016x}", id.0)),
+            "offset": block.offset,
+        })
+    });
+    json!({
+        "partition": of.id.0,
+        "counts": counts.collect::<Map<String, Value>>(),
+        "damaged": damaged.collect::<Vec<_>>(),
+    })
 }
 
 /// The word for how a connection fares, and why it does not.

@@ -387,5 +387,33 @@ impl Reaper {
     }
 }
 
+/// Blocks that no piece has are known to be zeros.
+pub(crate) fn add_zeros(pieces: &mut Vec<Piece>, blocks: u16) {
+    if blocks == 0 {
+        return;
+    }
+    match pieces.last_mut().filter(|piece| piece.cluster == ZEROS) {
+        Some(zeros) => zeros.mask |= blocks,
+        None => pieces.push(Piece {
+            cluster: ZEROS,
+            mask: blocks,
+        }),
+    }
+}
+
+/// Blocks lie in a cluster from now on, and nowhere else.
+pub(crate) fn lay(pieces: &mut Vec<Piece>, place: Piece) {
+    for piece in pieces.iter_mut() {
+        piece.mask &= !place.mask;
+    }
+    match pieces
+        .iter_mut()
+        .find(|piece| piece.cluster == place.cluster)
+    {
+        Some(own) => own.mask |= place.mask,
+        None => pieces.insert(0, place),
+    }
+}
+
 #[cfg(test)]
 mod tests;

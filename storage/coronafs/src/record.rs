@@ -304,15 +304,7 @@ impl Change {
                 }
                 Change::Map { volume, slots }
             }
-            MAP_WITH_SUMS => {
-                let count = from.count(SLOT_BYTES_MIN, "slots")?;
-                let mut slots = Vec::with_capacity(count);
-                for _ in 0..count {
-                    let (index, pieces) = (from.u64("slot")?, take_pieces(&mut from)?);
-                    slots.push((index, pieces, BlockSums::take(&mut from)?));
-                }
-                Change::MapWithSums { volume, slots }
-            }
+            MAP_WITH_SUMS => take_map_with_sums(volume, &mut from)?,
             4 => Change::Snapshot {
                 id: snapshot,
                 volume: VolumeId(from.u64("volume")?),
@@ -356,6 +348,16 @@ impl Change {
         from.end("record")?;
         Ok(change)
     }
+}
+
+fn take_map_with_sums(volume: VolumeId, from: &mut Reader<'_>) -> Decode<Change> {
+    let count = from.count(SLOT_BYTES_MIN, "slots")?;
+    let mut slots = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (index, pieces) = (from.u64("slot")?, take_pieces(from)?);
+        slots.push((index, pieces, BlockSums::take(from)?));
+    }
+    Ok(Change::MapWithSums { volume, slots })
 }
 
 fn take_create(kind: u8, version: u8, id: VolumeId, from: &mut Reader<'_>) -> Decode<Change> {

@@ -152,8 +152,7 @@ impl State {
                 let from = self.snapshot(snapshot)?;
                 let frozen = from.frozen.clone();
                 let mut meta = new_meta(owner, name, from.bytes, created_ms);
-                meta.origin = Some(snapshot);
-                meta.key = from.key;
+                (meta.origin, meta.key) = (Some(snapshot), from.key);
                 meta.checksums = from.checksums;
                 self.add_volume(id, meta, frozen);
             }
@@ -177,9 +176,7 @@ impl State {
             }
             Change::Delete { id } => {
                 let volume = self.volumes.remove(&id).ok_or("there is no such volume")?;
-                let meta = volume.meta.borrow();
-                let name = (meta.owner.clone(), meta.name.clone());
-                self.names.remove(&name);
+                self.names.remove(&volume.full_name());
                 // A commit that waits for its turn finds nothing to record.
                 return Ok(Some(volume.replace_map(&Frozen::default())));
             }

@@ -17,7 +17,7 @@ use shards::block::Extent;
 use crate::error::VolumeError;
 use crate::gate::{Gate, SlotLocks};
 use crate::image::{Filling, VolumeImage};
-use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, ZEROS, slot_of};
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, ZEROS, add_zeros, lay, slot_of};
 use crate::partition::{Claim, For};
 use crate::record::{self, MAP_BYTES};
 use crate::space::{Layer, Space};
@@ -122,6 +122,12 @@ impl Volume {
             changed: Notify::default(),
             filling: RefCell::new(filling),
         }
+    }
+
+    /// Its owner and its name.
+    pub(crate) fn full_name(&self) -> (String, String) {
+        let meta = self.meta.borrow();
+        (meta.owner.clone(), meta.name.clone())
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -272,12 +278,9 @@ impl Volume {
         cluster: u32,
         blocks: u16,
     ) {
-        let place = Piece {
-            cluster,
-            mask: blocks,
-        };
+        let mask = blocks;
         self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
-            lay(pieces, place);
+            lay(pieces, Piece { cluster, mask });
         });
     }
 
@@ -312,11 +315,8 @@ impl Volume {
 
     /// Blocks of a slot now read as zeros. The caller holds the slot's lock.
     pub(crate) fn unmap_blocks(&self, space: &mut Space, room: &Room<'_>, index: u64, blocks: u16) {
-        let of_image = self
-            .filling
-            .borrow()
-            .as_ref()
-            .map_or(0, |filling| filling.mask(index));
+        let filling = self.filling.borrow().clone();
+        let of_image = filling.map_or(0, |filling| filling.mask(index));
         self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
             for piece in pieces.iter_mut() {
                 piece.mask &= !blocks;
@@ -336,13 +336,7 @@ impl Volume {
     ) {
         self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
             if let Some(data) = data {
-                match pieces
-                    .iter_mut()
-                    .find(|piece| piece.cluster == data.cluster)
-                {
-                    Some(own) => own.mask |= data.mask,
-                    None => pieces.insert(0, data),
-                }
+                lay(pieces, data);
             }
             add_zeros(pieces, zeros);
         });
@@ -359,15 +353,22 @@ impl Volume {
         let old = self.tree.borrow().slot(index);
         let mut new = old.clone();
         change(&mut new);
-        // The references of pieces that are gone end with the next commit.
-        let gone = new.extract_if(.., |piece| piece.mask == 0);
-        let gone = gone.filter(|piece| piece.cluster != ZEROS);
-        self.ended
-            .borrow_mut()
-            .extend(gone.map(|piece| piece.cluster));
+        let gone: Vec<Piece> = new.extract_if(.., |piece| piece.mask == 0).collect();
         if new != old {
             self.set_slot(space, index, &old, &new, sums);
             room.put(self.id, index, &new, sums);
+        }
+        // References end with the next commit; at once where nothing that a restart could find has them.
+        for cluster in gone
+            .iter()
+            .map(|piece| piece.cluster)
+            .filter(|c| *c != ZEROS)
+        {
+            if self.summed && !self.places.borrow().keeps(index, cluster) {
+                space.end([cluster]);
+            } else {
+                self.ended.borrow_mut().push(cluster);
+            }
         }
     }
 
@@ -545,34 +546,6 @@ impl Drop for Capture<'_> {
             self.volume.dirty.borrow_mut().extend(captured.dirty);
             self.volume.ended.borrow_mut().extend(captured.ended);
         }
-    }
-}
-
-/// Blocks that no piece has are known to be zeros.
-fn add_zeros(pieces: &mut Vec<Piece>, blocks: u16) {
-    if blocks == 0 {
-        return;
-    }
-    match pieces.last_mut().filter(|piece| piece.cluster == ZEROS) {
-        Some(zeros) => zeros.mask |= blocks,
-        None => pieces.push(Piece {
-            cluster: ZEROS,
-            mask: blocks,
-        }),
-    }
-}
-
-/// Blocks lie in a cluster from now on, and nowhere else.
-fn lay(pieces: &mut Vec<Piece>, place: Piece) {
-    for piece in pieces.iter_mut() {
-        piece.mask &= !place.mask;
-    }
-    match pieces
-        .iter_mut()
-        .find(|piece| piece.cluster == place.cluster)
-    {
-        Some(own) => own.mask |= place.mask,
-        None => pieces.insert(0, place),
     }
 }
 

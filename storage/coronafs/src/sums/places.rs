@@ -71,6 +71,12 @@ impl Places {
         !(kept | blocks_in(pieces, cluster))
     }
 
+    /// Whether a restart may find the changed slot in a cluster.
+    pub(crate) fn keeps(&self, index: u64, cluster: u32) -> bool {
+        let changed = self.slots.get(&index);
+        changed.is_none_or(|changed| blocks_in(&changed.kept, cluster) != 0)
+    }
+
     /// A record is begun that says that a slot is `pieces`: answers what it says of checksums.
     pub(crate) fn record(&mut self, index: u64, pieces: &[Piece]) -> Recorded {
         let changed = self.slots.entry(index).or_default();

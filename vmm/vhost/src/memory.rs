@@ -151,21 +151,10 @@ impl Memory {
     /// [`Outside`], also when the list holds too many ranges.
     #[inline]
     pub(crate) fn push(&self, list: &mut GuestList, addr: u64, len: u32) -> Result<(), Outside> {
-        let outside = Outside {
-            addr,
-            len: u64::from(len),
-        };
-        let (mut addr, mut left) = (addr, len);
-        while left > 0 {
-            let region = self.find(addr).ok_or(outside)?;
-            let offset = addr - region.guest;
-            let len = u64::from(left).min(region.bytes - offset) as u32;
-            let pushed = list.push(&region.mem, GuestIov { offset, len });
-            pushed.map_err(|_| outside)?;
-            addr = addr.checked_add(u64::from(len)).ok_or(outside)?;
-            left -= len;
-        }
-        Ok(())
+        self.walk(addr, len.into(), |region, offset, len| {
+            let len = len as u32;
+            list.push(&region.mem, GuestIov { offset, len })
+        })
     }
 
     /// Copies bytes of the guest out. They may go on in the next region.
@@ -174,19 +163,31 @@ impl Memory {
     /// [`Outside`], also when the memory was cut short.
     #[inline]
     pub(crate) fn copy_out(&self, addr: u64, into: &mut [u8]) -> Result<(), Outside> {
-        let outside = Outside {
-            addr,
-            len: into.len() as u64,
-        };
-        let (mut addr, mut left) = (addr, into);
-        while !left.is_empty() {
+        let mut left = into;
+        self.walk(addr, left.len() as u64, |region, offset, len| {
+            let (part, rest) = std::mem::take(&mut left).split_at_mut(len as usize);
+            left = rest;
+            region.mem.copy_out(offset, part)
+        })
+    }
+
+    /// Shows the parts of a range, region by region: where in it one begins, and how long it is.
+    #[inline]
+    fn walk(
+        &self,
+        addr: u64,
+        len: u64,
+        mut part: impl FnMut(&Region, u64, u64) -> io::Result<()>,
+    ) -> Result<(), Outside> {
+        let outside = Outside { addr, len };
+        let (mut addr, mut left) = (addr, len);
+        while left > 0 {
             let region = self.find(addr).ok_or(outside)?;
             let offset = addr - region.guest;
-            let len = (left.len() as u64).min(region.bytes - offset);
-            let (part, rest) = left.split_at_mut(len as usize);
-            region.mem.copy_out(offset, part).map_err(|_| outside)?;
+            let len = left.min(region.bytes - offset);
+            part(region, offset, len).map_err(|_| outside)?;
             addr = addr.checked_add(len).ok_or(outside)?;
-            left = rest;
+            left -= len;
         }
         Ok(())
     }

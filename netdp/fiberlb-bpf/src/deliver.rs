@@ -69,7 +69,7 @@ pub fn back(ctx: &XdpContext, packet: &Packet, flow: &Flow) -> Verdict {
 /// The frame as it is, to another machine of the link. Without a way there it cannot go by the stack,
 /// which would take the VIP for its own.
 #[inline(always)]
-fn direct(ctx: &XdpContext, hop: &Hop) -> Option<Verdict> {
+pub fn direct(ctx: &XdpContext, hop: &Hop) -> Option<Verdict> {
     if hop.ifindex == 0 {
         return None;
     }

@@ -73,8 +73,7 @@ fn forward(ctx: &XdpContext, message: &Message, target: &Target) -> Verdict {
             (&target.real.addr, target.real.port),
         )
         .and_then(|()| deliver::send(ctx, &target.real.hop)),
-        mode::DIRECT if target.real.hop.ifindex == 0 => None,
-        mode::DIRECT => deliver::send(ctx, &target.real.hop),
+        mode::DIRECT => deliver::direct(ctx, &target.real.hop),
         _ => encap::wrap_all(
             ctx,
             target,

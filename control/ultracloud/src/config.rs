@@ -20,6 +20,8 @@
 //! | `coronafs.partitions` | the number of shards at the first start | 1 to 1024; fixed then |
 //! | `coronafs.socket_dir` | coronafs/sockets in the data directory | a directory with a path of up to 64 bytes |
 //! | `coronafs.master_key_file` | coronafs-master-key in the data directory, made at the first start | a file with 64 hexadecimal digits that only its owner can read |
+//! | `coronafs.scrub_bytes_per_s` | 0: off | bytes a second and partition that are compared with their checksums in the background |
+//! | `coronafs.image_bytes_per_s` | 104857600 | bytes a second and partition that are fetched in the background for volumes from images; 0 is no limit |
 //! | `[coronafs.nbd_tls]` | none | `cert`, `key` and `ca`: PEM files, for NBD at an address |
 //! | `[coronafs.remote_tls]` | none | `cert`, `key` and `ca`: PEM files, shown to and asked of other nodes whose volumes are served here |
 //! | `chainfire.name` | default | the member's name |

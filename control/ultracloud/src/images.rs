@@ -27,13 +27,6 @@ pub struct ObjectImages {
     images: Images,
 }
 
-/// What is told of an object that is to be an image.
-struct Looked {
-    bytes: u64,
-    etag: String,
-    digest: Option<ImageDigest>,
-}
-
 impl ObjectImages {
     /// Images among the objects of a node.
     pub fn new(buckets: BucketService, images: Images) -> ObjectImages {
@@ -48,13 +41,13 @@ impl ObjectImages {
                 .next("name it as BUCKET/KEY")
         })?;
         let (images, user) = (self.images.clone(), caller.principal.tenant.clone());
-        let of = bucket.clone();
-        let looked = self.buckets.on_shard(caller, |buckets| async move {
+        let (of, named) = (bucket.clone(), name.to_owned());
+        let found = self.buckets.on_shard(caller, |buckets| async move {
             buckets.get(&user, &bucket)?;
             let image = images.open(&bucket, &key).await;
-            Ok(looked(&image.map_err(BucketError::Store)?))
+            Ok(image_ref(&named, &image.map_err(BucketError::Store)?))
         });
-        let looked = looked.await.map_err(|failure| {
+        found.await.map_err(|failure| {
             let missing =
                 ApiError::new(Code::NotFound, "no-such-image", "the object does not exist")
                     .object(format!("image {name}"))
@@ -65,16 +58,12 @@ impl ObjectImages {
                 }
                 failure => crate::buckets::told(failure, of.as_str()),
             }
-        })?;
-        Ok(ImageRef {
-            identity: format!("{name}{TAG}{}", looked.etag),
-            bytes: looked.bytes,
-            digest: looked.digest,
         })
     }
 }
 
-fn looked(image: &Image) -> Looked {
+/// An object as the image of a volume.
+fn image_ref(name: &str, image: &Image) -> ImageRef {
     // One of parts' checksums is none of the content.
     let whole = image
         .checksum()
@@ -82,9 +71,9 @@ fn looked(image: &Image) -> Looked {
     let sum = whole.map(|sum| sum.value);
     let sum = sum.filter(|sum| sum.algorithm() == Algorithm::Sha256);
     let digest = sum.and_then(|sum| sum.bytes().try_into().ok().map(ImageDigest));
-    Looked {
+    ImageRef {
+        identity: format!("{name}{TAG}{}", tag(image)),
         bytes: image.size(),
-        etag: tag(image),
         digest,
     }
 }

@@ -236,6 +236,20 @@ impl BlockDevice for Attachment {
         self.read_range(offset, into).await.map_err(block_error)
     }
 
+    fn read_now(&self, offset: u64, into: &GuestList) -> Option<Result<(), BlockError>> {
+        let volume = &self.volume;
+        let plain = self.cipher.is_none() && !volume.summed && volume.filling().is_none();
+        let may = self.live.get() && volume.throttle.borrow().is_free();
+        if !plain || !may || !self.inner.data.reads_now() {
+            return None;
+        }
+        self.geometry().check(offset, into.len(), false).ok()?;
+        let run = volume.run_at(offset, into.len());
+        let place = run.place.filter(|_| run.bytes == into.len())?;
+        let read = self.inner.data.read_now(into, place)?;
+        Some(read.map_err(block_error))
+    }
+
     async fn write(&self, offset: u64, from: GuestList, durable: bool) -> Result<(), BlockError> {
         self.admit(offset, from.len(), true).await?;
         let done = async {

@@ -26,6 +26,11 @@ impl Throttle {
         }
     }
 
+    /// Whether nothing is limited.
+    pub(crate) fn is_free(&self) -> bool {
+        self.limits.ops_per_s == 0 && self.limits.bytes_per_s == 0
+    }
+
     /// When an operation of `bytes` that comes now may begin; it is counted.
     pub(crate) fn admit(&mut self, now: Nanos, bytes: u64) -> Nanos {
         let burst = u64::from(self.limits.burst_ms) * 1_000_000;

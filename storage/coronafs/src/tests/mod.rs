@@ -1,6 +1,7 @@
 //! Tests of partitions under the simulator: a world with one node, a small log, and sectors that can be
 //! told apart.
 
+mod at_once;
 mod basic;
 mod encryption;
 mod extents;

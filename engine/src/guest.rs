@@ -335,7 +335,6 @@ impl GuestWindow {
         unsafe { ptr.write_volatile(bytes) };
     }
 
-    #[inline]
     /// Says that bytes from `at` on are read soon, so that they come from the other side's cache meanwhile.
     /// Nothing is read, and outside of the window nothing happens.
     #[inline]
@@ -354,6 +353,7 @@ impl GuestWindow {
         }
     }
 
+    #[inline]
     fn at<const N: usize>(&self, at: usize) -> *mut u8 {
         let fits = at <= self.len && self.len - at >= N;
         assert!(fits, "{N} bytes at {at} of a window of {}", self.len);

@@ -67,6 +67,7 @@ mod tests {
             ops_per_s: 100,
             bytes_per_s: 0,
             burst_ms: 50,
+            ..Limits::default()
         });
         let start = Nanos(1_000 * MS);
         let begins: Vec<u64> = (0..8)
@@ -84,7 +85,7 @@ mod tests {
         let mut throttle = Throttle::new(Limits {
             ops_per_s: 1_000_000,
             bytes_per_s: 1 << 20,
-            burst_ms: 0,
+            ..Limits::default()
         });
         let start = Nanos(0);
         assert_eq!(throttle.admit(start, 512 << 10), Nanos(0));

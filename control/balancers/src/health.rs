@@ -162,7 +162,7 @@ mod tests {
             now += 1000;
             health.step(Ok(()), now, &check);
         }
-        assert!(falls <= 6, "it fell {falls} times in 200 s");
+        assert!(falls <= 10, "of 100 falls {falls} were seen");
         assert!(health.why().contains("held down") || health.verdict() == Verdict::Healthy);
         let mut quiet = 0;
         while health.verdict() != Verdict::Healthy {
@@ -190,7 +190,8 @@ mod tests {
                 let before = health.verdict();
                 let result = if passed { Ok(()) } else { failed() };
                 if health.step(result, now, &check) && before != Verdict::Unknown {
-                    prop_assert!(row >= if passed { rise } else { fall });
+                    let needed = if passed { rise } else { fall };
+                    prop_assert!(row >= needed);
                 }
                 if !passed && row >= fall {
                     prop_assert_eq!(health.verdict(), Verdict::Unhealthy);

@@ -108,16 +108,20 @@ impl Asker {
             .header("connection", "close")
             .body(Empty::<Bytes>::new())
             .map_err(|error| format!("no request can be made: {error}"))?;
-        let asked = sender.send_request(request);
+        let mut asked = std::pin::pin!(sender.send_request(request));
         // The connection works while it is awaited; its end is that of the check.
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
-            answer = asked => answer.map(|answer| answer.status().as_u16()).map_err(failed),
-            ended = async { connection.await } => match ended {
-                Ok(()) => Err("HTTP: it closed the connection without an answer".to_owned()),
-                Err(error) => Err(failed(error)),
-            },
-        }
+            answer = &mut asked => answer,
+            ended = connection => {
+                ended.map_err(failed)?;
+                // It may have ended just behind the answer.
+                asked.await
+            }
+        };
+        answer
+            .map(|answer| answer.status().as_u16())
+            .map_err(failed)
     }
 
     async fn grpc(&self, link: Link, service: &str) -> Result<(), String> {
@@ -266,3 +270,6 @@ impl AsyncWrite for Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

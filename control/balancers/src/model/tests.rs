@@ -41,7 +41,12 @@ pub(super) fn web(backends: usize, change: impl FnOnce(&mut v1::Pool)) -> Balanc
         pools: vec![pool],
         ..Default::default()
     };
-    let parsed = spec::parse(("root", "default"), &[written], &Hosts::new(), std::iter::empty());
+    let parsed = spec::parse(
+        ("root", "default"),
+        &[written],
+        &Hosts::new(),
+        std::iter::empty(),
+    );
     parsed.unwrap().remove(0)
 }
 
@@ -64,7 +69,11 @@ fn key(name: &str) -> BackendKey {
 
 fn judge(model: &mut Model, name: &str, passed: bool, now: u64) -> bool {
     let addr = model.backend(&key(name)).unwrap().addr;
-    let result = if passed { Ok(()) } else { Err("refused".to_owned()) };
+    let result = if passed {
+        Ok(())
+    } else {
+        Err("refused".to_owned())
+    };
     model.checked(&key(name), addr, result, now)
 }
 
@@ -125,10 +134,18 @@ fn in_panic_all_serve_but_those_that_may_not() {
     assert_eq!(states(&model), [Down, Up, Up, Down]);
     judge(&mut model, "b1", false, 2);
     model.commit(2);
-    assert_eq!(states(&model), [Up, Up, Up, Down], "one of three is below half");
+    assert_eq!(
+        states(&model),
+        [Up, Up, Up, Down],
+        "one of three is below half"
+    );
     model.set_drain(&key("b0"), Some(Drain { deadline_ms: None }));
     model.commit(3);
-    assert_eq!(states(&model)[0], Down, "a dead backend that drains has nothing to keep");
+    assert_eq!(
+        states(&model)[0],
+        Down,
+        "a dead backend that drains has nothing to keep"
+    );
 }
 
 #[test]
@@ -161,7 +178,11 @@ fn a_backend_that_comes_back_gets_its_share_in_steps() {
     judge(&mut model, "b0", true, 0);
     judge(&mut model, "b1", true, 0);
     model.commit(0);
-    assert_eq!(weights(&model), [30, 10], "a pool that is new has nobody else");
+    assert_eq!(
+        weights(&model),
+        [30, 10],
+        "a pool that is new has nobody else"
+    );
     judge(&mut model, "b0", false, 1000);
     model.commit(1000);
     judge(&mut model, "b0", true, 2000);
@@ -187,9 +208,16 @@ fn health_and_drains_stay_with_backends_over_documents() {
     model.set_drain(&key("b0"), Some(Drain { deadline_ms: None }));
     model.commit(0);
     let gone = BTreeSet::from([key("b0").balancer]);
-    model.replace(&gone, vec![web(3, |pool| pool.backends[1].address = "10.0.9.9".into())]);
+    model.replace(
+        &gone,
+        vec![web(3, |pool| pool.backends[1].address = "10.0.9.9".into())],
+    );
     model.commit(1);
-    assert_eq!(states(&model), [Draining, Up, Up], "b1 is another machine now");
+    assert_eq!(
+        states(&model),
+        [Draining, Up, Up],
+        "b1 is another machine now"
+    );
     model.replace(&gone, Vec::new());
     assert_eq!((model.drains().count(), model.checks().len()), (0, 0));
     // A result of a check that ran meanwhile is nobody's.

@@ -223,6 +223,7 @@ fn parse_balancer(
     }
     let mut listeners = Vec::new();
     let mut names = BTreeSet::new();
+    let place = faults.path.clone();
     for (at, listener) in written.listeners.iter().enumerate() {
         let object = format!("listener {}", listener.name);
         let mut faults = faults.below("listeners", at, &object);
@@ -238,7 +239,11 @@ fn parse_balancer(
             if let Some(taken) = places.take(&parsed, &format!("{object} of {key}")) {
                 faults.add("vip", taken);
             }
-            check_vip(&mut faults, &parsed, &pools[parsed.pool]);
+            // What is wrong with its pool was said there.
+            let pool = format!("{place}.pools[{}]", parsed.pool);
+            if !faults.all.iter().any(|fault| fault.path.starts_with(&pool)) {
+                check_vip(&mut faults, &parsed, &pools[parsed.pool]);
+            }
         }
         listeners.push(parsed);
     }

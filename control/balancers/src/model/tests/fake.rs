@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 use fiberlb::desired::{BackendState, Desired, VipAt, mapped};
 use fiberlb::tables::{Mirror, PrefixAt, SourceAt, Tables};
-use fiberlb_abi::{
-    Addr, PrefixVip, QuicKey, Real, RingLine, Vip, VipKey, real_flags, vip_flags,
-};
+use fiberlb_abi::{Addr, PrefixVip, QuicKey, Real, RingLine, Vip, VipKey, real_flags, vip_flags};
 
 #[derive(Debug, Default)]
 pub struct Fake {
@@ -24,9 +22,16 @@ impl Fake {
                 self.until_failure = None;
                 // An error of that crate; which one does not matter.
                 let twice = vec![super::web(1, |_| {}); 2];
-                let vips = twice.iter().map(|b| crate::spec::vip_of(&b.listeners[0], &b.pools[0]));
+                let vips = twice
+                    .iter()
+                    .map(|b| crate::spec::vip_of(&b.listeners[0], &b.pools[0]));
                 let vips = vips.collect();
-                Err(Desired { generation: 1, vips }.check().unwrap_err())
+                Err(Desired {
+                    generation: 1,
+                    vips,
+                }
+                .check()
+                .unwrap_err())
             }
             Some(left) => {
                 *left -= 1;
@@ -38,10 +43,16 @@ impl Fake {
 
     /// What another process reads back: no ring's origin.
     pub fn read(&self) -> Mirror {
-        let used = self.written.reals.iter().filter(|(_, real)| real.addr != Addr::default());
+        let used = self
+            .written
+            .reals
+            .iter()
+            .filter(|(_, real)| real.addr != Addr::default());
         Mirror {
             rings: BTreeMap::new(),
-            names: used.map(|(id, real)| ((real.vip, real.addr, real.port), *id)).collect(),
+            names: used
+                .map(|(id, real)| ((real.vip, real.addr, real.port), *id))
+                .collect(),
             ..self.written.clone()
         }
     }
@@ -91,7 +102,11 @@ impl Fake {
             wanted.sort_unstable();
             assert_eq!(in_ring, wanted, "the ring of {addr} port {port}");
             for backend in &vip.backends {
-                let name = (u32::from(slot), mapped(backend.addr), backend.port.unwrap_or(0).to_be());
+                let name = (
+                    u32::from(slot),
+                    mapped(backend.addr),
+                    backend.port.unwrap_or(0).to_be(),
+                );
                 let real = self.written.reals[&self.read().names[&name]];
                 let flags = match backend.state {
                     BackendState::Up => real_flags::ALIVE,

@@ -110,7 +110,11 @@ impl World {
                 let passed = self.dice.chance(60);
                 if let Some(key) = self.any_backend() {
                     let addr = self.model.backend(&key).unwrap().addr;
-                    let result = if passed { Ok(()) } else { Err("refused".to_owned()) };
+                    let result = if passed {
+                        Ok(())
+                    } else {
+                        Err("refused".to_owned())
+                    };
                     self.model.checked(&key, addr, result, self.now);
                 }
             }
@@ -118,7 +122,8 @@ impl World {
                 if let Some(key) = self.any_backend() {
                     let deadline_ms = self.dice.chance(50).then_some(self.now + 2000);
                     let begins = self.dice.chance(60);
-                    self.model.set_drain(&key, begins.then_some(Drain { deadline_ms }));
+                    self.model
+                        .set_drain(&key, begins.then_some(Drain { deadline_ms }));
                     self.kept.1 = self.drains();
                 }
             }
@@ -143,7 +148,10 @@ impl World {
     }
 
     fn drains(&self) -> Vec<(BackendKey, Drain)> {
-        self.model.drains().map(|(key, drain)| (key.clone(), drain)).collect()
+        self.model
+            .drains()
+            .map(|(key, drain)| (key.clone(), drain))
+            .collect()
     }
 
     /// The process ends; the next one has the file, and reads the tables.
@@ -236,7 +244,10 @@ fn run(seed: u64) {
 
 #[test]
 fn the_tables_come_to_what_is_wanted_by_seed() {
-    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+    if let Some(seed) = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
         return run(seed);
     }
     for seed in 0..SEEDS {

@@ -31,12 +31,20 @@ fn web() -> v1::LoadBalancer {
 }
 
 fn parse_alone(balancers: &[v1::LoadBalancer]) -> Result<Vec<Balancer>, Vec<Fault>> {
-    parse(("root", "default"), balancers, &Hosts::new(), std::iter::empty())
+    parse(
+        ("root", "default"),
+        balancers,
+        &Hosts::new(),
+        std::iter::empty(),
+    )
 }
 
 fn faults(balancers: &[v1::LoadBalancer]) -> Vec<(String, String)> {
     let faults = parse_alone(balancers).err().unwrap_or_default();
-    faults.into_iter().map(|fault| (fault.path, fault.what)).collect()
+    faults
+        .into_iter()
+        .map(|fault| (fault.path, fault.what))
+        .collect()
 }
 
 #[test]
@@ -44,10 +52,16 @@ fn a_short_document_gets_defaults() {
     let balancers = parse_alone(&[web()]).unwrap();
     let listener = &balancers[0].listeners[0];
     assert_eq!(listener.algorithm, Algorithm::FiveTuple);
-    assert_eq!((listener.mode, listener.ring), (Mode::Dnat, RingSize::Large));
+    assert_eq!(
+        (listener.mode, listener.ring),
+        (Mode::Dnat, RingSize::Large)
+    );
     assert_eq!(listener.flows, FlowTable::Kept);
     let pool = &balancers[0].pools[0];
-    assert_eq!((pool.backends[0].weight, pool.backends[0].port), (1, Some(8080)));
+    assert_eq!(
+        (pool.backends[0].weight, pool.backends[0].port),
+        (1, Some(8080))
+    );
     assert_eq!(balancers[0].written.owner, "root");
 }
 
@@ -56,11 +70,17 @@ fn every_published_algorithm_and_mode_has_its_word() {
     for (word, algorithm) in ALGORITHMS {
         let mut of_pool = web();
         of_pool.pools[0].algorithm = word.into();
-        assert_eq!(parse_alone(&[of_pool]).unwrap()[0].listeners[0].algorithm, algorithm);
+        assert_eq!(
+            parse_alone(&[of_pool]).unwrap()[0].listeners[0].algorithm,
+            algorithm
+        );
         let mut own = web();
         own.pools[0].algorithm = "source".into();
         own.listeners[0].algorithm = word.into();
-        assert_eq!(parse_alone(&[own]).unwrap()[0].listeners[0].algorithm, algorithm);
+        assert_eq!(
+            parse_alone(&[own]).unwrap()[0].listeners[0].algorithm,
+            algorithm
+        );
     }
     for (word, mode) in MODES {
         let mut balancer = web();
@@ -78,18 +98,62 @@ fn each_fault_is_found_and_says_where_it_stands() {
     type Change = fn(&mut v1::LoadBalancer);
     let changes: [(Change, &str, &str); 24] = [
         (|b| b.name = "Web".into(), "balancers[0].name", "a-z"),
-        (|b| b.owner = "alice".into(), "balancers[0].owner", "the document's is root"),
-        (|b| b.listeners[0].protocol = "sctp".into(), ".listeners[0].protocol", "sctp"),
-        (|b| b.listeners[0].protocol = "https".into(), ".listeners[0].protocol", "not served yet"),
-        (|b| b.listeners[0].vip = "nowhere".into(), ".listeners[0].vip", "nowhere"),
-        (|b| b.listeners[0].vip = "192.0.2.1/24".into(), ".listeners[0].vip", "behind its length"),
-        (|b| b.listeners[0].vip = "192.0.2.0/33".into(), ".listeners[0].vip", "no prefix"),
-        (|b| b.listeners[0].vip = "0.0.0.0".into(), ".listeners[0].vip", "no host's"),
+        (
+            |b| b.owner = "alice".into(),
+            "balancers[0].owner",
+            "the document's is root",
+        ),
+        (
+            |b| b.listeners[0].protocol = "sctp".into(),
+            ".listeners[0].protocol",
+            "sctp",
+        ),
+        (
+            |b| b.listeners[0].protocol = "https".into(),
+            ".listeners[0].protocol",
+            "not served yet",
+        ),
+        (
+            |b| b.listeners[0].vip = "nowhere".into(),
+            ".listeners[0].vip",
+            "nowhere",
+        ),
+        (
+            |b| b.listeners[0].vip = "192.0.2.1/24".into(),
+            ".listeners[0].vip",
+            "behind its length",
+        ),
+        (
+            |b| b.listeners[0].vip = "192.0.2.0/33".into(),
+            ".listeners[0].vip",
+            "no prefix",
+        ),
+        (
+            |b| b.listeners[0].vip = "0.0.0.0".into(),
+            ".listeners[0].vip",
+            "no host's",
+        ),
         (|b| b.listeners[0].port = 0, ".listeners[0].port", "missing"),
-        (|b| b.listeners[0].port = 70_000, ".listeners[0].port", "65535"),
-        (|b| b.listeners[0].pool = "other".into(), ".listeners[0].pool", "no pool other"),
-        (|b| b.listeners[0].algorithm = "best".into(), ".listeners[0].algorithm", "5-tuple"),
-        (|b| b.listeners[0].mode = "direct".into(), ".listeners[0]", "needs DNAT"),
+        (
+            |b| b.listeners[0].port = 70_000,
+            ".listeners[0].port",
+            "65535",
+        ),
+        (
+            |b| b.listeners[0].pool = "other".into(),
+            ".listeners[0].pool",
+            "no pool other",
+        ),
+        (
+            |b| b.listeners[0].algorithm = "best".into(),
+            ".listeners[0].algorithm",
+            "5-tuple",
+        ),
+        (
+            |b| b.listeners[0].mode = "direct".into(),
+            ".listeners[0]",
+            "needs DNAT",
+        ),
         (|b| b.listeners[0].quic = true, ".listeners[0]", "QUIC"),
         (
             |b| {
@@ -101,12 +165,36 @@ fn each_fault_is_found_and_says_where_it_stands() {
             ".listeners[0].sources.deny[1]",
             "no prefix",
         ),
-        (|b| b.pools[0].backends[1].name = "b1".into(), ".backends[1].name", "another backend"),
-        (|b| b.pools[0].backends[1].address = "10.0.0.1".into(), ".backends[1].address", "b1"),
-        (|b| b.pools[0].backends[0].address = "::1".into(), ".listeners[0]", "needs a tunnel"),
-        (|b| b.pools[0].backends[0].address = "no.example".into(), ".backends[0].address", "looked up"),
-        (|b| b.pools[0].backends[0].weight = 1001, ".backends[0].weight", "1000"),
-        (|b| b.pools[0].backends[0].admin_state = "off".into(), ".admin_state", "drain"),
+        (
+            |b| b.pools[0].backends[1].name = "b1".into(),
+            ".backends[1].name",
+            "another backend",
+        ),
+        (
+            |b| b.pools[0].backends[1].address = "10.0.0.1".into(),
+            ".backends[1].address",
+            "b1",
+        ),
+        (
+            |b| b.pools[0].backends[0].address = "::1".into(),
+            ".listeners[0]",
+            "needs a tunnel",
+        ),
+        (
+            |b| b.pools[0].backends[0].address = "no.example".into(),
+            ".backends[0].address",
+            "looked up",
+        ),
+        (
+            |b| b.pools[0].backends[0].weight = 1001,
+            ".backends[0].weight",
+            "1000",
+        ),
+        (
+            |b| b.pools[0].backends[0].admin_state = "off".into(),
+            ".admin_state",
+            "drain",
+        ),
         (
             |b| {
                 b.pools[0].health_check = Some(v1::HealthCheck {
@@ -128,7 +216,11 @@ fn each_fault_is_found_and_says_where_it_stands() {
             ".pools[0].health_check.fall",
             "1 to 100",
         ),
-        (|b| b.pools[0].panic_threshold_percent = 101, ".panic_threshold_percent", "100"),
+        (
+            |b| b.pools[0].panic_threshold_percent = 101,
+            ".panic_threshold_percent",
+            "100",
+        ),
     ];
     assert!(faults(&[web()]).is_empty());
     for (change, path, what) in changes {
@@ -160,8 +252,14 @@ fn a_vip_and_a_name_are_taken_once_on_the_node() {
         parse(("root", "two"), &[balancer], &Hosts::new(), first.iter())
     };
     let faults = in_another_set(web()).unwrap_err();
-    assert!(faults[0].what.contains("taken already, in default"), "{faults:?}");
-    assert!(faults[1].what.contains("that of listener http"), "{faults:?}");
+    assert!(
+        faults[0].what.contains("taken already, in default"),
+        "{faults:?}"
+    );
+    assert!(
+        faults[1].what.contains("that of listener http"),
+        "{faults:?}"
+    );
     let mut other = web();
     other.name = "other".into();
     other.listeners[0].protocol = "udp".into();
@@ -200,7 +298,11 @@ fn checks_know_their_port() {
     balancer.pools[0].health_check = Some(check);
     assert_eq!(port_of(balancer.clone()), Ok(8080));
     balancer.pools[0].backends[0].port = 0;
-    assert_eq!(port_of(balancer.clone()), Ok(80), "the port of the only listener");
+    assert_eq!(
+        port_of(balancer.clone()),
+        Ok(80),
+        "the port of the only listener"
+    );
     let second = v1::Listener {
         name: "https".into(),
         port: 443,

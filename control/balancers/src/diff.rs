@@ -17,7 +17,7 @@ type Objects = BTreeMap<String, Fields>;
 pub fn changes<'a>(
     before: impl Iterator<Item = &'a Balancer>,
     after: impl Iterator<Item = &'a Balancer>,
-) -> Vec<v1::Change> {
+) -> Vec<v1::BalancerChange> {
     let (before, after) = (objects(before), objects(after));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let mut changes = Vec::new();
@@ -32,21 +32,21 @@ pub fn changes<'a>(
     changes
 }
 
-fn whole(action: &str, object: &str) -> v1::Change {
-    v1::Change {
+fn whole(action: &str, object: &str) -> v1::BalancerChange {
+    v1::BalancerChange {
         action: action.to_owned(),
         object: object.to_owned(),
-        ..v1::Change::default()
+        ..v1::BalancerChange::default()
     }
 }
 
-fn fields(object: &str, before: &Fields, after: &Fields, changes: &mut Vec<v1::Change>) {
+fn fields(object: &str, before: &Fields, after: &Fields, changes: &mut Vec<v1::BalancerChange>) {
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     for name in names {
         let value = |fields: &Fields| fields.get(name).cloned().unwrap_or_default();
         let (before, after) = (value(before), value(after));
         if before != after {
-            changes.push(v1::Change {
+            changes.push(v1::BalancerChange {
                 action: "change".to_owned(),
                 object: object.to_owned(),
                 field: name.clone(),

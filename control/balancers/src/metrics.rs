@@ -133,37 +133,42 @@ impl BalancerService {
     }
 }
 
+/// What a metric is, before its values. Writing to a String cannot fail, here and below.
+fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(
+        text,
+        "# HELP uc_fiberlb_{name} {help}\n# TYPE uc_fiberlb_{name} {kind}"
+    );
+}
+
+/// All listeners, with their labels.
+fn listeners(status: &v1::Status) -> Vec<(String, &v1::ListenerStatus)> {
+    let of_balancer = |balancer: &v1::BalancerStatus| {
+        let (owner, name) = (label(&balancer.owner), &balancer.name);
+        format!("owner=\"{owner}\",balancer=\"{name}\"")
+    };
+    let mut all = Vec::new();
+    for balancer in &status.balancers {
+        for listener in &balancer.listeners {
+            let (labels, name) = (of_balancer(balancer), &listener.name);
+            all.push((format!("{labels},listener=\"{name}\""), listener));
+        }
+    }
+    all
+}
+
 fn prometheus(status: &v1::Status, seen: &Seen) -> String {
     let mut text = String::new();
-    // Writing to a String cannot fail.
-    let head = |text: &mut String, name: &str, kind: &str, help: &str| {
-        let _ = writeln!(
-            text,
-            "# HELP uc_fiberlb_{name} {help}\n# TYPE uc_fiberlb_{name} {kind}"
-        );
-    };
-    let listeners = || {
-        status.balancers.iter().flat_map(|balancer| {
-            balancer.listeners.iter().map(move |listener| {
-                let labels = format!(
-                    "owner=\"{}\",balancer=\"{}\",listener=\"{}\"",
-                    label(&balancer.owner),
-                    balancer.name,
-                    listener.name
-                );
-                (labels, listener)
-            })
-        })
-    };
+    let listeners = listeners(status);
     for (name, kind, help, value) in LISTENERS {
         head(&mut text, name, kind, help);
-        for (labels, listener) in listeners() {
+        for (labels, listener) in &listeners {
             let _ = writeln!(text, "uc_fiberlb_{name}{{{labels}}} {}", value(listener));
         }
     }
     for (name, kind, help, value) in BACKENDS {
         head(&mut text, name, kind, help);
-        for (labels, listener) in listeners() {
+        for (labels, listener) in &listeners {
             for backend in &listener.backends {
                 let (pool, of_it) = (&backend.pool, &backend.name);
                 let labels = format!("{labels},pool=\"{pool}\",backend=\"{of_it}\"");
@@ -171,18 +176,34 @@ fn prometheus(status: &v1::Status, seen: &Seen) -> String {
             }
         }
     }
+    of_tables(&mut text, status, seen);
+    let (name, help) = (
+        "interface_attached_state",
+        "1 while packets of it are balanced.",
+    );
+    head(&mut text, name, "gauge", help);
+    for interface in &status.interfaces {
+        let labels = format!("interface=\"{}\"", label(&interface.name));
+        let value = u8::from(interface.error.is_empty());
+        let _ = writeln!(text, "uc_fiberlb_{name}{{{labels}}} {value}");
+    }
+    text
+}
+
+fn of_tables(text: &mut String, status: &v1::Status, seen: &Seen) {
+    let (wanted, applied) = (status.generation, status.applied_generation);
     for (name, kind, help, value) in [
         (
             "wanted_generation",
             "gauge",
             "The state that is wanted.",
-            u64::from(status.generation),
+            u64::from(wanted),
         ),
         (
             "applied_generation",
             "gauge",
             "The state that the tables have.",
-            u64::from(status.applied_generation),
+            u64::from(applied),
         ),
         (
             "expired_flows_total",
@@ -203,20 +224,9 @@ fn prometheus(status: &v1::Status, seen: &Seen) -> String {
             seen.open,
         ),
     ] {
-        head(&mut text, name, kind, help);
+        head(text, name, kind, help);
         let _ = writeln!(text, "uc_fiberlb_{name} {value}");
     }
-    let (name, help) = (
-        "interface_attached_state",
-        "1 while packets of it are balanced.",
-    );
-    head(&mut text, name, "gauge", help);
-    for interface in &status.interfaces {
-        let labels = format!("interface=\"{}\"", label(&interface.name));
-        let value = u8::from(interface.error.is_empty());
-        let _ = writeln!(text, "uc_fiberlb_{name}{{{labels}}} {value}");
-    }
-    text
 }
 
 /// What the tables' owner sees, for people.

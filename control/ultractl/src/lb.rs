@@ -146,6 +146,17 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
             let restored = restored.map_err(Failure::from)?;
             show(format, &restored.into_inner(), shown::backend)
         }
+        other => explain_or_delete(&mut client, owner, other, format).await,
+    }
+}
+
+async fn explain_or_delete(
+    client: &mut Client,
+    owner: String,
+    command: Command,
+    format: Format,
+) -> Result<()> {
+    match command {
         Command::Explain { src, dst, protocol } => {
             let request = v1::ExplainRequest { src, dst, protocol };
             let explained = client.explain(request).await.map_err(Failure::from)?;
@@ -163,6 +174,7 @@ pub async fn run(args: Args, choice: &Choice, format: Format) -> Result<()> {
                 format!("removed load balancer {name}\n")
             })
         }
+        _ => unreachable!("`run` has done the others"),
     }
 }
 

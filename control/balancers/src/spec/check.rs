@@ -139,38 +139,45 @@ pub(super) fn parse(
     })
 }
 
+/// Finds fields that the kind of check does not know.
+fn misplaced(
+    written: &v1::HealthCheck,
+    (is_http, is_grpc, has_tls): (bool, bool, bool),
+    fault: &mut impl FnMut(&str, String),
+) {
+    let tls = "https, and grpc with tls";
+    for (field, given, taken, whose) in [
+        ("path", !written.path.is_empty(), is_http, "http and https"),
+        (
+            "statuses",
+            !written.statuses.is_empty(),
+            is_http,
+            "http and https",
+        ),
+        (
+            "host",
+            !written.host.is_empty(),
+            is_http || is_grpc,
+            "http, https and grpc",
+        ),
+        ("service", !written.service.is_empty(), is_grpc, "grpc"),
+        ("tls", written.tls, is_grpc, "grpc"),
+        ("ca_pem", !written.ca_pem.is_empty(), has_tls, tls),
+        ("server_name", !written.server_name.is_empty(), has_tls, tls),
+        ("skip_verify", written.skip_verify, has_tls, tls),
+    ] {
+        if given && !taken {
+            let kind = &written.kind;
+            fault(field, format!("is for {whose}, and the kind is {kind:?}"));
+        }
+    }
+}
+
 fn kind(written: &v1::HealthCheck, fault: &mut impl FnMut(&str, String)) -> Option<CheckKind> {
     let is_http = matches!(&*written.kind, "http" | "https");
     let is_grpc = written.kind == "grpc";
     let has_tls = written.kind == "https" || is_grpc && written.tls;
-    let mut misplaced = |field: &str, given: bool, taken: bool, whose: &str| {
-        if given && !taken {
-            fault(
-                field,
-                format!("is for {whose}, and the kind is {:?}", written.kind),
-            );
-        }
-    };
-    misplaced("path", !written.path.is_empty(), is_http, "http and https");
-    let named = !written.statuses.is_empty();
-    misplaced("statuses", named, is_http, "http and https");
-    misplaced(
-        "host",
-        !written.host.is_empty(),
-        is_http || is_grpc,
-        "http, https and grpc",
-    );
-    misplaced("service", !written.service.is_empty(), is_grpc, "grpc");
-    misplaced("tls", written.tls, is_grpc, "grpc");
-    let whose = "https, and grpc with tls";
-    misplaced("ca_pem", !written.ca_pem.is_empty(), has_tls, whose);
-    misplaced(
-        "server_name",
-        !written.server_name.is_empty(),
-        has_tls,
-        whose,
-    );
-    misplaced("skip_verify", written.skip_verify, has_tls, whose);
+    misplaced(written, (is_http, is_grpc, has_tls), fault);
     let tls = if has_tls {
         match tls(written) {
             Ok(tls) => Some(tls),

@@ -92,138 +92,140 @@ fn every_published_algorithm_and_mode_has_its_word() {
     }
 }
 
-/// Each change makes one fault, at one place.
+type Change = fn(&mut v1::LoadBalancer);
+
+/// Each makes one fault, at one place.
+const CHANGES: [(Change, &str, &str); 24] = [
+    (|b| b.name = "Web".into(), "balancers[0].name", "a-z"),
+    (
+        |b| b.owner = "alice".into(),
+        "balancers[0].owner",
+        "the document's is root",
+    ),
+    (
+        |b| b.listeners[0].protocol = "sctp".into(),
+        ".listeners[0].protocol",
+        "sctp",
+    ),
+    (
+        |b| b.listeners[0].protocol = "https".into(),
+        ".listeners[0].protocol",
+        "not served yet",
+    ),
+    (
+        |b| b.listeners[0].vip = "nowhere".into(),
+        ".listeners[0].vip",
+        "nowhere",
+    ),
+    (
+        |b| b.listeners[0].vip = "192.0.2.1/24".into(),
+        ".listeners[0].vip",
+        "behind its length",
+    ),
+    (
+        |b| b.listeners[0].vip = "192.0.2.0/33".into(),
+        ".listeners[0].vip",
+        "no prefix",
+    ),
+    (
+        |b| b.listeners[0].vip = "0.0.0.0".into(),
+        ".listeners[0].vip",
+        "no host's",
+    ),
+    (|b| b.listeners[0].port = 0, ".listeners[0].port", "missing"),
+    (
+        |b| b.listeners[0].port = 70_000,
+        ".listeners[0].port",
+        "65535",
+    ),
+    (
+        |b| b.listeners[0].pool = "other".into(),
+        ".listeners[0].pool",
+        "no pool other",
+    ),
+    (
+        |b| b.listeners[0].algorithm = "best".into(),
+        ".listeners[0].algorithm",
+        "5-tuple",
+    ),
+    (
+        |b| b.listeners[0].mode = "direct".into(),
+        ".listeners[0]",
+        "needs DNAT",
+    ),
+    (|b| b.listeners[0].quic = true, ".listeners[0]", "QUIC"),
+    (
+        |b| {
+            b.listeners[0].sources = Some(v1::Sources {
+                deny: vec!["10.0.0.0/8".into(), "x".into()],
+                ..Default::default()
+            });
+        },
+        ".listeners[0].sources.deny[1]",
+        "no prefix",
+    ),
+    (
+        |b| b.pools[0].backends[1].name = "b1".into(),
+        ".backends[1].name",
+        "another backend",
+    ),
+    (
+        |b| b.pools[0].backends[1].address = "10.0.0.1".into(),
+        ".backends[1].address",
+        "b1",
+    ),
+    (
+        |b| b.pools[0].backends[0].address = "::1".into(),
+        ".listeners[0]",
+        "needs a tunnel",
+    ),
+    (
+        |b| b.pools[0].backends[0].address = "no.example".into(),
+        ".backends[0].address",
+        "looked up",
+    ),
+    (
+        |b| b.pools[0].backends[0].weight = 1001,
+        ".backends[0].weight",
+        "1000",
+    ),
+    (
+        |b| b.pools[0].backends[0].admin_state = "off".into(),
+        ".admin_state",
+        "drain",
+    ),
+    (
+        |b| {
+            b.pools[0].health_check = Some(v1::HealthCheck {
+                kind: "ping".into(),
+                ..Default::default()
+            });
+        },
+        ".pools[0].health_check.kind",
+        "ping",
+    ),
+    (
+        |b| {
+            b.pools[0].health_check = Some(v1::HealthCheck {
+                kind: "tcp".into(),
+                fall: 101,
+                ..Default::default()
+            });
+        },
+        ".pools[0].health_check.fall",
+        "1 to 100",
+    ),
+    (
+        |b| b.pools[0].panic_threshold_percent = 101,
+        ".panic_threshold_percent",
+        "100",
+    ),
+];
+
 #[test]
 fn each_fault_is_found_and_says_where_it_stands() {
-    type Change = fn(&mut v1::LoadBalancer);
-    let changes: [(Change, &str, &str); 24] = [
-        (|b| b.name = "Web".into(), "balancers[0].name", "a-z"),
-        (
-            |b| b.owner = "alice".into(),
-            "balancers[0].owner",
-            "the document's is root",
-        ),
-        (
-            |b| b.listeners[0].protocol = "sctp".into(),
-            ".listeners[0].protocol",
-            "sctp",
-        ),
-        (
-            |b| b.listeners[0].protocol = "https".into(),
-            ".listeners[0].protocol",
-            "not served yet",
-        ),
-        (
-            |b| b.listeners[0].vip = "nowhere".into(),
-            ".listeners[0].vip",
-            "nowhere",
-        ),
-        (
-            |b| b.listeners[0].vip = "192.0.2.1/24".into(),
-            ".listeners[0].vip",
-            "behind its length",
-        ),
-        (
-            |b| b.listeners[0].vip = "192.0.2.0/33".into(),
-            ".listeners[0].vip",
-            "no prefix",
-        ),
-        (
-            |b| b.listeners[0].vip = "0.0.0.0".into(),
-            ".listeners[0].vip",
-            "no host's",
-        ),
-        (|b| b.listeners[0].port = 0, ".listeners[0].port", "missing"),
-        (
-            |b| b.listeners[0].port = 70_000,
-            ".listeners[0].port",
-            "65535",
-        ),
-        (
-            |b| b.listeners[0].pool = "other".into(),
-            ".listeners[0].pool",
-            "no pool other",
-        ),
-        (
-            |b| b.listeners[0].algorithm = "best".into(),
-            ".listeners[0].algorithm",
-            "5-tuple",
-        ),
-        (
-            |b| b.listeners[0].mode = "direct".into(),
-            ".listeners[0]",
-            "needs DNAT",
-        ),
-        (|b| b.listeners[0].quic = true, ".listeners[0]", "QUIC"),
-        (
-            |b| {
-                b.listeners[0].sources = Some(v1::Sources {
-                    deny: vec!["10.0.0.0/8".into(), "x".into()],
-                    ..Default::default()
-                });
-            },
-            ".listeners[0].sources.deny[1]",
-            "no prefix",
-        ),
-        (
-            |b| b.pools[0].backends[1].name = "b1".into(),
-            ".backends[1].name",
-            "another backend",
-        ),
-        (
-            |b| b.pools[0].backends[1].address = "10.0.0.1".into(),
-            ".backends[1].address",
-            "b1",
-        ),
-        (
-            |b| b.pools[0].backends[0].address = "::1".into(),
-            ".listeners[0]",
-            "needs a tunnel",
-        ),
-        (
-            |b| b.pools[0].backends[0].address = "no.example".into(),
-            ".backends[0].address",
-            "looked up",
-        ),
-        (
-            |b| b.pools[0].backends[0].weight = 1001,
-            ".backends[0].weight",
-            "1000",
-        ),
-        (
-            |b| b.pools[0].backends[0].admin_state = "off".into(),
-            ".admin_state",
-            "drain",
-        ),
-        (
-            |b| {
-                b.pools[0].health_check = Some(v1::HealthCheck {
-                    kind: "ping".into(),
-                    ..Default::default()
-                });
-            },
-            ".pools[0].health_check.kind",
-            "ping",
-        ),
-        (
-            |b| {
-                b.pools[0].health_check = Some(v1::HealthCheck {
-                    kind: "tcp".into(),
-                    fall: 101,
-                    ..Default::default()
-                });
-            },
-            ".pools[0].health_check.fall",
-            "1 to 100",
-        ),
-        (
-            |b| b.pools[0].panic_threshold_percent = 101,
-            ".panic_threshold_percent",
-            "100",
-        ),
-    ];
     assert!(faults(&[web()]).is_empty());
-    for (change, path, what) in changes {
+    for (change, path, what) in CHANGES {
         let mut balancer = web();
         change(&mut balancer);
         let found = faults(&[balancer]);

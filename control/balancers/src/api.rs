@@ -33,7 +33,7 @@ macro_rules! run {
 macro_rules! answer {
     ($method:ident) => {
         |state: Arc<S>, call: Call<_>| async move {
-            state.balancers()?.$method(&call.caller, call.message)
+            state.balancers()?.$method(&call.caller, &call.message)
         }
     };
 }

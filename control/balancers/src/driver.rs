@@ -212,9 +212,10 @@ impl Driver {
         let changed = model.checked(&ended.key, ended.addr, ended.result, now);
         if changed {
             self.counts.changes.increment();
-            match why {
-                Some(why) => tracing::warn!(backend = %ended.key, why, "unhealthy"),
-                None => tracing::info!(backend = %ended.key, "healthy"),
+            if let Some(why) = why {
+                tracing::warn!(backend = %ended.key, why, "unhealthy");
+            } else {
+                tracing::info!(backend = %ended.key, "healthy");
             }
         }
         changed || self.hold_until.is_some()

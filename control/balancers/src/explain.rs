@@ -34,7 +34,7 @@ pub async fn explain(
         ..v1::Explanation::default()
     };
     let Some(looked) = looked else {
-        answer.verdict = "no-vip".to_owned();
+        answer.verdict = String::from("no-vip");
         let (proto, dst) = (&request.protocol, &request.dst);
         let step = format!("no VIP takes {proto} to {dst}: the packet is the stack's");
         answer.steps.push(step);
@@ -58,7 +58,7 @@ pub async fn explain(
     };
     answer.steps.push(format!("VIP by {place}"));
     if !source(&looked, &mut answer) {
-        answer.verdict = "refused".to_owned();
+        answer.verdict = String::from("refused");
         return Ok(answer);
     }
     let known = flow(&looked, &mut answer);
@@ -172,7 +172,7 @@ fn ring(looked: &Looked, key: &FlowKey, answer: &mut v1::Explanation) -> Option<
             let up = looked.reals.iter().filter(|(_, real)| is_up(real)).count();
             let step = format!("{name}: the {count} of {up} backends");
             answer.steps.push(step);
-            answer.verdict = if up == 0 { "no-backend" } else { "balanced" }.to_owned();
+            answer.verdict = String::from(if up == 0 { "no-backend" } else { "balanced" });
             return None;
         }
     };
@@ -204,11 +204,11 @@ fn is_up(real: &Real) -> bool {
 fn name(listener: Option<&(Balancer, Listener)>, real: Option<Real>, answer: &mut v1::Explanation) {
     let Some(real) = real else {
         if answer.verdict.is_empty() {
-            answer.verdict = "no-backend".to_owned();
+            answer.verdict = String::from("no-backend");
         }
         return;
     };
-    answer.verdict = "balanced".to_owned();
+    answer.verdict = String::from("balanced");
     answer.address = shown(real.addr).to_string();
     answer.port = u32::from(u16::from_be(real.port));
     let Some((balancer, listener)) = listener else {

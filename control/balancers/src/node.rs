@@ -287,7 +287,7 @@ fn check_pins(pins: &Path) -> Result<(), NodeError> {
     let there = pins
         .ancestors()
         .find_map(|dir| rustix::fs::statfs(dir).ok());
-    let is_bpf = there.is_some_and(|found| i64::from(found.f_type) == BPF_FS_MAGIC);
+    let is_bpf = there.is_some_and(|found| found.f_type == BPF_FS_MAGIC);
     if is_bpf {
         return Ok(());
     }

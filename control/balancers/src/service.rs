@@ -185,13 +185,11 @@ impl BalancerService {
         };
         // Somewhat before the caller's own deadline, to say what is the matter.
         let deadline = caller.deadline - Duration::from_millis(500);
-        match tokio::time::timeout_at(deadline, reached).await {
-            Ok(Ok(())) => Ok(()),
-            _ => {
-                let error = self.inner.shared.tables.applied().borrow().error.clone();
-                Err(not_applied(generation, error))
-            }
+        if let Ok(Ok(())) = tokio::time::timeout_at(deadline, reached).await {
+            return Ok(());
         }
+        let error = self.inner.shared.tables.applied().borrow().error.clone();
+        Err(not_applied(generation, error))
     }
 
     /// Removes a balancer.
@@ -243,7 +241,7 @@ impl BalancerService {
     pub fn get(
         &self,
         caller: &Caller,
-        request: v1::GetLoadBalancerRequest,
+        request: &v1::GetLoadBalancerRequest,
     ) -> Result<v1::LoadBalancer, ApiError> {
         let key = key_of(caller, &request.owner, &request.name)?;
         self.found(&key).map(|found| found.written)
@@ -256,7 +254,7 @@ impl BalancerService {
     pub fn list(
         &self,
         caller: &Caller,
-        request: v1::ListLoadBalancersRequest,
+        request: &v1::ListLoadBalancersRequest,
     ) -> Result<v1::ListLoadBalancersResponse, ApiError> {
         let owner = owner_of(caller, &request.owner)?;
         let all = all_owners(caller, request.all_owners)?;

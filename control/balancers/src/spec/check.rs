@@ -297,7 +297,7 @@ mod tests {
         let faults = |written: &v1::HealthCheck| {
             let mut faults = Vec::new();
             parse(written, |field, what| {
-                faults.push(format!("{field} {what}"))
+                faults.push(format!("{field} {what}"));
             });
             faults
         };

@@ -182,10 +182,9 @@ impl World {
         let budget = 1 + self.dice.below(6000) as u32;
         match apply.advance(&mut self.mirror, &mut self.fake, budget) {
             Ok(true) => self.apply = None,
-            Ok(false) => {}
-            // It is tried again, unless a newer state has come meanwhile.
+            // After a failure it is tried again, unless a newer state has come meanwhile.
             Err(_) if self.model.desired().generation != self.sent => self.apply = None,
-            Err(_) => {}
+            Ok(false) | Err(_) => {}
         }
         false
     }

@@ -32,13 +32,16 @@ pub fn router(state: Arc<NodeState>, api: Option<Api<NodeState>>) -> Router {
         .route("/metrics", get(metrics))
         .route("/debug/shards", get(shards))
         .route("/debug/volumes", get(volumes))
+        .route("/debug/balancers", get(balancers))
         .with_state(state);
     with_fallbacks(own.merge(api))
 }
 
 async fn ready(State(state): Shared) -> Response {
-    let not_ready = || state.chainfire().and_then(|node| node.not_ready());
-    answer(state.phase().why_not().or_else(not_ready))
+    let chainfire = || state.chainfire().and_then(|node| node.not_ready());
+    let fiberlb = || state.fiberlb().and_then(|node| node.not_ready());
+    let why = state.phase().why_not();
+    answer(why.or_else(chainfire).or_else(fiberlb))
 }
 
 async fn health(State(state): Shared) -> Response {
@@ -126,6 +129,9 @@ async fn metrics(State(state): Shared) -> Response {
     if let Some(node) = state.coronafs() {
         text.push_str(&node.prometheus().await);
     }
+    if let Some(service) = state.balancers() {
+        text.push_str(&service.prometheus().await);
+    }
     if let Some(node) = state.chainfire() {
         text.push_str(&node.prometheus());
     }
@@ -166,6 +172,13 @@ async fn volumes(State(state): Shared) -> Json<Value> {
         return Json(json!({ "shards": [] }));
     };
     Json(volumes::debug(&node.metrics().await))
+}
+
+async fn balancers(State(state): Shared) -> Json<Value> {
+    let Some(service) = state.balancers() else {
+        return Json(json!({ "status": null }));
+    };
+    Json(balancers::debug(service).await)
 }
 
 fn of_shard(shard: &ShardMetrics) -> Value {

@@ -1,8 +1,9 @@
-//! The API of what the node administers itself: LightningStor's buckets and CoronaFS's volumes, over gRPC and
-//! REST on the admin endpoint.
+//! The API of what the node administers itself: LightningStor's buckets, CoronaFS's volumes and FiberLB's
+//! load balancers, over gRPC and REST on the admin endpoint.
 
 use std::sync::Arc;
 
+use balancers::BalancerService;
 use control_kit::api::{Api, Call, Front, Limits, Verb};
 use control_kit::api_error::ApiError;
 use control_kit::auth::Tokens;
@@ -22,7 +23,12 @@ pub fn api(state: &Arc<NodeState>, tokens: Tokens) -> Api<NodeState> {
         coronafs_api::FILE_DESCRIPTOR_SET,
         Arc::clone(state),
     );
-    volumes::verbs(all)
+    let all = volumes::verbs(all).and(
+        balancers::SERVICE,
+        fiberlb_api::FILE_DESCRIPTOR_SET,
+        Arc::clone(state),
+    );
+    balancers::verbs(all)
 }
 
 fn buckets(state: &Arc<NodeState>, front: &Front) -> Api<NodeState> {
@@ -91,6 +97,12 @@ fn serving(state: &NodeState) -> Result<&BucketService, ApiError> {
 impl volumes::HasVolumes for NodeState {
     fn volumes(&self) -> Result<&VolumeService, ApiError> {
         self.volumes().ok_or_else(|| not_served(self, "coronafs"))
+    }
+}
+
+impl balancers::HasBalancers for NodeState {
+    fn balancers(&self) -> Result<&BalancerService, ApiError> {
+        self.balancers().ok_or_else(|| not_served(self, "fiberlb"))
     }
 }
 

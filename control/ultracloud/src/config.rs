@@ -3,7 +3,7 @@
 //!
 //! | key | default | allowed |
 //! | --- | --- | --- |
-//! | `roles` | `["lightningstor"]` | some of `lightningstor`, `coronafs` and `chainfire` |
+//! | `roles` | `["lightningstor"]` | some of `lightningstor`, `coronafs`, `fiberlb` and `chainfire` |
 //! | `shards.count` | all CPUs but one; all of them when there are at most 4 | 1 to 64 |
 //! | `shards.pool_mib` | 48 | 8 to 65536, in MiB a shard |
 //! | `admin.listen` | 127.0.0.1:9001 | an address and port |
@@ -24,6 +24,15 @@
 //! | `coronafs.image_bytes_per_s` | 104857600 | bytes a second and partition that are fetched in the background for volumes from images; 0 is no limit |
 //! | `[coronafs.nbd_tls]` | none | `cert`, `key` and `ca`: PEM files, for NBD at an address |
 //! | `[coronafs.remote_tls]` | none | `cert`, `key` and `ca`: PEM files, shown to and asked of other nodes whose volumes are served here |
+//! | `fiberlb.interfaces` | none | names of interfaces whose packets are balanced; without any the tables are kept and nothing is attached |
+//! | `fiberlb.pin_dir` | /sys/fs/bpf/ultracloud/fiberlb | a directory of a bpffs, where flows outlive the process; "" for none |
+//! | `fiberlb.detach_on_stop` | false | whether a stop takes the program and its flows away |
+//! | `fiberlb.object` | `ULTRACLOUD_FIBERLB_OBJECT`, else /usr/lib/ultracloud/fiberlb.o | the program that `cargo xtask bpf` builds |
+//! | `fiberlb.flows_max` | 1048576 | 1024 to 67108864 flows that are remembered; fixed while they are pinned |
+//! | `fiberlb.flow_idle_s` | 900 | 10 to 604800 seconds until a flow that nobody uses is forgotten |
+//! | `fiberlb.new_flows_per_s` | 0: no limit | new flows a second and CPU that are remembered |
+//! | `fiberlb.tunnel_source_v4`, `fiberlb.tunnel_source_v6` | none | sources of outer headers, for the modes `ipip` and `gue` |
+//! | `fiberlb.gue_port` | 6080 | 1 to 65535 |
 //! | `chainfire.name` | default | the member's name |
 //! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |
 //! | `chainfire.peer_listen` | 127.0.0.1:2380 | an address and port for other members |
@@ -40,6 +49,7 @@
 
 mod chainfire_part;
 mod coronafs_part;
+mod fiberlb_part;
 mod users;
 
 use std::collections::BTreeSet;
@@ -63,6 +73,7 @@ use toml::Spanned;
 
 use self::chainfire_part::RawChainfire;
 use self::coronafs_part::{CoronaFsPart, RawCoronaFs};
+use self::fiberlb_part::RawFiberLb;
 use self::users::{RawUser, UserToken};
 use crate::NodeArgs;
 use crate::credentials::RootCredentials;
@@ -86,6 +97,7 @@ struct RawConfig {
     admin: RawAdmin,
     lightningstor: RawLightningStor,
     coronafs: RawCoronaFs,
+    fiberlb: RawFiberLb,
     chainfire: RawChainfire,
 }
 
@@ -127,6 +139,9 @@ pub enum Role {
     /// Volumes, over vhost-user.
     #[value(name = "coronafs")]
     CoronaFs,
+    /// Packets to virtual addresses, by XDP.
+    #[value(name = "fiberlb")]
+    FiberLb,
     /// Coordination, over etcd's API.
     Chainfire,
 }
@@ -140,6 +155,8 @@ pub struct Config {
     pub chainfire: ChainfireConfig,
     /// CoronaFS's part, for a node with that role.
     pub coronafs: CoronaFsPart,
+    /// FiberLB's part, for a node with that role.
+    pub fiberlb: balancers::NodeConfig,
     /// Where the node keeps everything.
     pub data_dir: PathBuf,
     /// Number of shards.
@@ -192,7 +209,7 @@ impl Config {
 
     /// Whether the node has shards.
     pub fn has_shards(&self) -> bool {
-        self.roles.contains(&Role::LightningStor) || self.roles.contains(&Role::CoronaFs)
+        self.roles.iter().any(|role| *role != Role::Chainfire)
     }
 
     /// What LightningStor is told, with the root user added.
@@ -233,6 +250,7 @@ impl RawConfig {
         let roles = roles(self.roles, args, source)?;
         let chainfire = chainfire_part::validate(self.chainfire, args, source)?;
         let coronafs = coronafs_part::validate(self.coronafs, &args.data_dir, source)?;
+        let fiberlb = fiberlb_part::validate(self.fiberlb, &args.data_dir, source)?;
         let cpus = engine::allowed_cpus().len();
         let count = self.shards.count;
         let shards = source.number(
@@ -276,6 +294,7 @@ impl RawConfig {
             roles,
             chainfire,
             coronafs,
+            fiberlb,
             data_dir: args.data_dir.clone(),
             shards,
             pool_bytes,
@@ -311,7 +330,7 @@ fn roles(
         None => Ok(BTreeSet::from([Role::LightningStor])),
         Some(raw) if raw.get_ref().is_empty() => source.refuse(
             &raw.span(),
-            "roles is empty; name some of lightningstor, coronafs and chainfire",
+            "roles is empty; name some of lightningstor, coronafs, fiberlb and chainfire",
         ),
         Some(raw) => Ok(raw.into_inner().into_iter().collect()),
     }

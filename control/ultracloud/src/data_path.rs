@@ -1,4 +1,4 @@
-//! The shards of a node and what runs on them: LightningStor and CoronaFS, from start to drain.
+//! The shards of a node and what runs on them: LightningStor, CoronaFS and FiberLB, from start to drain.
 //!
 //! Volumes drain before objects do: an image that fills a volume is an object.
 
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use balancers::{BalancerNode, BalancerService};
 use control_kit::stop::Signals;
 use engine::{Engine, EngineConfig, EngineHandle, ShardId};
 use lightningstor::http::Users;
@@ -169,6 +170,12 @@ async fn start(
         let service = VolumeService::start(bridge.clone(), node, tenant).await;
         state.set_volumes(service.context("cannot serve CoronaFS")?);
     }
+    if config.roles.contains(&Role::FiberLb) {
+        let node = BalancerNode::start(engine, config.fiberlb.clone(), state.metrics()).await;
+        let (node, store, kept) = node.context("cannot serve FiberLB")?;
+        let service = BalancerService::new(&node, store, kept);
+        state.set_fiberlb(Arc::new(node), service);
+    }
     Ok(())
 }
 
@@ -180,9 +187,13 @@ fn tenant_of(users: Option<&Users>, user: &str) -> TenantId {
 
 async fn drain(state: &NodeState) -> Result<()> {
     let mut outcome = Ok(());
+    if let Some(node) = state.fiberlb() {
+        let stopped = node.stop().await;
+        outcome = stopped.context("FiberLB did not end well");
+    }
     if let Some(node) = state.coronafs() {
         let drained = node.drain(DRAIN_LIMIT).await;
-        outcome = drained.context("the drain of volumes was not clean");
+        outcome = outcome.and(drained.context("the drain of volumes was not clean"));
     }
     if let Some(node) = state.lightningstor() {
         let drained = node.drain(DRAIN_LIMIT).await;

@@ -190,6 +190,10 @@ pub fn announce(shards: Option<usize>, admin: SocketAddr, state: &NodeState) -> 
         let partitions = node.partitions();
         tracing::info!(shards, partitions, user = ROOT_ID, "serving volumes");
     }
+    if let Some(node) = state.fiberlb() {
+        let interfaces = node.interfaces();
+        tracing::info!(?interfaces, user = ROOT_ID, "balancing packets");
+    }
     tracing::info!(%admin, "serving");
     Ok(())
 }

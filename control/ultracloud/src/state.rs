@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use balancers::{BalancerNode, BalancerService};
 use chainfire::node::ChainfireNode;
 use control_kit::metrics::Registry;
 use engine::{Capabilities, EngineHandle};
@@ -53,6 +54,7 @@ pub struct NodeState {
     buckets: OnceLock<BucketService>,
     coronafs: OnceLock<Arc<VolumeNode>>,
     volumes: OnceLock<VolumeService>,
+    fiberlb: OnceLock<(Arc<BalancerNode>, BalancerService)>,
     metrics: Registry,
 }
 
@@ -67,6 +69,7 @@ impl NodeState {
             buckets: OnceLock::new(),
             coronafs: OnceLock::new(),
             volumes: OnceLock::new(),
+            fiberlb: OnceLock::new(),
             metrics: Registry::default(),
         })
     }
@@ -134,6 +137,21 @@ impl NodeState {
     /// The administration of volumes, once CoronaFS serves.
     pub fn volumes(&self) -> Option<&VolumeService> {
         self.volumes.get()
+    }
+
+    /// FiberLB runs. Later calls change nothing.
+    pub fn set_fiberlb(&self, node: Arc<BalancerNode>, service: BalancerService) {
+        let _ = self.fiberlb.set((node, service));
+    }
+
+    /// FiberLB, once it runs.
+    pub fn fiberlb(&self) -> Option<&Arc<BalancerNode>> {
+        self.fiberlb.get().map(|(node, _)| node)
+    }
+
+    /// The administration of load balancers, once FiberLB runs.
+    pub fn balancers(&self) -> Option<&BalancerService> {
+        self.fiberlb.get().map(|(_, service)| service)
     }
 
     /// ChainFire runs. Later calls change nothing.

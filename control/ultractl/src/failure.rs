@@ -129,6 +129,12 @@ impl Failure {
         Failure::new(Exit::Failed, "failed", message)
     }
 
+    /// The same with another message, made of this one.
+    pub fn map_message(mut self, map: impl FnOnce(&str) -> String) -> Failure {
+        self.message = map(&self.message);
+        self
+    }
+
     /// How the process ends.
     pub fn exit(&self) -> Exit {
         self.exit

@@ -14,6 +14,7 @@ mod completion;
 mod context;
 mod doctor;
 mod failure;
+mod lb;
 mod operation;
 mod output;
 mod progress;
@@ -55,6 +56,8 @@ enum Command {
     Context(context::Command),
     /// Says whether this machine is fit for a node; ends with 1 when it is not.
     Doctor,
+    /// FiberLB's load balancers: apply, list, status, drain, explain and more.
+    Lb(lb::Args),
     /// Long operations of a service: list, get, wait, retry, force-delete.
     Operation(operation::Args),
     /// What proof lanes have left below the work root, `ULTRACLOUD_WORK_ROOT` or ./work.
@@ -117,6 +120,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Context(command) => context::run(&cli.choice, command, format)?,
         Command::Doctor => return doctor::run(format),
+        Command::Lb(args) => runtime()?.block_on(lb::run(args, &cli.choice, format))?,
         Command::Operation(args) => {
             runtime()?.block_on(operation::run(args, &cli.choice, format))?;
         }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod api;
+mod balancers;
 mod buckets;
 mod clients;
 mod crash;

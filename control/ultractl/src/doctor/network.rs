@@ -64,7 +64,7 @@ pub fn xdp(host: &Host, has_af_xdp: bool) -> Check {
     if missing.is_empty() {
         return Check::ok("xdp", format!("possible: {modes}; no program was loaded"));
     }
-    let next = "FiberLB and PrismNet, once they are here, need it; give the unit the rights, or take a \
+    let next = "FiberLB needs it, as PrismNet will; give the unit the rights, or take a \
                 distribution's kernel";
     let found = format!("missing: {}; by driver: {modes}", missing.join(", "));
     Check::warn("xdp", found, next)

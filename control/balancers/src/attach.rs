@@ -1,0 +1,172 @@
+//! Interfaces whose packets the program sees. Attaching a program may restart a network card's queues, which
+//! takes longer than a shard may: it is done on threads of the control layer.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use fiberlb::program::{Attached, FiberLb, Program};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+/// One interface of the config.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index, once it is there.
+    pub index: Option<u32>,
+    /// How it is attached.
+    pub attached: Option<Attached>,
+    /// Why it is not.
+    pub error: Option<String>,
+}
+
+/// The programs, and where they are attached.
+pub struct Attachments {
+    lb: Mutex<FiberLb>,
+    pins: Option<PathBuf>,
+    interfaces: Mutex<Vec<Interface>>,
+}
+
+impl Attachments {
+    /// Attaches nothing yet.
+    pub fn new(lb: FiberLb, pins: Option<PathBuf>, names: &[String]) -> Attachments {
+        let interfaces = names.iter().map(|name| Interface {
+            name: name.clone(),
+            index: None,
+            attached: None,
+            error: Some("the node starts".to_owned()),
+        });
+        Attachments {
+            lb: Mutex::new(lb),
+            pins,
+            interfaces: Mutex::new(interfaces.collect()),
+        }
+    }
+
+    /// All interfaces and how they are.
+    pub fn interfaces(&self) -> Vec<Interface> {
+        let interfaces = self.interfaces.lock();
+        interfaces.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Attaches to what is not attached, and is there; blocks.
+    pub fn attach(&self) {
+        let mut lb = self.lb.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.interfaces();
+        for interface in &mut all {
+            let index = match index_of(&interface.name) {
+                Ok(index) => index,
+                Err(error) => {
+                    let what = format!("there is no interface {}: {error}", interface.name);
+                    if interface.error.as_ref() != Some(&what) {
+                        tracing::warn!(interface = interface.name, %error, "not attached");
+                    }
+                    (interface.index, interface.attached) = (None, None);
+                    interface.error = Some(what);
+                    continue;
+                }
+            };
+            if interface.index == Some(index) && interface.attached.is_some() {
+                continue;
+            }
+            interface.index = Some(index);
+            match self.attach_to(&mut lb, index) {
+                Ok(attached) => {
+                    tracing::info!(interface = interface.name, ?attached, "attached");
+                    interface.attached = Some(attached);
+                    interface.error = None;
+                }
+                Err(why) => {
+                    if interface.error.as_ref() != Some(&why) {
+                        tracing::error!(interface = interface.name, why, "not attached");
+                    }
+                    interface.attached = None;
+                    interface.error = Some(why);
+                }
+            }
+        }
+        *self
+            .interfaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    fn attach_to(&self, lb: &mut FiberLb, index: u32) -> Result<Attached, String> {
+        let error = match lb.attach(Program::Balance, index) {
+            Ok(attached) => return Ok(attached),
+            Err(error) => error,
+        };
+        // The pin of an interface that is gone, whose index another one has got.
+        let pin = self.pins.as_ref().map(|dir| pin_of(dir, index));
+        if pin.is_some_and(|pin| std::fs::remove_file(pin).is_ok())
+            && let Ok(attached) = lb.attach(Program::Balance, index)
+        {
+            return Ok(attached);
+        }
+        Err(shown(&error))
+    }
+
+    /// Ends attachments that an earlier process has pinned, of interfaces that the config has no more; blocks.
+    pub fn detach_others(&self) {
+        let Some(dir) = &self.pins else { return };
+        let kept: Vec<u32> = self.interfaces().iter().filter_map(|i| i.index).collect();
+        for (pin, index) in pinned(dir) {
+            if kept.contains(&index) {
+                continue;
+            }
+            match std::fs::remove_file(&pin) {
+                Ok(()) => tracing::info!(index, "an interface is not balanced any more"),
+                Err(error) => {
+                    tracing::error!(index, pin = %pin.display(), %error, "the pin stays");
+                }
+            }
+        }
+    }
+
+    /// Ends all attachments and removes all pins; blocks. Flows are forgotten.
+    pub fn remove(&self) -> std::io::Result<()> {
+        let mut lb = self.lb.lock().unwrap_or_else(PoisonError::into_inner);
+        for index in self.interfaces().iter().filter_map(|i| i.index) {
+            lb.detach(index).map_err(std::io::Error::other)?;
+        }
+        let Some(dir) = &self.pins else { return Ok(()) };
+        for entry in std::fs::read_dir(dir)? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        std::fs::remove_dir(dir)
+    }
+}
+
+fn pin_of(dir: &Path, index: u32) -> PathBuf {
+    dir.join(format!("{}-{index}", fiberlb_abi::program::BALANCE))
+}
+
+/// Pinned attachments of a directory.
+fn pinned(dir: &Path) -> Vec<(PathBuf, u32)> {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let pins = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let index = name.strip_prefix(fiberlb_abi::program::BALANCE)?;
+        let index = index.strip_prefix('-')?.parse().ok()?;
+        Some((entry.path(), index))
+    });
+    pins.collect()
+}
+
+fn index_of(name: &str) -> std::io::Result<u32> {
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    Ok(netdevice::name_to_index(&any, name)?)
+}
+
+/// An error with what caused it.
+pub fn shown(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -6,18 +6,22 @@
 //! caller must treat the file as poisoned. One error is none of the disk's: `ResourceBusy` says that
 //! the shard had no slot for the operation, which was not started and may be tried again.
 
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::backend::{FsOp, FsReply, Op, RawHandle};
 use crate::buf::{IoBuf, IoBufMut};
-use crate::guest::{GuestList, IovBatch};
+use crate::guest::{GuestList, GuestMem, IovBatch};
 use crate::op::{Leaves, OpFuture, check, source_span, target_span};
 use crate::shard::{ShardCore, current};
 use crate::surviving::SurvivingMem;
 
 pub use crate::backend::{DirEntry, DiskSpace, Metadata, OpenOptions};
+
+/// Most bytes that [`File::read_list_now`] copies: some 20 us.
+pub const AT_ONCE_MAX: u64 = 128 << 10;
 
 /// Result of an operation, and the buffer it was given.
 pub type BufResult<T, B> = (io::Result<T>, B);
@@ -29,6 +33,10 @@ pub struct File {
     path: PathBuf,
     direct: bool,
     opened_len: u64,
+    /// Whether short reads need no more than a copy.
+    in_memory: Cell<bool>,
+    /// What such reads copy from.
+    mapped: RefCell<Option<GuestMem>>,
 }
 
 impl Drop for File {
@@ -68,14 +76,21 @@ impl File {
             return Err(unexpected());
         };
         let shard = current();
-        shard.backend(|backend| backend.adopt_file(handle));
+        let in_memory = shard.backend(|backend| backend.adopt_file(handle));
         Ok(File {
             shard,
             handle,
             path,
             direct,
             opened_len: len,
+            in_memory: Cell::new(in_memory),
+            mapped: RefCell::new(None),
         })
+    }
+
+    /// Whether it lies in memory, and can be read at once.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory.get()
     }
 
     /// The path it was opened under.
@@ -199,6 +214,10 @@ impl File {
             len,
         })
         .await;
+        let mut mapped = self.mapped.borrow_mut();
+        if mapped.as_ref().is_some_and(|mem| len < mem.len() as u64) {
+            *mapped = None;
+        }
         done.map(drop).map_err(|e| at(&self.path, &e))
     }
 
@@ -264,6 +283,41 @@ impl File {
         let (outcome, batch) = op.await;
         let read = self.checked(outcome.result, "read", offset);
         (read, batch.into_list())
+    }
+
+    /// Reads straight into guest memory, at once: from a file that lies in memory, as far as a copy of at
+    /// most [`AT_ONCE_MAX`] bytes goes in the turn of the running task. None when it is more than that, or
+    /// the file ends before: [`File::read_list_at`] does it.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the list's memory is broken.
+    pub fn read_list_now(&self, into: &GuestList, offset: u64) -> Option<io::Result<()>> {
+        if !self.in_memory.get() || into.len() > AT_ONCE_MAX || self.shard.need_yield() {
+            return None;
+        }
+        let mut mapped = self.mapped.borrow_mut();
+        let end = offset.checked_add(into.len())?;
+        if mapped.as_ref().is_none_or(|mem| (mem.len() as u64) < end) {
+            match self
+                .shard
+                .backend(|backend| backend.map_whole_file(self.handle, end))
+            {
+                Ok(Some(mem)) => *mapped = Some(mem),
+                Ok(None) => return None,
+                // One that is opened for reading only, say: the kernel copies then.
+                Err(_) => {
+                    self.in_memory.set(false);
+                    return None;
+                }
+            }
+        }
+        let source = mapped.as_ref()?;
+        if into.fill_from(source, offset).is_err() {
+            // Somebody else has cut the file short.
+            *mapped = None;
+            return None;
+        }
+        Some(into.whole())
     }
 
     /// Writes straight from guest memory; all of it, or an error. Not durable before a sync.

@@ -160,6 +160,19 @@ impl GuestMem {
         self.whole()
     }
 
+    /// Copies bytes from `offset` on into other memory.
+    ///
+    /// # Errors
+    /// As [`GuestMem::copy_out`], of this memory; whether the other one is broken is not looked at.
+    #[inline]
+    fn copy_to(&self, offset: u64, other: &GuestMem, at: u64, len: usize) -> io::Result<()> {
+        let (from, into) = (self.place(offset, len)?, other.place(at, len)?);
+        // SAFETY: both ranges are mapped (checked above) and writable; they may be the same memory. No
+        // reference to either is ever given out.
+        unsafe { std::ptr::copy(from.as_ptr(), into.as_ptr(), len) };
+        self.whole()
+    }
+
     /// Writes zeros to `len` bytes at `offset`.
     ///
     /// # Errors
@@ -320,6 +333,24 @@ impl GuestWindow {
         let ptr = self.at::<N>(at).cast::<[u8; N]>();
         // SAFETY: as in `read`.
         unsafe { ptr.write_volatile(bytes) };
+    }
+
+    /// Says that bytes from `at` on are read soon, so that they come from the other side's cache meanwhile.
+    /// Nothing is read, and outside of the window nothing happens.
+    #[inline]
+    pub fn read_soon(&self, at: usize) {
+        if at < self.len {
+            // SAFETY: the place is mapped (checked above).
+            let place = unsafe { self.base.add(at) };
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch is a hint and never faults.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(place.as_ptr().cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = place;
+        }
     }
 
     #[inline]

@@ -23,7 +23,7 @@ const NAMES: [&str; 18] = [
     "AttachRemoteVolumeRequest.name",
     "DetachRemoteVolumeRequest.name",
 ];
-const OTHERS: [(&str, &str); 7] = [
+const OTHERS: [(&str, &str); 8] = [
     ("ListVolumesRequest.limit", "maximum = 1000"),
     ("ListSnapshotsRequest.limit", "maximum = 1000"),
     ("ResizeVolumeRequest.bytes", "multiple_of = 4096"),
@@ -31,6 +31,7 @@ const OTHERS: [(&str, &str); 7] = [
     ("AttachVolumeRequest.queues", "maximum = 16"),
     ("AttachRemoteVolumeRequest.queues", "maximum = 16"),
     ("Limits.burst_ms", "maximum = 60000"),
+    ("Limits.shares", "maximum = 10000"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

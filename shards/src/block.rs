@@ -131,6 +131,12 @@ pub trait BlockDevice: 'static {
     /// Fills all of `into` from `offset` on.
     fn read(&self, offset: u64, into: GuestList) -> impl Future<Output = Result<(), BlockError>>;
 
+    /// Reads at once what needs no wait, as the future of [`read`](BlockDevice::read) would. None when it has
+    /// to wait, or the range is refused: nothing was done, and `read` does it, or says why not.
+    fn read_now(&self, _offset: u64, _into: &GuestList) -> Option<Result<(), BlockError>> {
+        None
+    }
+
     /// Writes all of `from` at `offset`; when `durable`, as if a flush of it alone followed.
     fn write(
         &self,

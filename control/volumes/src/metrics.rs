@@ -89,6 +89,10 @@ pub struct PartitionMetrics {
     pub id: PartitionId,
     /// Transfers that went through a buffer.
     pub bounces: u64,
+    /// Requests that waited for their volume's share of the disk.
+    pub share_waits: u64,
+    /// Pages of checksums that were in memory, and that were read.
+    pub checksum_pages: (u64, u64),
     /// What scrubs and reads have found.
     pub scrub: ScrubStatus,
 }
@@ -96,11 +100,26 @@ pub struct PartitionMetrics {
 /// A counter of partitions: its name, what it counts, its value.
 type PartitionColumn = (&'static str, &'static str, fn(&PartitionMetrics) -> u64);
 
-const PARTITION_COLUMNS: [PartitionColumn; 5] = [
+const PARTITION_COLUMNS: [PartitionColumn; 8] = [
     (
         "bounces",
         "Transfers that went through a buffer: of memory that was not aligned, or encrypted.",
         |of| of.bounces,
+    ),
+    (
+        "share_waits",
+        "Requests that waited for their volume's share of a busy disk.",
+        |of| of.share_waits,
+    ),
+    (
+        "checksum_page_hits",
+        "Pages of checksums that were in memory when they were wanted.",
+        |of| of.checksum_pages.0,
+    ),
+    (
+        "checksum_page_reads",
+        "Pages of checksums that were read from the disk.",
+        |of| of.checksum_pages.1,
     ),
     (
         "scrub_passes",

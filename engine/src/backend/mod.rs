@@ -375,8 +375,13 @@ pub(crate) trait IoBackend {
     /// Starts a name-space request; the answer comes through the channel.
     fn fs(&mut self, op: FsOp) -> futures_channel::oneshot::Receiver<io::Result<FsReply>>;
 
-    /// A file opened through [`IoBackend::fs`] now belongs to this shard.
-    fn adopt_file(&mut self, file: RawHandle);
+    /// A file opened through [`IoBackend::fs`] now belongs to this shard. Whether it lies in memory.
+    fn adopt_file(&mut self, file: RawHandle) -> bool;
+
+    /// Maps all of a file that lies in memory. None when it has not `bytes`.
+    fn map_whole_file(&mut self, _file: RawHandle, _bytes: u64) -> io::Result<Option<GuestMem>> {
+        Ok(None)
+    }
 
     /// Maps the first `len` bytes of a file that has them, shared.
     fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem>;

@@ -111,6 +111,19 @@ pub(crate) fn map_file(file: RawHandle, len: usize) -> io::Result<GuestMem> {
     GuestMem::map(unsafe { BorrowedFd::borrow_raw(file.0) }, 0, len)
 }
 
+/// None when the file has fewer bytes.
+pub(crate) fn map_whole_file(file: RawHandle, bytes: u64) -> io::Result<Option<GuestMem>> {
+    // SAFETY: fstat writes one stat; zeros are valid before it.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is writable; a descriptor that is none is an error.
+    check(unsafe { libc::fstat(file.0, &raw mut stat) })?;
+    let len = usize::try_from(stat.st_size).unwrap_or(0);
+    if bytes == 0 || (len as u64) < bytes {
+        return Ok(None);
+    }
+    map_file(file, len).map(Some)
+}
+
 pub(crate) fn event() -> io::Result<RawHandle> {
     // SAFETY: eventfd takes integers only.
     check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) }).map(RawHandle)

@@ -406,10 +406,10 @@ impl IoBackend for UringBackend {
         answered
     }
 
-    fn adopt_file(&mut self, file: RawHandle) {
-        self.memory_files.adopt(file);
+    fn adopt_file(&mut self, file: RawHandle) -> bool {
+        let in_memory = self.memory_files.adopt(file);
         let Some(place) = self.free_files.pop() else {
-            return;
+            return in_memory;
         };
         match self
             .ring
@@ -421,6 +421,11 @@ impl IoBackend for UringBackend {
             }
             Err(_) => self.free_files.push(place),
         }
+        in_memory
+    }
+
+    fn map_whole_file(&mut self, file: RawHandle, bytes: u64) -> io::Result<Option<GuestMem>> {
+        sys::map_whole_file(file, bytes)
     }
 
     fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem> {

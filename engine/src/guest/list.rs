@@ -163,6 +163,12 @@ impl GuestList {
         self.ranges.iter().any(|range| range.mem.is_broken())
     }
 
+    /// # Errors
+    /// `UnexpectedEof` when the memory of any range is broken.
+    pub(crate) fn whole(&self) -> io::Result<()> {
+        self.ranges.iter().try_for_each(|range| range.mem.whole())
+    }
+
     /// A part of the list.
     ///
     /// # Panics
@@ -223,6 +229,20 @@ impl GuestList {
             let (part, rest) = left.split_at(len as usize);
             left = rest;
             range.mem.copy_in(range.offset + skip, part)
+        })
+    }
+
+    /// Copies bytes of other memory, from `offset` on, until the list is full.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the memory has fewer, `UnexpectedEof` when that, not the list's, is broken.
+    pub(crate) fn fill_from(&self, source: &GuestMem, offset: u64) -> io::Result<()> {
+        let mut from = offset;
+        self.walk(0..self.bytes, |range, skip, len| {
+            let at = range.offset + skip;
+            source.copy_to(from, &range.mem, at, len as usize)?;
+            from += len;
+            Ok(())
         })
     }
 

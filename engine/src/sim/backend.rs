@@ -105,7 +105,9 @@ impl IoBackend for SimBackend {
         receiver
     }
 
-    fn adopt_file(&mut self, _file: RawHandle) {}
+    fn adopt_file(&mut self, _file: RawHandle) -> bool {
+        false
+    }
 
     fn map_file(&mut self, file: RawHandle, len: usize) -> io::Result<GuestMem> {
         let node = self.alive()?;

@@ -15,6 +15,7 @@ use crate::error::VolumeError;
 use crate::map::{BLOCK, CLUSTER};
 use crate::partition::{Inner, Partition};
 use crate::record::Change;
+use crate::shares::Turn;
 use crate::types::{Survived, VolumeId};
 use crate::volume::{Holder, Volume};
 
@@ -172,9 +173,9 @@ impl Attachment {
         Err(VolumeError::Fenced)
     }
 
-    /// Checks a request, and waits until the volume's limits let it begin, or it is hurried: what it owes
-    /// is counted all the same, and those that come later wait for it.
-    async fn admit(&self, offset: u64, len: u64, changes: bool) -> Result<(), BlockError> {
+    /// Checks a request, and waits until the volume's limits and its share let it begin, or it is hurried:
+    /// what it owes is counted all the same, and those that come later wait for it.
+    async fn admit(&self, offset: u64, len: u64, changes: bool) -> Result<Turn<'_>, BlockError> {
         self.check_live().map_err(block_error)?;
         self.geometry().check(offset, len, changes)?;
         let now = engine::now();
@@ -184,7 +185,15 @@ impl Attachment {
             select(pin!(engine::sleep_until(begin)), hurried).await;
             self.check_live().map_err(block_error)?;
         }
-        Ok(())
+        let turn = self.inner.shares.queue(&self.volume.share, len);
+        // An image's source may take any time, and what waits for it is not at the disk.
+        if self.volume.filling().is_some() {
+            turn.begin_now();
+        }
+        select(pin!(turn.begins()), pin!(self.hurried.notified())).await;
+        turn.begin_now();
+        self.check_live().map_err(block_error)?;
+        Ok(turn)
     }
 
     /// How bytes of a place of the volume are on disk.
@@ -232,14 +241,29 @@ impl BlockDevice for Attachment {
     }
 
     async fn read(&self, offset: u64, into: GuestList) -> Result<(), BlockError> {
-        self.admit(offset, into.len(), false).await?;
+        let _turn = self.admit(offset, into.len(), false).await?;
         self.read_range(offset, into).await.map_err(block_error)
     }
 
+    fn read_now(&self, offset: u64, into: &GuestList) -> Option<Result<(), BlockError>> {
+        let volume = &self.volume;
+        let plain = self.cipher.is_none() && !volume.summed && volume.filling().is_none();
+        let may = self.live.get() && volume.throttle.borrow().is_free();
+        if !plain || !may || !self.inner.data.reads_now() {
+            return None;
+        }
+        self.geometry().check(offset, into.len(), false).ok()?;
+        let run = volume.run_at(offset, into.len());
+        let place = run.place.filter(|_| run.bytes == into.len())?;
+        let read = self.inner.data.read_now(into, place)?;
+        Some(read.map_err(block_error))
+    }
+
     async fn write(&self, offset: u64, from: GuestList, durable: bool) -> Result<(), BlockError> {
-        self.admit(offset, from.len(), true).await?;
+        let turn = self.admit(offset, from.len(), true).await?;
         let done = async {
             self.write_range(offset, from).await?;
+            drop(turn);
             self.flush_if(durable).await
         };
         done.await.map_err(block_error)
@@ -251,7 +275,7 @@ impl BlockDevice for Attachment {
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<(), BlockError> {
-        self.admit(offset, 0, true).await?;
+        let _turn = self.admit(offset, 0, true).await?;
         self.geometry().check(offset, len, true)?;
         self.unmap_range(offset, len).await.map_err(block_error)
     }
@@ -265,10 +289,11 @@ impl BlockDevice for Attachment {
         _may_unmap: bool,
         durable: bool,
     ) -> Result<(), BlockError> {
-        self.admit(offset, 0, true).await?;
+        let turn = self.admit(offset, 0, true).await?;
         self.geometry().check(offset, len, true)?;
         let done = async {
             self.zero_range(offset, len).await?;
+            drop(turn);
             self.flush_if(durable).await
         };
         done.await.map_err(block_error)

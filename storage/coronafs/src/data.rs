@@ -355,6 +355,17 @@ impl DataFile {
         intact(&into)
     }
 
+    /// Whether [`DataFile::read_now`] may have something to read.
+    pub(crate) fn reads_now(&self) -> bool {
+        self.file.is_in_memory()
+    }
+
+    /// Reads a short run of a file that lies in memory, at once. None when it cannot: [`DataFile::read`] does.
+    pub(crate) fn read_now(&self, into: &GuestList, place: u64) -> Option<Result<(), VolumeError>> {
+        let read = self.file.read_list_now(into, place)?;
+        Some(read.map_err(|e| bad_memory(&e)))
+    }
+
     async fn read_bounced(
         &self,
         into: &GuestList,

@@ -15,7 +15,7 @@
 //!   durable map and no operation in progress refers to it.
 //! - A write of an attachment that was fenced has ended, or is refused, before the next one begins.
 //!
-//! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `gate`, `checkpoint`, `cipher`
+//! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `shares`, `gate`, `checkpoint`, `cipher`
 //! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `image`
 //! (volumes that are filled from images), `attach` and `transfer` (a volume as a block device). It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
@@ -39,6 +39,7 @@ mod record;
 mod recovery;
 mod scrub;
 mod shard;
+mod shares;
 mod space;
 mod state;
 mod summed;

@@ -27,6 +27,7 @@ use crate::keys::Keys;
 use crate::map::{CLUSTER, Reaper, Tree};
 use crate::record::Change;
 use crate::scrub::Findings;
+use crate::shares::Shares;
 use crate::state::{Frozen, State};
 use crate::sums::file::Sums;
 use crate::types::{Survived, VolumeId};
@@ -56,6 +57,7 @@ pub(crate) struct Inner {
     pub(crate) findings: Findings,
     pub(crate) keys: Keys,
     pub(crate) images: Rc<Images>,
+    pub(crate) shares: Shares,
     pub(crate) survived: Survived,
     pub(crate) state: RefCell<State>,
     turns: Semaphore,
@@ -126,6 +128,7 @@ impl Partition {
             findings: Findings::default(),
             keys: parts.keys,
             images: Images::new(config.image_bytes_per_s),
+            shares: Shares::default(),
             survived: parts.survived,
             state: RefCell::new(parts.state),
             turns: Semaphore::new(1, TURNS_MAX),
@@ -163,6 +166,16 @@ impl Partition {
     /// Transfers that went through buffers of ours: of memory that is not aligned, or encrypted ones.
     pub fn bounces(&self) -> u64 {
         self.inner.data.bounces.get()
+    }
+
+    /// Requests that had to wait, as the volumes of the partition wanted more than its disk gives at once.
+    pub fn share_waits(&self) -> u64 {
+        self.inner.shares.waits()
+    }
+
+    /// Pages of checksums that were in memory when they were wanted, and that were read from the disk.
+    pub fn checksum_pages(&self) -> (u64, u64) {
+        self.inner.sums.pages_used()
     }
 
     /// Why this partition takes no more writes.

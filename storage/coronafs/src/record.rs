@@ -15,7 +15,7 @@
 //! | 8 | resize | u64 volume, u64 bytes |
 //! | 9 | rename | u64 volume, name |
 //! | 10 | attached | u64 volume, u64 generation |
-//! | 11 | limits | u64 volume, u64 operations and u64 bytes a second (0 is none), u32 burst (ms) |
+//! | 11 | limits | u64 volume, u64 operations and u64 bytes a second (0 is none), u16 burst (ms), u16 shares (0 is the default) |
 //! | 12 to 15 | of images | see [`crate::image::record`] |
 //! | 16 | map with checksums | as 3, and behind each slot's pieces u16 mask, u32 checksum for each block of it |
 //!
@@ -388,14 +388,19 @@ pub(crate) fn take_key(from: &mut Reader<'_>) -> Decode<Option<KeyId>> {
 pub(crate) fn put_limits(out: &mut Writer, limits: Limits) {
     out.u64(limits.ops_per_s);
     out.u64(limits.bytes_per_s);
-    out.u32(limits.burst_ms);
+    // Both are below their bounds, which are below 16 bits.
+    out.u32(limits.burst_ms | limits.shares << 16);
 }
 
 pub(crate) fn take_limits(from: &mut Reader<'_>) -> Decode<Limits> {
+    let ops_per_s = from.u64("operations a second")?;
+    let bytes_per_s = from.u64("bytes a second")?;
+    let both = from.u32("burst and shares")?;
     Ok(Limits {
-        ops_per_s: from.u64("operations a second")?,
-        bytes_per_s: from.u64("bytes a second")?,
-        burst_ms: from.u32("burst")?,
+        ops_per_s,
+        bytes_per_s,
+        burst_ms: both & 0xFFFF,
+        shares: both >> 16,
     })
 }
 

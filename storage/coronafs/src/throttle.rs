@@ -26,6 +26,11 @@ impl Throttle {
         }
     }
 
+    /// Whether nothing is limited.
+    pub(crate) fn is_free(&self) -> bool {
+        self.limits.ops_per_s == 0 && self.limits.bytes_per_s == 0
+    }
+
     /// When an operation of `bytes` that comes now may begin; it is counted.
     pub(crate) fn admit(&mut self, now: Nanos, bytes: u64) -> Nanos {
         let burst = u64::from(self.limits.burst_ms) * 1_000_000;
@@ -62,6 +67,7 @@ mod tests {
             ops_per_s: 100,
             bytes_per_s: 0,
             burst_ms: 50,
+            ..Limits::default()
         });
         let start = Nanos(1_000 * MS);
         let begins: Vec<u64> = (0..8)
@@ -79,7 +85,7 @@ mod tests {
         let mut throttle = Throttle::new(Limits {
             ops_per_s: 1_000_000,
             bytes_per_s: 1 << 20,
-            burst_ms: 0,
+            ..Limits::default()
         });
         let start = Nanos(0);
         assert_eq!(throttle.admit(start, 512 << 10), Nanos(0));

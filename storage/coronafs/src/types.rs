@@ -24,7 +24,12 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// Longest burst that limits may allow, in milliseconds.
 pub const BURST_MS_MAX: u32 = 60_000;
 
-/// What a volume may do in a second; 0 is no limit.
+/// Shares of a volume that was given none.
+pub const SHARES_DEFAULT: u32 = 100;
+/// Most shares of a volume.
+pub const SHARES_MAX: u32 = 10_000;
+
+/// What a volume may do in a second, where 0 is no limit, and its part of a disk that others keep busy, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Operations a second.
@@ -33,6 +38,9 @@ pub struct Limits {
     pub bytes_per_s: u64,
     /// How much of it, as time, a volume at rest may use at once.
     pub burst_ms: u32,
+    /// While several volumes of the partition keep the disk busy, each gets of it in proportion to this; 0 is
+    /// [`SHARES_DEFAULT`].
+    pub shares: u32,
 }
 
 /// A volume to make.
@@ -204,11 +212,17 @@ pub(crate) fn check_size(bytes: u64) -> Result<(), VolumeError> {
 /// # Errors
 /// `Invalid`.
 pub(crate) fn check_limits(limits: Limits) -> Result<(), VolumeError> {
-    if limits.burst_ms <= BURST_MS_MAX {
-        return Ok(());
+    if limits.burst_ms > BURST_MS_MAX {
+        return Err(VolumeError::Invalid {
+            what: format!("a burst of {} ms", limits.burst_ms),
+            allowed: "at most 60,000 ms",
+        });
     }
-    Err(VolumeError::Invalid {
-        what: format!("a burst of {} ms", limits.burst_ms),
-        allowed: "at most 60,000 ms",
-    })
+    if limits.shares > SHARES_MAX {
+        return Err(VolumeError::Invalid {
+            what: format!("{} shares", limits.shares),
+            allowed: "at most 10,000",
+        });
+    }
+    Ok(())
 }

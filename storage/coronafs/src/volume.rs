@@ -20,6 +20,7 @@ use crate::image::{Filling, VolumeImage};
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, ZEROS, add_zeros, lay, slot_of};
 use crate::partition::{Claim, For};
 use crate::record::{self, MAP_BYTES};
+use crate::shares::Share;
 use crate::space::{Layer, Space};
 use crate::state::{Frozen, Meta};
 use crate::sums::BlockSums;
@@ -64,6 +65,7 @@ pub(crate) struct Volume {
     pub(crate) locks: SlotLocks,
     pub(crate) holders: RefCell<Vec<Holder>>,
     pub(crate) throttle: RefCell<Throttle>,
+    pub(crate) share: Share,
     /// Its size or its holders have changed.
     pub(crate) changed: Notify,
     /// While it needs its image.
@@ -101,6 +103,7 @@ pub(crate) struct Run {
 impl Volume {
     pub(crate) fn new(id: VolumeId, meta: Meta, map: Frozen) -> Volume {
         let throttle = Throttle::new(meta.limits);
+        let share = Share::new(meta.limits.shares);
         let filling = meta.image.as_ref().and_then(VolumeImage::filling);
         Volume {
             id,
@@ -119,6 +122,7 @@ impl Volume {
             locks: SlotLocks::default(),
             holders: RefCell::default(),
             throttle: RefCell::new(throttle),
+            share,
             changed: Notify::default(),
             filling: RefCell::new(filling),
         }
@@ -137,6 +141,7 @@ impl Volume {
     pub(crate) fn set_limits(&self, limits: Limits) {
         self.meta.borrow_mut().limits = limits;
         self.throttle.replace(Throttle::new(limits));
+        self.share.set(limits.shares);
     }
 
     /// Ends the attachments that are chosen. What they have in flight ends on its own: see the gate.

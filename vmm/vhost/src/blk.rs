@@ -160,7 +160,14 @@ impl Kind {
     }
 }
 
-/// A request whose frame holds. Its head is type (4 bytes), reserved (4), sector (8).
+/// The head of a request whose frame holds: type (4 bytes), reserved (4), sector (8).
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    pub(crate) kind: Kind,
+    pub(crate) sector: u64,
+}
+
+/// A request.
 pub(crate) struct Request {
     pub(crate) kind: Kind,
     sector: u64,
@@ -178,9 +185,10 @@ pub(crate) struct NoRequest {
     writable: u64,
 }
 
-impl Request {
+impl Head {
     /// Reads the head.
-    pub(crate) fn parse(chain: &mut Chain) -> Result<Request, NoRequest> {
+    #[inline]
+    pub(crate) fn parse(chain: &Chain) -> Result<Head, NoRequest> {
         if chain.head_bytes < HEAD || chain.status.is_empty() {
             return Err(NoRequest {
                 readable: chain.head_bytes as u64 + chain.readable.len(),
@@ -188,19 +196,49 @@ impl Request {
             });
         }
         let head = u128::from_le_bytes(chain.head);
-        let kind = Kind::of(head as u32);
+        Ok(Head {
+            kind: Kind::of(head as u32),
+            sector: (head >> 64) as u64,
+        })
+    }
+
+    /// Does a read that the device can do at once. None when it cannot, and for anything else: nothing was
+    /// done then.
+    #[inline]
+    pub(crate) fn read_now<D: BlockDevice>(
+        self,
+        device: &D,
+        into: &GuestList,
+    ) -> Option<Result<Done, BlockError>> {
+        if self.kind != Kind::Read || into.is_empty() {
+            return None;
+        }
+        let read = device.read_now(self.sector.checked_mul(SECTOR)?, into)?;
+        // At most the largest chain, which is far below 4 GiB.
+        let written = into.len() as u32;
+        Some(read.map(|()| Done {
+            status: Status::Ok,
+            written,
+        }))
+    }
+}
+
+impl Request {
+    /// Takes the request of a chain with this head.
+    pub(crate) fn take(head: Head, chain: &mut Chain) -> Request {
+        let Head { kind, sector } = head;
         let room = chain.writable.len();
         let data = if matches!(kind, Kind::Read | Kind::Id) {
             &mut chain.writable
         } else {
             &mut chain.readable
         };
-        Ok(Request {
+        Request {
             kind,
-            sector: (head >> 64) as u64,
+            sector,
             data: std::mem::take(data),
             room,
-        })
+        }
     }
 
     /// Bytes of data that it moves.
@@ -231,7 +269,7 @@ impl From<Status> for Done {
 }
 
 /// The status of a request that the device refused.
-fn status_of(error: &BlockError) -> Status {
+pub(crate) fn status_of(error: &BlockError) -> Status {
     match error {
         BlockError::Unsupported => Status::Unsupported,
         _ => Status::IoError,

@@ -10,14 +10,14 @@ use engine::{Engine, EngineConfig, GuestMem, SchedGroup, ShardId};
 use futures_channel::mpsc::unbounded;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::blk::Request;
+use crate::blk::{Head, Request};
 use crate::devices::NullDevice;
 use crate::export::serve;
 use crate::frontend::Terms;
 use crate::inflight::{Inflight, Marked};
 use crate::memory::Memory;
 use crate::queue::Polling;
-use crate::ring::{CHAIN_BYTES_MAX, Published, Ring, RingAddr, RingFeatures, RingSpec};
+use crate::ring::{CHAIN_BYTES_MAX, Chain, Published, Ring, RingAddr, RingFeatures, RingSpec};
 use crate::session::{self, Notice, Shard};
 
 const GUEST: u64 = 0x1_0000;
@@ -50,20 +50,22 @@ pub fn ring(input: &[u8]) {
     };
     let size = spec.size;
     let mut ring = Ring::new(spec).expect("the ring is in the memory");
+    let mut chain = Chain::default();
     for _ in 0..2 * size {
-        match ring.pop() {
-            Ok(Some(mut chain)) => {
+        match ring.pop(&mut chain) {
+            Ok(true) => {
                 let bytes = chain.readable.len() + chain.writable.len();
                 assert!(bytes <= CHAIN_BYTES_MAX, "{bytes} bytes in one request");
                 let token = chain.token;
                 let room = chain.writable.len();
-                if let Ok(request) = Request::parse(&mut chain) {
+                if let Ok(head) = Head::parse(&chain) {
+                    let request = Request::take(head, &mut chain);
                     assert_eq!(chain.status.len(), 1);
                     assert!(request.bytes() <= bytes);
                 }
                 ring.push(token, room as u32);
             }
-            Ok(None) => break,
+            Ok(false) => break,
             Err(_) => return,
         }
         let published = ring.publish();

@@ -21,7 +21,7 @@ use engine::{EventFd, EventWatch, GuestList, Nanos};
 use shards::block::{BlockDevice, BlockError};
 use smallvec::SmallVec;
 
-use crate::blk::{Done, Kind, Request, Status};
+use crate::blk::{Done, Head, Kind, Request, Status, status_of};
 use crate::cache::Durability;
 use crate::dirty::DirtyLog;
 use crate::inflight::Inflight;
@@ -118,6 +118,16 @@ pub(crate) struct Stopped {
     pub(crate) fault: Option<Fault>,
 }
 
+/// A request that has ended.
+struct Ended<'a> {
+    token: Token,
+    status: &'a GuestList,
+    kind: Kind,
+    bytes: u64,
+    room: u64,
+    dirty: &'a [Dirty],
+}
+
 /// What is kept of a request in progress.
 struct Tag {
     token: Token,
@@ -130,15 +140,29 @@ struct Tag {
     begun: Nanos,
 }
 
+impl Tag {
+    fn ended(&self) -> Ended<'_> {
+        Ended {
+            token: self.token,
+            status: &self.status,
+            kind: self.kind,
+            bytes: self.bytes,
+            room: self.room,
+            dirty: &self.dirty,
+        }
+    }
+}
+
 impl<D: BlockDevice> Queue<D> {
     /// Works until the ring is stopped or has a fault, and nothing is in progress.
     pub(crate) async fn run(self) -> Stopped {
         let failed = Rc::new(Cell::new(0_u64));
         let (device, session) = (Rc::clone(&self.device), Rc::clone(&self.session));
         let index = self.index;
+        let of_slab = Rc::clone(&failed);
         let make = move |seat: Rc<Seat<Request, Done>>| {
             let (device, session) = (Rc::clone(&device), Rc::clone(&session));
-            let failed = Rc::clone(&failed);
+            let failed = Rc::clone(&of_slab);
             async move {
                 let report = |kind, sector, error: &BlockError| {
                     report_failure(&session, index, &failed, (kind, sector), error);
@@ -160,6 +184,9 @@ impl<D: BlockDevice> Queue<D> {
             pace: Pace::new(self.session.polling),
             fault: None,
             now: engine::now(),
+            chain: Chain::default(),
+            read_now: 0,
+            failed,
             queue: self,
         };
         work.resubmit();
@@ -213,6 +240,12 @@ struct Work<D, F, M> {
     fault: Option<Fault>,
     /// When this turn began.
     now: Nanos,
+    /// The request that was taken last.
+    chain: Chain,
+    /// Reads that were done at once since the driver was shown something last.
+    read_now: u64,
+    /// How many requests have failed.
+    failed: Rc<Cell<u64>>,
 }
 
 impl<D, F, M> Work<D, F, M>
@@ -305,7 +338,9 @@ where
         slab.poll_woken(|tag, done| {
             ended += 1;
             *bytes -= tag.bytes;
-            queue.finish(&tag, done, now);
+            let took = (now - tag.begun).as_nanos() as u64;
+            queue.session.counters.latencies.record(tag.kind, took, 1);
+            queue.finish(&tag.ended(), done);
         });
         ended
     }
@@ -314,13 +349,12 @@ where
     fn start_requests(&mut self) -> usize {
         let mut started = 0;
         while started < TURN_MAX && !self.is_over() && !self.is_full() {
-            match self.queue.ring.pop() {
-                Ok(None) => break,
-                Ok(Some(chain)) => {
+            match self.queue.ring.pop(&mut self.chain) {
+                Ok(false) => break,
+                Ok(true) => {
                     started += 1;
-                    let mut chain = chain;
-                    self.queue.mark_taken(&mut chain);
-                    self.start(chain);
+                    self.queue.mark_taken(&mut self.chain);
+                    self.start();
                 }
                 Err(fault) => self.fail(fault),
             }
@@ -328,12 +362,15 @@ where
         started
     }
 
-    fn start(&mut self, mut chain: Chain) {
-        add(&self.queue.session.counters.requests, 1);
-        let request = match Request::parse(&mut chain) {
-            Ok(request) => request,
+    /// Starts the request of the chain that was walked.
+    fn start(&mut self) {
+        let chain = &mut self.chain;
+        let counters = &self.queue.session.counters;
+        add(&counters.requests, 1);
+        add(&counters.merged, u64::from(chain.merged));
+        let head = match Head::parse(chain) {
+            Ok(head) => head,
             Err(error) => {
-                let counters = &self.queue.session.counters;
                 if counters.errors.get().is_power_of_two() || counters.errors.get() == 0 {
                     let (name, queue) = (&*self.queue.session.name, self.queue.index);
                     tracing::warn!(device = name, queue, %error, "a guest sent no request");
@@ -342,21 +379,52 @@ where
                 return self.queue.give(chain.token, 0);
             }
         };
+        if let Some(read) = head.read_now(&*self.queue.device, &chain.writable) {
+            return self.end_now(head, read);
+        }
+        let request = Request::take(head, chain);
         let tag = Tag {
             token: chain.token,
-            status: chain.status,
+            status: std::mem::take(&mut chain.status),
             kind: request.kind,
             bytes: request.bytes(),
             room: request.room,
-            dirty: chain.dirty,
+            dirty: std::mem::take(&mut chain.dirty),
             begun: self.now,
         };
         self.bytes += tag.bytes;
-        add(&self.queue.session.counters.merged, u64::from(chain.merged));
         if let Some((tag, done)) = self.slab.start(request, tag) {
             self.bytes -= tag.bytes;
-            self.queue.finish(&tag, done, self.now);
+            let took = (engine::now() - tag.begun).as_nanos() as u64;
+            let counters = &self.queue.session.counters;
+            counters.latencies.record(tag.kind, took, 1);
+            self.queue.finish(&tag.ended(), done);
         }
+    }
+
+    /// Gives back the read of the chain that was walked, which was done at once.
+    fn end_now(&mut self, head: Head, read: Result<Done, BlockError>) {
+        let done = read.unwrap_or_else(|error| {
+            let (session, index) = (&self.queue.session, self.queue.index);
+            report_failure(
+                session,
+                index,
+                &self.failed,
+                (head.kind, head.sector),
+                &error,
+            );
+            status_of(&error).into()
+        });
+        self.read_now += 1;
+        let ended = Ended {
+            token: self.chain.token,
+            status: &self.chain.status,
+            kind: head.kind,
+            bytes: self.chain.writable.len(),
+            room: self.chain.writable.len(),
+            dirty: &self.chain.dirty,
+        };
+        self.queue.finish(&ended, done);
     }
 
     /// Does again what was in progress when a backend died.
@@ -368,7 +436,8 @@ where
             match chain {
                 Ok(chain) if !self.slab.is_full() => {
                     add(&self.queue.session.counters.resubmitted, 1);
-                    self.start(chain);
+                    self.chain = chain;
+                    self.start();
                 }
                 // More than this backend ever has in progress: not ours.
                 Ok(_) => {
@@ -394,6 +463,12 @@ where
 
     /// Shows the driver what was given back, and calls it when it wants that or a call is owed.
     fn show(&mut self) {
+        if self.read_now > 0 {
+            let took = (engine::now() - self.now).as_nanos() as u64;
+            let counters = &self.queue.session.counters;
+            counters.latencies.record(Kind::Read, took, self.read_now);
+            self.read_now = 0;
+        }
         if self.queue.is_broken() {
             if self.fault.is_none() {
                 self.fail(Fault::CutShort);
@@ -482,27 +557,25 @@ impl<D: BlockDevice> Queue<D> {
     }
 
     /// Writes a request's status and gives it back.
-    fn finish(&mut self, tag: &Tag, done: Done, now: Nanos) {
+    fn finish(&mut self, ended: &Ended<'_>, done: Done) {
         let mut done = done;
-        let told = tag.status.copy_in(0, &[done.status as u8]).is_ok();
+        let told = ended.status.copy_in(0, &[done.status as u8]).is_ok();
         if !told {
             done = Status::IoError.into();
         }
         let counters = &self.session.counters;
-        let took = now.since(tag.begun);
-        counters.latencies.record(tag.kind, took.as_nanos() as u64);
-        match (done.status, tag.kind) {
-            (Status::Ok, Kind::Read) => add(&counters.read_bytes, tag.bytes),
-            (Status::Ok, Kind::Write) => add(&counters.written_bytes, tag.bytes),
+        match (done.status, ended.kind) {
+            (Status::Ok, Kind::Read) => add(&counters.read_bytes, ended.bytes),
+            (Status::Ok, Kind::Write) => add(&counters.written_bytes, ended.bytes),
             (Status::Ok, _) => {}
             (Status::IoError | Status::Unsupported, _) => add(&counters.errors, 1),
         }
         if let Some(log) = &*self.session.log.borrow() {
-            tag.dirty.iter().for_each(|dirty| log.mark(*dirty));
+            ended.dirty.iter().for_each(|dirty| log.mark(*dirty));
         }
         // What is told is written from the start on without a gap, and the status is at the end.
-        let whole = told && u64::from(done.written) == tag.room;
-        self.give(tag.token, done.written + u32::from(whole));
+        let whole = told && u64::from(done.written) == ended.room;
+        self.give(ended.token, done.written + u32::from(whole));
     }
 
     #[inline]

@@ -162,10 +162,10 @@ impl Ring {
         }
     }
 
-    /// The next request that the driver offers.
+    /// Walks the next request that the driver offers. Whether there was one.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
-        either!(self, ring => ring.pop())
+    pub(crate) fn pop(&mut self, into: &mut Chain) -> Result<bool, Fault> {
+        either!(self, ring => ring.pop(into))
     }
 
     /// Gives a request back, `written` bytes of it written. The driver sees it after [`Ring::publish`].

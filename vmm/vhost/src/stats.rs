@@ -116,7 +116,7 @@ impl Latencies {
     }
 
     #[inline]
-    pub(crate) fn record(&self, kind: Kind, nanos: u64) {
+    pub(crate) fn record(&self, kind: Kind, nanos: u64, requests: u64) {
         let of_kind = match kind {
             Kind::Read => &self.read,
             Kind::Write => &self.write,
@@ -125,8 +125,11 @@ impl Latencies {
             Kind::Id | Kind::Unknown(_) => return,
         };
         let bits = u64::BITS - (nanos / 1000).leading_zeros();
-        add(&of_kind.counts[(bits as usize).min(LATENCY_BUCKETS - 1)], 1);
-        add(&of_kind.total_ns, nanos);
+        add(
+            &of_kind.counts[(bits as usize).min(LATENCY_BUCKETS - 1)],
+            requests,
+        );
+        add(&of_kind.total_ns, nanos * requests);
     }
 }
 
@@ -154,10 +157,10 @@ mod tests {
             (u64::MAX / 2, LATENCY_BUCKETS - 1),
         ] {
             let before = latencies.read().write.counts[bucket];
-            latencies.record(Kind::Write, nanos);
+            latencies.record(Kind::Write, nanos, 1);
             assert_eq!(latencies.read().write.counts[bucket], before + 1, "{nanos}");
         }
-        latencies.record(Kind::Id, 1);
+        latencies.record(Kind::Id, 1, 1);
         assert_eq!(latencies.read().read, Latency::default());
         let counts = latencies.read().write.counts;
         assert_eq!(counts.iter().sum::<u64>(), 8);

@@ -457,6 +457,7 @@ fn limits_of(limits: Option<v1::Limits>) -> Limits {
         ops_per_s: limits.ops_per_s,
         bytes_per_s: limits.bytes_per_s,
         burst_ms: limits.burst_ms,
+        shares: limits.shares,
     }
 }
 
@@ -485,6 +486,7 @@ fn shown(info: VolumeInfo, attachments: &Attachments) -> v1::Volume {
             ops_per_s: info.limits.ops_per_s,
             bytes_per_s: info.limits.bytes_per_s,
             burst_ms: info.limits.burst_ms,
+            shares: info.limits.shares,
         }),
     }
 }

@@ -17,15 +17,17 @@ const COUNT_MAX: u32 = 64;
 pub(super) struct MemoryFiles(BTreeSet<i32>);
 
 impl MemoryFiles {
-    /// Looks where a file lies.
-    pub(super) fn adopt(&mut self, file: RawHandle) {
+    /// Looks where a file lies; whether in memory.
+    pub(super) fn adopt(&mut self, file: RawHandle) -> bool {
         // SAFETY: fstatfs writes one statfs; zeros are valid before it.
         let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
         // SAFETY: `stat` is writable; a descriptor that is none is an error.
         let told = unsafe { libc::fstatfs(file.0, &raw mut stat) } == 0;
-        if told && stat.f_type == libc::TMPFS_MAGIC {
+        let in_memory = told && stat.f_type == libc::TMPFS_MAGIC;
+        if in_memory {
             self.0.insert(file.0);
         }
+        in_memory
     }
 
     pub(super) fn forget(&mut self, file: RawHandle) {

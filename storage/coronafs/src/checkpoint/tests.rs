@@ -42,6 +42,7 @@ fn meta(name: &str) -> Meta {
             ops_per_s: 1,
             bytes_per_s: 2,
             burst_ms: 3,
+            ..Limits::default()
         },
         key: Some(KeyId(3)),
         image: None,

@@ -12,6 +12,7 @@ fn all() -> Vec<Change> {
         ops_per_s: 100,
         bytes_per_s: 1 << 20,
         burst_ms: 50,
+        shares: 10_000,
     };
     let piece = |cluster, mask| Piece { cluster, mask };
     let mut sums = BlockSums::NONE;

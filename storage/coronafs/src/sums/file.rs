@@ -67,6 +67,9 @@ pub(crate) struct Sums {
     hand: Cell<u32>,
     /// Pages were written that no sync has made durable.
     unsynced: Cell<bool>,
+    /// Pages that were in memory when they were wanted, and that were read.
+    found: Cell<u64>,
+    loaded: Cell<u64>,
 }
 
 /// Ends the loading of a page, also when its future is dropped.
@@ -128,7 +131,14 @@ impl Sums {
             dirty: Cell::new(0),
             hand: Cell::new(0),
             unsynced: Cell::new(false),
+            found: Cell::new(0),
+            loaded: Cell::new(0),
         })
+    }
+
+    /// Pages that were in memory when they were wanted, and that were read.
+    pub(crate) fn pages_used(&self) -> (u64, u64) {
+        (self.found.get(), self.loaded.get())
     }
 
     /// The checksums of the blocks that lie at a place of the data file.
@@ -211,6 +221,7 @@ impl Sums {
         loop {
             if let Some(page) = self.pages.borrow().get(&number) {
                 page.used.set(true);
+                self.found.set(self.found.get() + 1);
                 return Ok(Rc::clone(page));
             }
             if self.loading.borrow_mut().insert(number) {
@@ -220,6 +231,7 @@ impl Sums {
         }
         let _loading = Loading(self, number);
         let clusters = self.load(number).await?;
+        self.loaded.set(self.loaded.get() + 1);
         let page = Rc::new(Page {
             number,
             clusters: RefCell::new(clusters),

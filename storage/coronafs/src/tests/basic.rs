@@ -501,8 +501,7 @@ fn limits_hold_a_volume_back_and_survive() {
         let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
         let limits = Limits {
             ops_per_s: 100,
-            bytes_per_s: 0,
-            burst_ms: 0,
+            ..Limits::default()
         };
         store.limit(volume, limits).await.unwrap();
         let device = attach(&store, volume).await;
@@ -533,8 +532,7 @@ fn requests_that_limits_hold_back_begin_when_they_are_hurried_and_are_owed() {
         let volume = store.create(new_volume("v", MIB)).await.unwrap().id;
         let limits = Limits {
             ops_per_s: 1,
-            bytes_per_s: 0,
-            burst_ms: 0,
+            ..Limits::default()
         };
         store.limit(volume, limits).await.unwrap();
         let device = attach(&store, volume).await;

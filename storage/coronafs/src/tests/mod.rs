@@ -1,6 +1,7 @@
 //! Tests of partitions under the simulator: a world with one node, a small log, and sectors that can be
 //! told apart.
 
+mod at_once;
 mod basic;
 mod encryption;
 mod extents;
@@ -8,6 +9,7 @@ mod faults;
 mod image;
 mod killed;
 mod model;
+mod shares;
 mod sharing;
 mod sums;
 

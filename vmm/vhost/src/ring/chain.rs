@@ -65,7 +65,9 @@ impl Descriptor {
 pub(crate) const HEAD: usize = 16;
 
 /// A request: what the device may read, then what it may write. The first bytes to read are its head, and
-/// the last one to write is for its status; descriptors may cut them off anywhere.
+/// the last one to write is for its status; descriptors may cut them off anywhere. A ring walks one after the
+/// other into the same value: it is too large to be moved for each.
+#[derive(Default)]
 pub(crate) struct Chain {
     pub(crate) token: Token,
     /// Its descriptors, for the marks of a packed ring: there nothing else keeps them.
@@ -89,20 +91,21 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    pub(super) fn new(token: Token) -> Chain {
-        Chain {
-            token,
-            descriptors: Vec::new(),
-            head: [0; HEAD],
-            head_bytes: 0,
-            readable: GuestList::new(),
-            writable: GuestList::new(),
-            status: GuestList::new(),
-            last: None,
-            bytes: 0,
-            dirty: SmallVec::new(),
-            merged: 0,
+    /// Forgets the request that it was.
+    #[inline]
+    pub(super) fn begin(&mut self, token: Token) {
+        self.token = token;
+        self.descriptors.clear();
+        self.head_bytes = 0;
+        for list in [&mut self.readable, &mut self.writable, &mut self.status] {
+            if !list.is_empty() {
+                *list = GuestList::new();
+            }
         }
+        self.last = None;
+        self.bytes = 0;
+        self.dirty.clear();
+        self.merged = 0;
     }
 
     /// Adds one descriptor that is not indirect.
@@ -146,14 +149,14 @@ impl Chain {
 
     /// There are no more descriptors.
     #[inline]
-    pub(super) fn end(mut self, memory: &Memory) -> Result<Chain, Fault> {
+    pub(super) fn end(&mut self, memory: &Memory) -> Result<(), Fault> {
         if let Some((addr, len)) = self.last {
             let before = (addr, len - 1);
             push(memory, &mut self.writable, before, &mut self.merged)?;
             let status = addr.wrapping_add(u64::from(len - 1));
             memory.push(&mut self.status, status, 1)?;
         }
-        Ok(self)
+        Ok(())
     }
 }
 

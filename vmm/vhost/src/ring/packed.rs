@@ -172,19 +172,19 @@ impl Packed {
     }
 
     #[inline]
-    pub(super) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+    pub(super) fn pop(&mut self, into: &mut Chain) -> Result<bool, Fault> {
         if !self.is_pending() {
-            return Ok(None);
+            return Ok(false);
         }
         let mut at = self.next;
         let (ring, size) = (&self.ring, self.size);
-        let walked = self.walk(|| {
+        let walked = self.walk(into, || {
             let found = Descriptor::read_packed(ring, at.index);
             at.advance(1, size);
             Some(found)
         });
-        let chain = self.sound(walked)?;
-        let places = chain.token.places;
+        self.sound(walked)?;
+        let places = into.token.places;
         // What the driver was not shown yet is not its to offer.
         if places > self.size - self.taken - self.given {
             let ahead = self.taken + self.given + places;
@@ -195,26 +195,32 @@ impl Packed {
         }
         self.next.advance(places, self.size);
         self.taken += places;
-        Ok(Some(chain))
+        Ok(true)
     }
 
     /// The request whose descriptors were kept elsewhere.
     pub(crate) fn chain(&self, kept: &[Descriptor]) -> Result<Chain, Fault> {
         let mut kept = kept.iter().copied();
-        let walked = self.walk(|| kept.next());
-        self.sound(walked)
+        let mut chain = Chain::default();
+        let walked = self.walk(&mut chain, || kept.next());
+        self.sound(walked)?;
+        Ok(chain)
     }
 
-    fn sound(&self, walked: Result<Chain, Fault>) -> Result<Chain, Fault> {
+    fn sound(&self, walked: Result<(), Fault>) -> Result<(), Fault> {
         if self.is_broken() {
             return Err(Fault::CutShort);
         }
         walked
     }
 
-    fn walk(&self, mut next: impl FnMut() -> Option<Descriptor>) -> Result<Chain, Fault> {
+    fn walk(
+        &self,
+        chain: &mut Chain,
+        mut next: impl FnMut() -> Option<Descriptor>,
+    ) -> Result<(), Fault> {
         let long = Fault::Long { limit: self.size };
-        let mut chain = Chain::new(Token::default());
+        chain.begin(Token::default());
         loop {
             if chain.token.places == self.size {
                 return Err(long);
@@ -232,7 +238,7 @@ impl Packed {
                 if !self.indirect || chain.token.places > 1 {
                     return Err(Fault::Indirect { len, flags });
                 }
-                self.walk_table(&mut chain, addr, len, flags)?;
+                self.walk_table(chain, addr, len, flags)?;
                 return chain.end(&self.memory);
             }
             chain.add(&self.memory, addr, len, flags)?;

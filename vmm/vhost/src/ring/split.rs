@@ -112,35 +112,50 @@ impl Split {
         fault
     }
 
-    /// The next request that the driver offers.
+    /// Walks the next request that the driver offers. Whether there was one.
     #[inline]
-    pub(super) fn pop(&mut self) -> Result<Option<Chain>, Fault> {
+    pub(super) fn pop(&mut self, into: &mut Chain) -> Result<bool, Fault> {
         if self.offered == self.next {
             self.offered = self.look()?;
             if self.offered == self.next {
-                return Ok(None);
+                return Ok(false);
             }
         }
-        let place = usize::from(self.next % self.size);
+        let following = self.next.wrapping_add(1);
+        if self.offered != following {
+            let head = usize::from(self.head(following));
+            self.descriptors.read_soon(head * DESCRIPTOR);
+        }
+        self.walk_sound(self.head(self.next), into)?;
+        self.next = following;
+        Ok(true)
+    }
+
+    /// The head that the driver has put at a place of its part.
+    #[inline]
+    fn head(&self, place: u16) -> u16 {
+        let place = usize::from(place % self.size);
         let head = self.driver.u16(ENTRIES + 2 * place);
-        let head = u16::from_le(head.load(Ordering::Relaxed));
-        let chain = self.chain(head)?;
-        self.next = self.next.wrapping_add(1);
-        Ok(Some(chain))
+        u16::from_le(head.load(Ordering::Relaxed))
     }
 
     /// Walks the chain that begins at `head`.
     pub(crate) fn chain(&self, head: u16) -> Result<Chain, Fault> {
-        let chain = self.walk(head);
-        match chain {
-            Ok(chain) if !self.is_broken() => Ok(chain),
-            Ok(_) => Err(Fault::CutShort),
+        let mut chain = Chain::default();
+        self.walk_sound(head, &mut chain)?;
+        Ok(chain)
+    }
+
+    fn walk_sound(&self, head: u16, chain: &mut Chain) -> Result<(), Fault> {
+        match self.walk(head, chain) {
+            Ok(()) if !self.is_broken() => Ok(()),
+            Ok(()) => Err(Fault::CutShort),
             Err(fault) => Err(self.fault(fault)),
         }
     }
 
-    fn walk(&self, head: u16) -> Result<Chain, Fault> {
-        let mut chain = Chain::new(Token {
+    fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), Fault> {
+        chain.begin(Token {
             id: head,
             places: 1,
             mark: head,

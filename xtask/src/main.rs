@@ -48,6 +48,9 @@ enum Command {
         /// Also what the lane vm-volumes runs in its guests: fio
         #[arg(long, conflicts_with_all = ["bench", "failover"])]
         volumes: bool,
+        /// Also what the lane fiberlb runs: backends and clients
+        #[arg(long, conflicts_with_all = ["bench", "failover", "volumes"])]
+        balancing: bool,
     },
     /// Start a node and show its main job with real clients
     Quickstart(quickstart::Options),
@@ -68,6 +71,9 @@ enum Command {
     Tidy,
     /// Run a proof lane: real binaries through a story, with artifacts below work/
     Lane(lane::Options),
+    /// Established flows, for the lane fiberlb to run on another machine
+    #[command(hide = true)]
+    Flows(lane::fiberlb::flows::Options),
     /// Show, limit and prune what lanes have left below the work root
     WorkRoot(work_root::Options),
     /// Measure beside the peers
@@ -91,11 +97,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             bench,
             failover,
             volumes,
+            balancing,
         } => {
-            let scope = match (bench, failover, volumes) {
-                (true, _, _) => setup::Scope::Bench,
-                (_, true, _) => setup::Scope::Failover,
-                (_, _, true) => setup::Scope::Volumes,
+            let scope = match (bench, failover, volumes, balancing) {
+                (true, ..) => setup::Scope::Bench,
+                (_, true, ..) => setup::Scope::Failover,
+                (_, _, true, _) => setup::Scope::Volumes,
+                (.., true) => setup::Scope::Balancing,
                 _ => setup::Scope::Clients,
             };
             setup::run(&workspace, scope)?;
@@ -106,6 +114,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Fuzz(options) => fuzz::run(&workspace, &options)?,
         Command::Tidy => return tidy::run(&workspace),
         Command::Lane(options) => lane::run(&workspace, &options)?,
+        Command::Flows(options) => lane::fiberlb::flows::run(&options)?,
         Command::WorkRoot(options) => return work_root::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options)?,
     }

@@ -38,6 +38,8 @@ pub enum Scope {
     Failover,
     /// Also what runs in the guests of the lane about volumes.
     Volumes,
+    /// Also the backends and the clients of the lane about FiberLB.
+    Balancing,
 }
 
 /// The tools after set-up, by name.
@@ -130,7 +132,7 @@ fn set_up(workspace: &Workspace, scope: Scope, out: &mut dyn Write) -> Result<Cl
     vm::ensure(&cache, &mut report)?;
     let bpf = bpf::ensure(workspace, &cache, &mut report)?;
     match scope {
-        Scope::Clients | Scope::Volumes => {}
+        Scope::Clients | Scope::Volumes | Scope::Balancing => {}
         Scope::Bench => ensure_s3s_fs(workspace, &cache, &mut report)?,
         Scope::Failover => python::PATRONI.ensure(&cache, &mut report)?,
     }

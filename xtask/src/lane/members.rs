@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::answers;
+use super::{announce, answers};
 use crate::process::{self, Running};
 
 /// How long anything may take that the story waits for.
@@ -85,19 +85,8 @@ impl Member {
             .args(["--chainfire-initial-cluster-state", state]);
         let log = self.dir.join(format!("{}-{}.log", self.name, self.starts));
         let mut process = Running::start(&mut command, &log)?;
-        let listens = process::until(DEADLINE, || {
-            let said = fs::read_to_string(&log)?;
-            let listens = said.lines().any(|line| line.starts_with("listening "));
-            Ok((listens || !process.is_running()?).then_some(listens))
-        })?;
-        if listens != Some(true) {
-            let said = fs::read_to_string(&log)?;
-            bail!(
-                "{} does not listen:\n{}",
-                self.name,
-                process::tail(&said, 10)
-            );
-        }
+        announce::admin(&mut process, &log, DEADLINE)
+            .with_context(|| format!("{} does not start", self.name))?;
         self.process = Some(process);
         Ok(())
     }

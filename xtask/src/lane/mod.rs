@@ -4,9 +4,11 @@
 //! Artifacts lie in `LANE/STAMP` below the work root, to which `LANE/latest` points ([`proof`]). A lane
 //! that fails leaves what it has, with `success` false and the step that failed.
 
+mod announce;
 mod answers;
 mod artifacts;
 mod durability;
+pub mod fiberlb;
 mod members;
 mod membership;
 mod patroni;
@@ -40,6 +42,8 @@ enum Lane {
     ChainfireLiveMembershipProof,
     /// Backup and restore of ChainFire's keys under writes, kills, stops and a flush that fails
     DurabilityProof,
+    /// Layer 4 in network namespaces: rings, drains, restarts, deaths and a flood under established flows
+    Fiberlb,
     /// PostgreSQL under Patroni fails over, with its leader's key in ChainFire
     PatroniFailover,
     /// What ships is finished, complete, and free of what was archived, as its sources say
@@ -53,6 +57,7 @@ impl Lane {
         match self {
             Self::ChainfireLiveMembershipProof => &membership::ABOUT,
             Self::DurabilityProof => &durability::ABOUT,
+            Self::Fiberlb => &fiberlb::ABOUT,
             Self::PatroniFailover => &patroni::ABOUT,
             Self::SupportedSurfaceGuard => &surface::ABOUT,
             Self::VmVolumes => &vm_volumes::ABOUT,
@@ -62,6 +67,7 @@ impl Lane {
     /// What it needs of the system.
     fn scope(self) -> Scope {
         match self {
+            Self::Fiberlb => Scope::Balancing,
             Self::PatroniFailover => Scope::Failover,
             Self::VmVolumes => Scope::Volumes,
             _ => Scope::Clients,
@@ -93,6 +99,10 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let outcome = match lane {
         Lane::ChainfireLiveMembershipProof => membership::run(&server, &cli, &mut artifacts),
         Lane::DurabilityProof => durability::run(&server, &cli, &mut artifacts),
+        Lane::Fiberlb => {
+            let object = crate::bpf::build(workspace, clients.bpf(), crate::bpf::Flavour::Product)?;
+            fiberlb::run(&server, &cli, &object, &mut artifacts)
+        }
         Lane::PatroniFailover => patroni::run(&server, &cli, &clients.patroni(), &mut artifacts),
         Lane::VmVolumes => vm_volumes::run(&server, &cli, &clients.vm(), &mut artifacts),
         Lane::SupportedSurfaceGuard => Ok(()),

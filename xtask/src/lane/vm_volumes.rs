@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use guest::{Guest, Machine, programs};
 use proof::Accelerator;
 use serde_json::json;
 
+use super::announce;
 use super::artifacts::{About, Artifacts, Part, Scope};
 use crate::process::{self, Running};
 use crate::volume_ctl::VolumeCtl;
@@ -147,19 +148,7 @@ impl Story<'_> {
             );
         let log = self.dir.join(format!("node-{}.log", self.starts));
         let mut process = Running::start(&mut command, &log)?;
-        let listens = process::until(DEADLINE, || {
-            let said = fs::read_to_string(&log)?;
-            let line = said
-                .lines()
-                .find_map(|line| line.strip_prefix("listening "));
-            Ok((line.is_some() || !process.is_running()?).then(|| line.map(str::to_owned)))
-        })?;
-        let line = listens.flatten();
-        let admin = line.as_deref().and_then(|line| line.strip_prefix("admin="));
-        let Some(admin) = admin else {
-            let said = fs::read_to_string(&log)?;
-            bail!("the node does not listen:\n{}", process::tail(&said, 10));
-        };
+        let admin = announce::admin(&mut process, &log, DEADLINE)?;
         let url = format!("http://{admin}");
         let ctl = VolumeCtl::new(self.cli, url, &self.dir.join("data"));
         self.node = Some((process, ctl));

@@ -7,6 +7,7 @@
 mod chainfire;
 mod control;
 mod engine;
+mod fiberlb;
 mod machine;
 mod objects;
 mod page;
@@ -52,6 +53,8 @@ enum Bench {
     /// Serves one volume, for `volumes`.
     #[command(hide = true)]
     VolumeServer(volumes::server::ServerArgs),
+    /// What a packet and a change of a ring cost in FiberLB.
+    Fiberlb(fiberlb::FiberlbArgs),
     /// One object of 6 GiB, up and down, and the memory that the server needs for it.
     BigObject(objects::big::BigObjectArgs),
 }
@@ -78,6 +81,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             volumes::server::run(args)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Bench::Fiberlb(args) => (fiberlb::run(&args)?, args.json, args.strict),
         Bench::BigObject(args) => (objects::big::run(&args)?, args.json, args.strict),
     };
     print(&rows, json)?;

@@ -5,6 +5,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
+use crate::bpf;
 use crate::process;
 use crate::setup::{self, Scope};
 use crate::workspace::{Profile, Workspace};
@@ -34,6 +35,8 @@ enum Suite {
     Control,
     /// Volumes by vhost-user-blk beside qemu-storage-daemon
     Volumes,
+    /// A packet and a change of a ring in FiberLB
+    Fiberlb,
     /// An object of 6 GiB and the memory that it takes
     BigObject,
 }
@@ -46,6 +49,7 @@ impl Suite {
             Self::Chainfire => "chainfire",
             Self::Control => "control",
             Self::Volumes => "volumes",
+            Self::Fiberlb => "fiberlb",
             Self::BigObject => "big-object",
         }
     }
@@ -64,6 +68,11 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     if options.suite == Suite::Volumes {
         setup::run_as_progress(workspace, Scope::Bench)?;
+    }
+    if options.suite == Suite::Fiberlb {
+        let clients = setup::run_as_progress(workspace, Scope::Clients)?;
+        let object = bpf::build(workspace, clients.bpf(), bpf::Flavour::Measure)?;
+        command.env(bpf::OBJECT_VARIABLE, object);
     }
     if options.suite == Suite::Objects {
         let clients = setup::run_as_progress(workspace, Scope::Bench)?;

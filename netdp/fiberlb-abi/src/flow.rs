@@ -66,7 +66,7 @@ impl Addr {
 /// | 34-35 | destination port |
 /// | 36-39 | protocol; a whole word, so that nothing is left unset |
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct FlowKey {
     /// Source address.
     pub src: Addr,
@@ -97,14 +97,12 @@ pub mod flow_state {
     pub const CLOSING: u8 = 1;
 }
 
-/// What is known of a flow in one direction.
-///
-/// Both directions are in one table, so that a packet costs one look-up whichever way it goes. The
-/// fields that only the reverse direction has come last.
+/// What is known of a flow in one direction. Both directions are in one table, so that a packet costs one
+/// look-up whichever way it goes. Its alignment makes copies of it two words, not a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Flow {
-    /// [`flow_kind`].
+    /// [`flow_kind`]; 0 for none.
     pub kind: u8,
     /// [`flow_state`].
     pub state: u8,
@@ -118,17 +116,36 @@ pub struct Flow {
     pub generation: u32,
     /// When the last packet came, in units of 2^30 ns of the monotonic clock.
     pub tick: u32,
-    /// Reverse: the VIP's address.
-    pub addr: Addr,
-    /// Reverse: the way back to the client.
+}
+layout!(Flow, 16);
+
+/// What only a flow of the reverse direction has: what its packets are made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, align(8))]
+pub struct Back {
+    /// The way back to the client.
     pub hop: Hop,
-    /// Reverse: the VIP's port; 0 leaves ports as they are.
+    /// The VIP's port; 0 leaves ports as they are.
     pub port: u16,
     /// Zero.
     pub reserved: u16,
+    /// The VIP's address, of IPv4.
+    pub v4: u32,
 }
-layout!(Flow, 52);
+layout!(Back, 24);
 
+/// A flow of IPv6, in a hash of the kernel's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct FlowV6 {
+    /// As for IPv4.
+    pub flow: Flow,
+    /// As for IPv4.
+    pub back: Back,
+    /// Reverse: the VIP's address.
+    pub addr: Addr,
+}
+layout!(FlowV6, 56);
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,14 +15,16 @@ mod event;
 mod flow;
 mod hash;
 mod limit;
+mod line;
 mod real;
 mod stats;
 mod vip;
 
 pub use event::{Event, event_kind};
-pub use flow::{Addr, Flow, FlowKey, flow_kind, flow_state};
+pub use flow::{Addr, Back, Flow, FlowKey, FlowV6, flow_kind, flow_state};
 pub use hash::{hash_flow, hash_source, hash_three, slot_of};
 pub use limit::{Bucket, Config};
+pub use line::{FlowKeyV4, Hashes, LOCKS_MAX, Line, NO_HOME, Shape, WAYS};
 pub use real::{Hop, Real, real_flags};
 pub use stats::{RealStats, VipStats};
 pub use vip::{
@@ -31,14 +33,18 @@ pub use vip::{
 };
 
 /// The version of all layouts here; it stands in [`Config::layout`].
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Slots for VIPs: entries of `vips`, of `rings` and of their counters.
 pub const VIPS_MAX: u32 = 4096;
 /// Entries of `reals`; the identifier 0 means no backend.
 pub const REALS_MAX: u32 = 16_384;
-/// How many flows are kept by default; the loader may choose otherwise.
+/// How many entries are kept by default of IPv4's and of IPv6's flows; the loader may choose otherwise.
 pub const FLOWS_MAX: u32 = 1 << 20;
+/// Lines for each entry of IPv4's flows, so that hardly a bucket is full before the table is.
+pub const LINES_PER_FLOW: u32 = 2;
+/// Lines that are in use at first.
+pub const LINES_MIN: u32 = 4096;
 /// Slots of a large ring and of a small one: primes, as Maglev wants.
 pub const RING_LARGE: u32 = 65_537;
 /// See [`RING_LARGE`].
@@ -62,8 +68,14 @@ pub mod map {
     pub const REALS: &str = "reals";
     /// Identifier -> flows that are open; atomic.
     pub const ACTIVE: &str = "active";
-    /// [`crate::FlowKey`] -> [`crate::Flow`].
-    pub const FLOWS: &str = "flows";
+    /// Number -> [`crate::Line`]: flows of IPv4.
+    pub const FLOWS_V4: &str = "flows_v4";
+    /// One [`crate::Shape`] of `flows_v4`.
+    pub const SHAPE: &str = "shape";
+    /// One lock of some buckets of `flows_v4`; the last is the shape's.
+    pub const LOCKS: &str = "locks";
+    /// [`crate::FlowKey`] -> [`crate::FlowV6`].
+    pub const FLOWS_V6: &str = "flows_v6";
     /// [`crate::SourceKey`] -> allow or deny.
     pub const SOURCES: &str = "sources";
     /// [`crate::QuicKey`] -> identifier of the backend.

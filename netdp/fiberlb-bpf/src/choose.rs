@@ -54,16 +54,37 @@ fn try_look_up(key: &FlowKey) -> Option<u32> {
 /// Whether a VIP's rules let a source in.
 #[inline(never)]
 pub fn source_allowed(slot: u32, vip: &Vip, key: &FlowKey) -> bool {
-    let mut allowed = vip.flags & vip_flags::DENY_OTHERS == 0;
-    if vip.flags & vip_flags::SOURCES != 0 {
-        let source = SourceKey {
-            slot,
-            addr: key.src,
-        };
-        if let Some(action) = SOURCES.get(&Key::new(160, source)) {
-            allowed = *action == source_action::ALLOW;
+    let others = vip.flags & vip_flags::DENY_OTHERS == 0;
+    if vip.flags & vip_flags::SOURCES == 0 {
+        return others;
+    }
+    let at = key.src.words[2] ^ key.src.words[3] ^ slot;
+    let at = at.wrapping_mul(0x9E37_79B1) >> 16;
+    let Some(known) = KNOWN_SOURCES.get_ptr_mut(at % KNOWN_MAX) else {
+        return false;
+    };
+    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
+    let known = unsafe { &mut *known };
+    if known.addr == key.src && u32::from(known.slot) == slot && known.epoch == vip.epoch {
+        match known.said {
+            0 => {}
+            said => return said == source_action::ALLOW,
         }
     }
+    let source = SourceKey {
+        slot,
+        addr: key.src,
+    };
+    let allowed = match SOURCES.get(&Key::new(160, source)) {
+        Some(action) => *action == source_action::ALLOW,
+        None => others,
+    };
+    (known.addr, known.slot, known.epoch) = (key.src, slot as u16, vip.epoch);
+    known.said = if allowed {
+        source_action::ALLOW
+    } else {
+        source_action::DENY
+    };
     allowed
 }
 

@@ -3,11 +3,12 @@
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::XdpContext;
-use fiberlb_abi::{Addr, Flow, Hop, mode};
+use fiberlb_abi::{Addr, Hop, mode};
 
 use crate::checksum::{adjusted, change, change_addr, change_half};
 use crate::flows::Target;
 use crate::packet::Packet;
+use crate::table::Found;
 use crate::{Verdict, encap, maps::*, wire, wire::*};
 
 /// Which end of a packet is translated.
@@ -54,10 +55,10 @@ pub fn counted(sent: Option<Verdict>, len: u32, target: &Target) -> Verdict {
 
 /// Sends a backend's packet to its client.
 #[inline(always)]
-pub fn back(ctx: &XdpContext, packet: &Packet, flow: &Flow) -> Verdict {
-    let slot = u32::from(flow.vip);
-    let sent = translate(ctx, packet, End::Source, (&flow.addr, flow.port))
-        .and_then(|()| send(ctx, &flow.hop));
+pub fn back(ctx: &XdpContext, packet: &Packet, found: &Found) -> Verdict {
+    let slot = u32::from(found.flow.vip);
+    let sent = translate(ctx, packet, End::Source, (&found.addr, found.back.port))
+        .and_then(|()| send(ctx, &found.back.hop));
     let Some(verdict) = sent else {
         count_vip(slot, |stats| stats.dropped += 1);
         return XDP_DROP;

@@ -1,14 +1,15 @@
 //! A packet's way: the flow table, else the VIP and its algorithm.
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{
-    Config, Event, Flow, FlowKey, Real, Vip, algorithm, event_kind, flow_kind, flow_state, mode,
+    Config, Event, Flow, FlowV6, Real, Vip, algorithm, event_kind, flow_kind, flow_state, mode,
     real_flags, vip_flags,
 };
 
 use crate::packet::{ACK, FIN, Packet, RST, SYN};
+use crate::table::{self, Found, tick};
 use crate::{Verdict, choose, deliver, maps::*, quic, wire};
 
 /// A chosen backend.
@@ -19,35 +20,28 @@ pub struct Target {
     pub real: &'static Real,
 }
 
-/// Time in the units of [`Flow::tick`].
-#[inline(always)]
-fn tick() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
-}
-
 /// Sends a packet where its flow goes.
 #[inline(always)]
 pub fn balance(ctx: &XdpContext, packet: &Packet) -> Verdict {
     let mut target = None;
-    if let Some(flow) = FLOW_TABLE.get_ptr_mut(&packet.key) {
-        // SAFETY: the entry stays while the program runs. Another CPU may write it too, as may this
-        // table's user space: fields are single words and each is good by itself.
-        let flow = unsafe { &mut *flow };
-        if flow.kind == flow_kind::REVERSE {
-            return reply(ctx, packet, flow);
+    // What the table has of the flow although it does not hold: the flow is not new.
+    let mut stale = Flow::default();
+    if let Some(mut found) = table::find(&packet.key) {
+        if found.flow.kind == flow_kind::REVERSE {
+            return reply(ctx, packet, &mut found);
         }
         if !packet.fragment {
-            target = known(ctx, packet, flow);
-            if let Some(target) = &target {
-                touch(ctx, packet, flow, target);
+            target = known(ctx, packet, found.flow);
+            match &target {
+                Some(target) => touch(ctx, packet, &mut found, target),
+                None => stale = *found.flow,
             }
         }
     }
     let target = match target {
         Some(target) => target,
         None => {
-            let begun = begin(ctx, packet);
+            let begun = begin(ctx, packet, &stale);
             let (slot, id) = (begun >> 16, begun & 0xffff);
             if id == 0 {
                 return slot;
@@ -55,12 +49,16 @@ pub fn balance(ctx: &XdpContext, packet: &Packet) -> Verdict {
             let (Some(vip), Some(real)) = (VIPS_BY_SLOT.get(slot), REALS_BY_ID.get(id)) else {
                 return XDP_DROP;
             };
-            Target {
+            let target = Target {
                 slot,
                 id,
                 vip,
                 real,
+            };
+            if remember(ctx, packet, &target, &stale) != 0 {
+                return XDP_DROP;
             }
+            target
         }
     };
     deliver::forward(ctx, packet, &target)
@@ -102,18 +100,19 @@ fn known(ctx: &XdpContext, packet: &Packet, flow: &mut Flow) -> Option<Target> {
 
 /// Notes that a packet of a known flow came.
 #[inline(always)]
-fn touch(ctx: &XdpContext, packet: &Packet, flow: &mut Flow, target: &Target) {
+fn touch(ctx: &XdpContext, packet: &Packet, found: &mut Found, target: &Target) {
     let now = tick();
-    if flow.tick != now {
-        flow.tick = now;
+    if found.flow.tick != now {
+        found.flow.tick = now;
+        table::settle(&packet.key);
         // The way back is noted again: the client's router may be another one by now, and traffic one
         // way must not let the other one's entry grow old.
         if target.vip.mode == mode::DNAT {
             remember_reverse(ctx, packet, target, now);
         }
     }
-    if packet.tcp_flags & (FIN | RST) != 0 && flow.state == flow_state::OPEN {
-        flow.state = flow_state::CLOSING;
+    if packet.tcp_flags & (FIN | RST) != 0 && found.flow.state == flow_state::OPEN {
+        found.flow.state = flow_state::CLOSING;
         choose::add_active(target.id, -1);
     }
 }
@@ -122,15 +121,15 @@ fn touch(ctx: &XdpContext, packet: &Packet, flow: &mut Flow, target: &Target) {
 /// identifier; above 0, the verdict. A function of BPF gives back a word, and memory of the caller's for
 /// more would be on a stack that is short.
 #[inline(never)]
-fn begin(ctx: &XdpContext, packet: &Packet) -> u32 {
-    match try_begin(ctx, packet) {
+fn begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> u32 {
+    match try_begin(ctx, packet, stale) {
         Ok((slot, id)) => (slot << 16) | id,
         Err(verdict) => verdict << 16,
     }
 }
 
 #[inline(always)]
-fn try_begin(ctx: &XdpContext, packet: &Packet) -> Result<(u32, u32), Verdict> {
+fn try_begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> Result<(u32, u32), Verdict> {
     let mut key = packet.key;
     if packet.fragment {
         (key.sport, key.dport) = (0, 0);
@@ -156,30 +155,19 @@ fn try_begin(ctx: &XdpContext, packet: &Packet) -> Result<(u32, u32), Verdict> {
     let id = match quic {
         Some(id) => id,
         None if packet.fragment => choose::by_hash(slot, vip, &key, algorithm::THREE_TUPLE),
-        None => kept(&key, slot).unwrap_or_else(|| choose::backend(slot, vip, &key)),
+        None => kept(stale, slot, vip).unwrap_or_else(|| choose::backend(slot, vip, &key)),
     };
-    let Some(real) = choose::live(id) else {
+    if choose::live(id).is_none() {
         count_vip(slot, |stats| stats.no_backend += 1);
         return Err(XDP_DROP);
-    };
-    let target = Target {
-        slot,
-        id,
-        vip,
-        real,
-    };
-    remember(ctx, packet, &target)?;
+    }
     Ok((slot, id))
 }
 
 /// The backend of a flow that is known under another epoch: its source was checked again, no more.
 #[inline(always)]
-fn kept(key: &FlowKey, slot: u32) -> Option<u32> {
-    let flow = FLOW_TABLE.get_ptr(key)?;
-    // SAFETY: as in `balance`.
-    let flow = unsafe { &*flow };
-    let vip = VIPS_BY_SLOT.get(slot)?;
-    if u32::from(flow.vip) != slot || flow.epoch == vip.epoch {
+fn kept(flow: &Flow, slot: u32, vip: &Vip) -> Option<u32> {
+    if flow.kind == 0 || u32::from(flow.vip) != slot || flow.epoch == vip.epoch {
         return None;
     }
     let id = u32::from(flow.real);
@@ -187,42 +175,39 @@ fn kept(key: &FlowKey, slot: u32) -> Option<u32> {
     (real.generation == flow.generation).then_some(id)
 }
 
-/// Puts a new flow into the table, as far as the limit lets it.
-#[inline(always)]
-fn remember(ctx: &XdpContext, packet: &Packet, target: &Target) -> Result<(), Verdict> {
+/// Puts a new flow into the table, as far as the limit lets it. Not 0 when the packet must be dropped.
+#[inline(never)]
+fn remember(ctx: &XdpContext, packet: &Packet, target: &Target, stale: &Flow) -> u32 {
     let Target { slot, id, vip, .. } = *target;
     let dnat = vip.mode == mode::DNAT;
     if packet.fragment {
         if dnat && vip.flags & vip_flags::FRAGMENTS != 0 && within_limit() {
             remember_reverse(ctx, packet, target, tick());
         }
-        return Ok(());
+        return 0;
     }
     // Without a reverse entry a reply could not be translated: DNAT always remembers.
     if vip.flags & vip_flags::NO_FLOWS != 0 && !dnat {
-        return Ok(());
+        return 0;
     }
-    let known = FLOW_TABLE.get_ptr(&packet.key).map(|flow| {
-        // SAFETY: as in `balance`.
-        let flow = unsafe { &*flow };
-        (flow.real, flow.state)
-    });
-    let cached = (known.is_some() || within_limit()) && insert(ctx, packet, target);
+    let known = stale.kind != 0;
+    let cached = (known || within_limit()) && insert(ctx, packet, target);
     if !cached {
         count_vip(slot, |stats| stats.uncached += 1);
         tell(packet, target, event_kind::UNCACHED);
-        return if dnat { Err(XDP_DROP) } else { Ok(()) };
+        return u32::from(dnat);
     }
-    match known {
-        Some((real, flow_state::OPEN)) if u32::from(real) == id => return Ok(()),
-        Some((real, flow_state::OPEN)) => choose::add_active(u32::from(real), -1),
-        _ => {}
+    if known && stale.state == flow_state::OPEN {
+        if u32::from(stale.real) == id {
+            return 0;
+        }
+        choose::add_active(u32::from(stale.real), -1);
     }
     choose::add_active(id, 1);
     count_vip(slot, |stats| stats.flows += 1);
     count_real(id, |stats| stats.flows += 1);
     tell(packet, target, event_kind::NEW_FLOW);
-    Ok(())
+    0
 }
 
 /// Both directions, or none.
@@ -235,62 +220,53 @@ fn insert(ctx: &XdpContext, packet: &Packet, target: &Target) -> bool {
     remember_forward(packet, target, now)
 }
 
-/// An entry is composed in this CPU's scratch: on the stack it would take a quarter of what there is.
-#[inline(always)]
-fn scratch() -> Option<&'static mut Scratch> {
-    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other; each function
-    // that composes here is done with it before another one begins.
-    SCRATCH
-        .get_ptr_mut(0)
-        .map(|scratch| unsafe { &mut *scratch })
-}
-
 #[inline(never)]
 fn remember_forward(packet: &Packet, target: &Target, now: u32) -> bool {
-    let Some(Scratch { flow, .. }) = scratch() else {
+    let Some(scratch) = table::scratch() else {
         return false;
     };
-    flow.kind = flow_kind::FORWARD;
-    flow.state = flow_state::OPEN;
-    flow.epoch = target.vip.epoch;
-    flow.vip = target.slot as u16;
-    flow.real = target.id as u16;
-    flow.generation = target.real.generation;
-    flow.tick = now;
-    flow.addr.words = [0; 4];
-    flow.hop.macs = [0; 3];
-    flow.hop.ifindex = 0;
-    flow.port = 0;
-    FLOW_TABLE.insert(&packet.key, &*flow, 0).is_ok()
+    scratch.key = packet.key;
+    scratch.value = FlowV6::default();
+    scratch.value.flow = flow(flow_kind::FORWARD, target, now);
+    table::put()
+}
+
+#[inline(always)]
+fn flow(kind: u8, target: &Target, now: u32) -> Flow {
+    Flow {
+        kind,
+        state: flow_state::OPEN,
+        epoch: target.vip.epoch,
+        vip: target.slot as u16,
+        real: target.id as u16,
+        generation: target.real.generation,
+        tick: now,
+    }
 }
 
 /// The way of replies: from the backend to where this packet came from.
 #[inline(never)]
 fn remember_reverse(ctx: &XdpContext, packet: &Packet, target: &Target, now: u32) -> bool {
-    let (Some(ethernet), Some(Scratch { key, flow })) =
-        (wire::at::<wire::Ethernet>(ctx, 0), scratch())
+    let (Some(ethernet), Some(scratch)) = (wire::at::<wire::Ethernet>(ctx, 0), table::scratch())
     else {
         return false;
     };
     let [a, b, c, d, e, f] = ethernet.macs;
     let word = |low: u16, high: u16| u32::from(low) | (u32::from(high) << 16);
-    flow.kind = flow_kind::REVERSE;
-    flow.state = flow_state::OPEN;
-    flow.epoch = 0;
-    flow.vip = target.slot as u16;
-    flow.real = target.id as u16;
-    flow.generation = target.real.generation;
-    flow.tick = now;
-    flow.addr = packet.key.dst;
+    let Scratch { key, value } = scratch;
+    value.flow = flow(flow_kind::REVERSE, target, now);
+    value.addr = packet.key.dst;
+    value.back.v4 = packet.key.dst.words[3];
+    value.back.reserved = 0;
     // From whom it came to whom it is sent, and the other way.
-    flow.hop.macs = [word(d, e), word(f, a), word(b, c)];
-    flow.hop.ifindex = ctx.ingress_ifindex() as u32;
+    value.back.hop.macs = [word(d, e), word(f, a), word(b, c)];
+    value.back.hop.ifindex = ctx.ingress_ifindex() as u32;
     key.src = target.real.addr;
     key.dst = packet.key.src;
     key.proto = packet.key.proto;
     if packet.fragment || target.vip.flags & vip_flags::FRAGMENTS != 0 {
-        (key.sport, key.dport, flow.port) = (0, 0, 0);
-        if FLOW_TABLE.insert(&*key, &*flow, 0).is_err() || packet.fragment {
+        (key.sport, key.dport, value.back.port) = (0, 0, 0);
+        if !table::put() || packet.fragment {
             return false;
         }
     }
@@ -299,8 +275,8 @@ fn remember_reverse(ctx: &XdpContext, packet: &Packet, target: &Target, now: u32
         port => port,
     };
     key.dport = packet.key.sport;
-    flow.port = packet.key.dport;
-    FLOW_TABLE.insert(&*key, &*flow, 0).is_ok()
+    value.back.port = packet.key.dport;
+    table::put()
 }
 
 /// Whether this CPU may put one more flow into the table.
@@ -343,10 +319,11 @@ fn tell(packet: &Packet, target: &Target, kind: u32) {
 
 /// Sends a backend's packet back to its client.
 #[inline(always)]
-fn reply(ctx: &XdpContext, packet: &Packet, flow: &mut Flow) -> Verdict {
+fn reply(ctx: &XdpContext, packet: &Packet, found: &mut Found) -> Verdict {
     let now = tick();
-    if flow.tick != now {
-        flow.tick = now;
+    if found.flow.tick != now {
+        found.flow.tick = now;
+        table::settle(&packet.key);
     }
-    deliver::back(ctx, packet, flow)
+    deliver::back(ctx, packet, found)
 }

@@ -12,6 +12,7 @@ use crate::checksum::{adjusted, change, change_addr, change_half};
 use crate::deliver::{self, End};
 use crate::flows::Target;
 use crate::packet::{self, Message};
+use crate::table::{self, Found};
 use crate::{Verdict, choose, encap, maps::*, wire, wire::*};
 
 /// Sends an error where its flow goes. Apart from the rest, whose share of the stack is small.
@@ -21,16 +22,13 @@ pub fn balance(ctx: &XdpContext) -> Verdict {
         return XDP_PASS;
     };
     let message = &message;
-    let flow = FLOW_TABLE.get_ptr(&message.key).map(|flow| {
-        // SAFETY: the entry stays while the program runs; fields are single words.
-        unsafe { &*flow }
-    });
-    if let Some(flow) = flow
-        && flow.kind == flow_kind::REVERSE
+    let found = table::find(&message.key);
+    if let Some(found) = &found
+        && found.flow.kind == flow_kind::REVERSE
     {
-        return back(ctx, message, flow);
+        return back(ctx, message, found);
     }
-    match target(message, flow) {
+    match target(message, found.as_ref().map(|found| &*found.flow)) {
         Some(target) => forward(ctx, message, &target),
         None => XDP_PASS,
     }
@@ -88,10 +86,10 @@ fn forward(ctx: &XdpContext, message: &Message, target: &Target) -> Verdict {
 }
 
 #[inline(always)]
-fn back(ctx: &XdpContext, message: &Message, flow: &Flow) -> Verdict {
-    let slot = u32::from(flow.vip);
-    let sent = translate(ctx, message, End::Source, (&flow.addr, flow.port))
-        .and_then(|()| deliver::send(ctx, &flow.hop));
+fn back(ctx: &XdpContext, message: &Message, found: &Found) -> Verdict {
+    let slot = u32::from(found.flow.vip);
+    let sent = translate(ctx, message, End::Source, (&found.addr, found.back.port))
+        .and_then(|()| deliver::send(ctx, &found.back.hop));
     match sent {
         Some(verdict) => {
             count_vip(slot, |stats| stats.replies += 1);

@@ -28,6 +28,7 @@ mod maps;
 mod measure;
 mod packet;
 mod quic;
+mod table;
 mod wire;
 
 use aya_ebpf::bindings::xdp_action;
@@ -47,7 +48,17 @@ pub fn fiberlb(ctx: XdpContext) -> Verdict {
 
 #[inline(always)]
 fn balance(ctx: &XdpContext) -> Verdict {
-    match packet::parse(ctx) {
+    // Apart from here on: what holds for one version needs no look at the other's words.
+    match wire::at::<wire::Ethernet>(ctx, 0).map(|ethernet| ethernet.ethertype) {
+        Some(wire::ETHERTYPE_V4) => balance_parsed(ctx, packet::parse_v4(ctx)),
+        Some(wire::ETHERTYPE_V6) => balance_parsed(ctx, packet::parse_v6(ctx)),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn balance_parsed(ctx: &XdpContext, parsed: Option<Parsed>) -> Verdict {
+    match parsed {
         Some(Parsed::Flow(packet)) => flows::balance(ctx, &packet),
         Some(Parsed::Icmp) => icmp::balance(ctx),
         None => xdp_action::XDP_PASS,

@@ -4,20 +4,22 @@ use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use fiberlb_abi::{
-    Addr, Bucket, Config, Flow, FlowKey, PrefixKey, PrefixVip, QuicKey, Real, RealStats, RingLine,
-    SourceKey, Vip, VipKey, VipStats,
+    Addr, Bucket, Config, FlowKey, FlowV6, LINES_PER_FLOW, LOCKS_MAX, Line, PrefixKey, PrefixVip,
+    QuicKey, Real, RealStats, RingLine, Shape, SourceKey, Vip, VipKey, VipStats,
 };
 
 const VIPS: usize = fiberlb_abi::VIPS_MAX as usize;
 const REALS: usize = fiberlb_abi::REALS_MAX as usize;
 const FLOWS: usize = fiberlb_abi::FLOWS_MAX as usize;
+const LINES: usize = FLOWS * LINES_PER_FLOW as usize;
+const LOCKS_LEN: usize = LOCKS_MAX as usize + 1;
 
 /// Rings differ in length, and user space fills them through its own mapping.
 const RING_FLAGS: usize = (BPF_F_MMAPABLE | BPF_F_INNER_MAP) as usize;
 /// One table, so that a flow is found on whichever CPU its packet comes; lists of what was used least
 /// recently and free entries a CPU, so that CPUs do not wait for each other.
 const FLOW_FLAGS: usize = BPF_F_NO_COMMON_LRU as usize;
-/// User space takes flows that it removes from the counts, with atomic operations of its own.
+/// User space reads and removes flows, and takes them from the counts, with atomic operations of its own.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
 
 type Ring = Array<RingLine, 1, RING_FLAGS>;
@@ -30,12 +32,19 @@ pub static VIP_PREFIXES: LpmTrie<PrefixKey, PrefixVip, VIPS> = LpmTrie::new();
 pub static VIPS_BY_SLOT: Array<Vip, VIPS> = Array::new();
 #[btf_map(name = "rings")]
 pub static RINGS: ArrayOfMaps<Ring, VIPS> = ArrayOfMaps::new();
+/// Shared so that it begins at a page: an entry then is one cache line.
 #[btf_map(name = "reals")]
-pub static REALS_BY_ID: Array<Real, REALS> = Array::new();
+pub static REALS_BY_ID: Array<Real, REALS, SHARED> = Array::new();
 #[btf_map(name = "active")]
 pub static ACTIVE: Array<u64, REALS, SHARED> = Array::new();
-#[btf_map(name = "flows")]
-pub static FLOW_TABLE: LruHashMap<FlowKey, Flow, FLOWS, FLOW_FLAGS> = LruHashMap::new();
+#[btf_map(name = "flows_v4")]
+pub static FLOWS_V4: Array<Line, LINES, SHARED> = Array::new();
+#[btf_map(name = "shape")]
+pub static SHAPE: Array<Shape, 1, SHARED> = Array::new();
+#[btf_map(name = "locks")]
+pub static LOCKS: Array<u64, LOCKS_LEN> = Array::new();
+#[btf_map(name = "flows_v6")]
+pub static FLOWS_V6: LruHashMap<FlowKey, FlowV6, FLOWS, FLOW_FLAGS> = LruHashMap::new();
 #[btf_map(name = "sources")]
 pub static SOURCES: LpmTrie<SourceKey, u32, 65_536> = LpmTrie::new();
 #[btf_map(name = "quic_ids")]
@@ -59,11 +68,27 @@ pub static TUNNEL_ENDS: HashMap<Addr, u32, 64> = HashMap::new();
 #[repr(C)]
 pub struct Scratch {
     pub key: FlowKey,
-    pub flow: Flow,
+    pub value: FlowV6,
 }
 
 #[btf_map(name = "scratch")]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// What the rules of a VIP said of a source.
+#[repr(C)]
+pub struct Known {
+    pub addr: Addr,
+    pub slot: u16,
+    /// [`Vip::epoch`] at which it was said: other rules have another one.
+    pub epoch: u16,
+    /// 0 for an entry that was never written.
+    pub said: u32,
+}
+
+/// Sources that were looked up lately: the longest prefix costs as much as the rest of a packet.
+pub const KNOWN_MAX: u32 = 2048;
+#[btf_map(name = "known_sources")]
+pub static KNOWN_SOURCES: PerCpuArray<Known, { KNOWN_MAX as usize }> = PerCpuArray::new();
 
 /// Counts something of a VIP on this CPU.
 #[inline(always)]

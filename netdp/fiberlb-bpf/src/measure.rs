@@ -1,8 +1,11 @@
 //! What a packet costs over many flows: the load balancer behind a program that makes each packet of a
 //! run another flow's, and that program alone, whose cost is taken off.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::helpers::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
@@ -18,7 +21,10 @@ static WALK_AT: PerCpuArray<u32, 1> = PerCpuArray::new();
 const CLIENTS: u32 = 0x0a00_0000;
 const VIP: u32 = 0xc000_0201;
 
-/// Makes the frame, UDP over IPv4 without options, the next flow's as it came from its client.
+/// What a frame is long: that of a run before may have an outer header still.
+const FRAME: usize = 64;
+
+/// Makes the frame, UDP without options, the next flow's as it came from its client.
 #[inline(always)]
 fn refill(ctx: &XdpContext) -> Option<()> {
     let flows = *WALK.get(0)?;
@@ -29,14 +35,45 @@ fn refill(ctx: &XdpContext) -> Option<()> {
         *next = if at + 1 < flows { at + 1 } else { 0 };
         at
     };
-    let ip = wire::at::<Ipv4>(ctx, ETHERNET)?;
-    ip.ttl = 64;
-    ip.src = (CLIENTS + (at >> 14)).to_be();
-    ip.dst = VIP.to_be();
-    let udp = wire::at::<Udp>(ctx, ETHERNET + IPV4)?;
+    let v6 = unwrap(ctx)?;
+    let client = (CLIENTS + (at >> 14)).to_be();
+    let l4 = if v6 {
+        let ip = wire::at::<Ipv6>(ctx, ETHERNET)?;
+        ip.hops = 64;
+        ip.src = [0x2001_0db8_u32.to_be(), 0, 0, client];
+        ip.dst = [0x2001_0db8_u32.to_be(), 0, 0, 1_u32.to_be()];
+        ETHERNET + IPV6
+    } else {
+        let ip = wire::at::<Ipv4>(ctx, ETHERNET)?;
+        ip.ttl = 64;
+        ip.src = client;
+        ip.dst = VIP.to_be();
+        ETHERNET + IPV4
+    };
+    let udp = wire::at::<Udp>(ctx, l4)?;
     udp.src = (4096 + (at as u16 & 0x3fff)).to_be();
     udp.dst = 53_u16.to_be();
     Some(())
+}
+
+/// Takes off the outer header of the run before, and says whether the frame is IPv6's.
+#[inline(always)]
+fn unwrap(ctx: &XdpContext) -> Option<bool> {
+    let mut more = ctx.data_end() - ctx.data() - FRAME;
+    // SAFETY: there is no instruction. From a length that it knows, the compiler would leave out checks that
+    // the verifier wants to see.
+    unsafe { asm!("", inout("r1") more, options(nostack)) };
+    if more != 0 {
+        // SAFETY: the context is the program's; pointers into the frame are made anew below.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, more as i32) } != 0 {
+            return None;
+        }
+        let v6 = *wire::at::<u8>(ctx, ETHERNET)? >> 4 == 6;
+        let ethernet = wire::at::<Ethernet>(ctx, 0)?;
+        ethernet.ethertype = if v6 { ETHERTYPE_V6 } else { ETHERTYPE_V4 };
+        return Some(v6);
+    }
+    Some(wire::at::<Ethernet>(ctx, 0)?.ethertype == ETHERTYPE_V6)
 }
 
 /// Refills and does no more.

@@ -58,16 +58,6 @@ pub enum Parsed {
     Icmp,
 }
 
-/// Parses a frame; `None` is for the stack.
-#[inline(always)]
-pub fn parse(ctx: &XdpContext) -> Option<Parsed> {
-    match at::<Ethernet>(ctx, 0)?.ethertype {
-        ETHERTYPE_V4 => parse_v4(ctx),
-        ETHERTYPE_V6 => parse_v6(ctx),
-        _ => None,
-    }
-}
-
 /// Parses a frame with ICMP; `None` when it is no error about TCP or UDP.
 #[inline(always)]
 pub fn parse_error(ctx: &XdpContext) -> Option<Message> {
@@ -92,8 +82,9 @@ fn header_len(ip: &Ipv4) -> Option<usize> {
     Some(usize::from(words) * 4)
 }
 
+/// Parses a frame of IPv4; `None` is for the stack.
 #[inline(always)]
-fn parse_v4(ctx: &XdpContext) -> Option<Parsed> {
+pub fn parse_v4(ctx: &XdpContext) -> Option<Parsed> {
     let ip = at::<Ipv4>(ctx, ETHERNET)?;
     let l4 = ETHERNET + header_len(ip)?;
     let len = u32::from(u16::from_be(ip.total_len));
@@ -127,8 +118,9 @@ fn mapped(key: &FlowKey) -> bool {
     key.src.is_v4() || key.dst.is_v4()
 }
 
+/// As [`parse_v4`].
 #[inline(always)]
-fn parse_v6(ctx: &XdpContext) -> Option<Parsed> {
+pub fn parse_v6(ctx: &XdpContext) -> Option<Parsed> {
     let ip = at::<Ipv6>(ctx, ETHERNET)?;
     let mut key = FlowKey {
         src: Addr { words: ip.src },

@@ -60,6 +60,7 @@ enum Step<R> {
     Real(u16, Real),
     Build(u16, RingSpec, Ring),
     Fill(u16, RingSpec, Vec<RingLine>, u32, R),
+    Swap(u16, RingSpec),
     Vip(u16, Entry),
     Key(VipKey, Option<u16>),
     Prefix(PrefixAt, Option<PrefixVip>),
@@ -154,7 +155,9 @@ impl<R> Apply<R> {
         mirror: &mut Mirror,
         tables: &mut T,
     ) -> Result<()> {
-        while !self.advance(mirror, tables, u32::MAX)? {}
+        while !self.advance(mirror, tables, u32::MAX)? {
+            tables.wait_for_swap();
+        }
         Ok(())
     }
 
@@ -195,7 +198,7 @@ impl<R> Apply<R> {
             if backend.state == BackendState::Up {
                 entries.push(maglev::Entry {
                     id,
-                    name: stable_name(&wanted),
+                    name: crate::tables::stable_name(&wanted),
                     weight: backend.weight,
                 });
             }
@@ -445,15 +448,6 @@ fn rules(slot: u16, vip: &Vip) -> BTreeMap<SourceAt, u32> {
         .collect()
 }
 
-/// The same for the same address and port on every machine and in every process: FNV-1a.
-fn stable_name(real: &Real) -> u64 {
-    let port = real.port.to_ne_bytes();
-    let bytes = real.addr.octets().into_iter().chain(port);
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
 /// A step that was done, or a part of it.
 struct Ran<R> {
     /// What is left of it; after an error, what to try again.
@@ -477,8 +471,9 @@ fn run<T: Tables>(
     let step = match step {
         Step::Build(slot, spec, ring) => return build((slot, spec, ring), tables, budget),
         Step::Fill(slot, spec, lines, at, ring) => {
-            return fill((slot, spec, lines, at, ring), mirror, tables, budget);
+            return fill((slot, spec, lines, at, ring), tables, budget);
         }
+        Step::Swap(slot, spec) => return swap((slot, spec), mirror, tables, budget),
         small => small,
     };
     match write(&step, mirror, tables) {
@@ -520,7 +515,9 @@ fn write<T: Tables>(step: &Step<T::Ring>, mirror: &mut Mirror, tables: &mut T) -
             tables.set_quic(key, *id)?;
             set(&mut mirror.quic, key, *id);
         }
-        Step::Build(..) | Step::Fill(..) => unreachable!("these take several parts"),
+        Step::Build(..) | Step::Fill(..) | Step::Swap(..) => {
+            unreachable!("these take several parts")
+        }
     }
     Ok(())
 }
@@ -545,7 +542,6 @@ fn build<T: Tables>(
 
 fn fill<T: Tables>(
     (slot, spec, lines, at, mut ring): (u16, RingSpec, Vec<RingLine>, u32, T::Ring),
-    mirror: &mut Mirror,
     tables: &mut T,
     budget: u32,
 ) -> Ran<T::Ring> {
@@ -558,20 +554,38 @@ fn fill<T: Tables>(
         let rest = Step::Fill(slot, spec, lines, at, ring);
         return Ran::new(Some(rest), Ok(written));
     }
-    // The ring is used up by the swap: when that fails, it is made anew.
-    let again = Ring::new(spec.algorithm, spec.size, spec.entries.clone());
-    if let Err(error) = tables.swap_ring(slot, ring) {
-        return Ran::new(Some(Step::Build(slot, spec, again)), Err(error));
+    match tables.swap_ring(slot, ring) {
+        Ok(()) => Ran::new(Some(Step::Swap(slot, spec)), Ok(written + CALL_COST)),
+        Err(error) => anew(slot, spec, error),
     }
-    mirror.rings.insert(slot, spec);
-    Ran::new(None, Ok(written + CALL_COST))
+}
+
+/// The ring is used up by the swap: when that fails, it is made anew.
+fn anew<R>(slot: u16, spec: RingSpec, error: Error) -> Ran<R> {
+    let ring = Ring::new(spec.algorithm, spec.size, spec.entries.clone());
+    Ran::new(Some(Step::Build(slot, spec, ring)), Err(error))
+}
+
+/// Nothing that may need the new ring is written before packets find it.
+fn swap<T: Tables>(
+    (slot, spec): (u16, RingSpec),
+    mirror: &mut Mirror,
+    tables: &mut T,
+    budget: u32,
+) -> Ran<T::Ring> {
+    match tables.swapped() {
+        Ok(true) => {
+            mirror.rings.insert(slot, spec);
+            Ran::new(None, Ok(0))
+        }
+        Ok(false) => Ran::new(Some(Step::Swap(slot, spec)), Ok(budget)),
+        Err(error) => anew(slot, spec, error),
+    }
 }
 
 fn full(what: &str) -> Error {
-    Error::new(
-        ErrorKind::Full,
-        format!("no entry for {what} is free until the state before is applied whole"),
-    )
+    let what = format!("no entry for {what} is free until the state before is applied whole");
+    Error::new(ErrorKind::Full, what)
 }
 
 #[cfg(test)]

@@ -5,44 +5,48 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{
-    Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+    Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf,
 };
+use aya::util::nr_cpus;
+use aya::{Ebpf, Pod};
 use fiberlb_abi::{
     Addr, Config, Event, Flow, FlowKey, LAYOUT, PrefixKey, PrefixVip, QuicKey, REALS_MAX, Real,
-    RealStats, RingLine, SourceKey, Vip, VipKey, VipStats, flow_kind, flow_state, map,
+    RealStats, RingLine, SourceKey, Vip, VipKey, VipStats, map, vip_flags,
 };
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::mapping::{Cursor, Mapping, lookup_batch};
-use crate::tables::{Mirror, PrefixAt, SourceAt, Tables};
+use crate::flows::Flows;
+pub use crate::flows::Sweep;
+use crate::mapping::{Mapping, put_map};
+use crate::tables::{Mirror, PrefixAt, SourceAt, Tables, is_used};
 
 /// `BPF_F_MMAPABLE | BPF_F_INNER_MAP`, as the program's own rings have them.
 const RING_FLAGS: u32 = (1 << 10) | (1 << 12);
+/// How often a blocked caller looks after a swap, which takes milliseconds.
+const SWAP_POLL: Duration = Duration::from_micros(100);
 /// `BPF_MAP_TYPE_ARRAY`.
 const MAP_TYPE_ARRAY: u32 = 2;
 /// Bits of the key before the address: the protocol's, or the slot's.
 const KEY_BITS: u32 = 32;
-/// Entries of the flow table that one system call reads.
-const BATCH: usize = 256;
-/// Nanoseconds of [`Flow::tick`].
-const TICK_SHIFT: u32 = 30;
 
 /// The maps of a loaded program.
 pub struct KernelTables {
     vip_slots: HashMap<MapData, VipKey, u32>,
     vip_prefixes: LpmTrie<MapData, PrefixKey, PrefixVip>,
     vips: Array<MapData, Vip>,
-    rings: ArrayOfMaps<MapData>,
+    rings: OwnedFd,
+    /// A swap of a ring that is on its way.
+    swap: Option<JoinHandle<io::Result<()>>>,
     reals: Array<MapData, Real>,
     active: Mapping,
-    flows: HashMap<MapData, FlowKey, Flow>,
-    flows_data: MapData,
+    flows: Flows,
     sources: LpmTrie<MapData, SourceKey, u32>,
     quic_ids: HashMap<MapData, QuicKey, u32>,
     config: Array<MapData, Config>,
@@ -59,17 +63,17 @@ pub struct KernelRing {
     memory: Mapping,
 }
 
-fn failed(what: impl Into<String>) -> impl FnOnce(MapError) -> Error {
+pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(MapError) -> Error {
     let what = what.into();
     move |error| Error::with(ErrorKind::Kernel, what, error)
 }
 
-fn failed_io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn failed_io(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::with(ErrorKind::Kernel, what, error)
 }
 
 /// One map of the object, as its type.
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M> {
+pub(crate) fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<M> {
     let found = ebpf.take_map(name).ok_or_else(|| {
         let what = format!("FiberLB's program has no map {name}");
         Error::new(ErrorKind::Object, what)
@@ -78,9 +82,9 @@ fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Resul
 }
 
 /// The data of a map, for what aya has no call for; the map stays with the object.
-fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
+pub(crate) fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
     match ebpf.map(name) {
-        Some(Map::Array(data) | Map::LruHashMap(data)) => Ok(data),
+        Some(Map::Array(data) | Map::LruHashMap(data) | Map::ArrayOfMaps(data)) => Ok(data),
         _ => Err(Error::new(
             ErrorKind::Object,
             format!("FiberLB's program has no map {name} of the right kind"),
@@ -99,21 +103,17 @@ impl KernelTables {
         let active = data(ebpf, map::ACTIVE)?;
         let active = Mapping::new(active.fd().as_fd(), REALS_MAX as usize)
             .map_err(failed_io("cannot map the counts of open flows"))?;
-        let again = data(ebpf, map::FLOWS)?.fd().as_fd().try_clone_to_owned();
-        let flows_data = again
-            .map_err(failed_io("cannot open the flow table again"))
-            .and_then(|fd| {
-                MapData::from_fd(fd).map_err(failed("cannot open the flow table again"))
-            })?;
+        let rings = data(ebpf, map::RINGS)?.fd().as_fd().try_clone_to_owned();
+        let rings = rings.map_err(failed_io("cannot open the table of rings again"))?;
         let mut tables = Self {
             vip_slots: take(ebpf, map::VIP_SLOTS)?,
             vip_prefixes: take(ebpf, map::VIP_PREFIXES)?,
             vips: take(ebpf, map::VIPS)?,
-            rings: take(ebpf, map::RINGS)?,
+            rings,
+            swap: None,
             reals: take(ebpf, map::REALS)?,
             active,
-            flows: take(ebpf, map::FLOWS)?,
-            flows_data,
+            flows: Flows::take(ebpf)?,
             sources: take(ebpf, map::SOURCES)?,
             quic_ids: take(ebpf, map::QUIC_IDS)?,
             config: take(ebpf, map::CONFIG)?,
@@ -273,61 +273,47 @@ impl KernelTables {
         Some(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
     }
 
+    /// Lines of IPv4's flow table that are in use, and the fewest at which a flow may have been put that has
+    /// not moved since; see `fiberlb_abi::Line`.
+    pub fn flow_lines(&self) -> (u32, u32) {
+        self.flows.in_use()
+    }
+
     /// One flow of the table.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<Flow>> {
-        match self.flows.get(key, 0) {
-            Ok(flow) => Ok(Some(flow)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(failed("cannot read a flow")(error)),
-        }
+        self.flows.get(key)
     }
 }
 
-/// A walk over the flow table that counts what is alive and removes what is not.
-#[derive(Debug, Default)]
-pub struct Sweep {
-    cursor: Cursor,
-    /// Open flows towards each backend that were seen, by identifier.
-    pub open: BTreeMap<u16, u64>,
-    /// Entries that were removed.
-    pub expired: u64,
-}
-
 impl KernelTables {
-    /// Looks at some hundred entries: removes those that no packet touched for `idle_ns` before `now_ns`
+    /// Looks at some thousand entries: removes those that no packet touched for `idle_ns` before `now_ns`
     /// of the monotonic clock, counts open ones by backend. True at the end of the table.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Kernel`].
     pub fn sweep(&mut self, sweep: &mut Sweep, now_ns: u64, idle_ns: u64) -> Result<bool> {
-        let mut keys = [FlowKey::default(); BATCH];
-        let mut flows = [Flow::default(); BATCH];
-        let map = self.flows_data.fd().as_fd();
-        let (count, end) = lookup_batch(map, &mut sweep.cursor, &mut keys, &mut flows)
-            .map_err(failed_io("cannot read the flow table"))?;
-        let now = (now_ns >> TICK_SHIFT) as u32;
-        let idle = (idle_ns >> TICK_SHIFT) as u32;
-        for (key, flow) in keys.iter().zip(&flows).take(count) {
-            let open = flow.kind == flow_kind::FORWARD && flow.state == flow_state::OPEN;
-            // The program's clock is coarse and may be ahead of ours by a moment.
-            if now.saturating_sub(flow.tick) > idle {
-                absent_is_fine(self.flows.remove(key)).map_err(failed("cannot remove a flow"))?;
-                sweep.expired += 1;
-                if open {
-                    let active = &self.active.entries()[usize::from(flow.real)];
-                    active.fetch_sub(1, Ordering::Relaxed);
-                }
-            } else if open {
-                *sweep.open.entry(flow.real).or_default() += 1;
-            }
-        }
-        Ok(end)
+        let active = self.active.entries();
+        self.flows.sweep(sweep, (now_ns, idle_ns), |real| {
+            active[usize::from(real)].fetch_sub(1, Ordering::Relaxed);
+        })
     }
 }
 
+/// Sets the counters of a number that is given out (again) to zero: they are another's from now on.
+fn zero<T: Pod + Default>(counters: &mut PerCpuArray<MapData, T>, at: u16) -> Result<()> {
+    let cpus = nr_cpus()
+        .map_err(|(what, error)| Error::with(ErrorKind::Kernel, what.to_owned(), error))?;
+    let zeros = PerCpuValues::try_from(vec![T::default(); cpus]);
+    let zeros = zeros.map_err(failed_io("cannot make counters for each CPU"))?;
+    let done = counters.set(u32::from(at), zeros, 0);
+    done.map_err(failed("cannot set counters to zero"))
+}
+
 /// Removing what is not there is removing it.
-fn absent_is_fine(done: std::result::Result<(), MapError>) -> std::result::Result<(), MapError> {
+pub(crate) fn absent_is_fine(
+    done: std::result::Result<(), MapError>,
+) -> std::result::Result<(), MapError> {
     match done {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
@@ -343,6 +329,11 @@ impl Tables for KernelTables {
     type Ring = KernelRing;
 
     fn set_real(&mut self, id: u16, real: &Real) -> Result<()> {
+        let failed_read = failed(format!("cannot read backend {id}"));
+        let old = self.reals.get(&u32::from(id), 0).map_err(failed_read)?;
+        if !is_used(&old) && is_used(real) {
+            zero(&mut self.real_stats, id)?;
+        }
         let done = self.reals.set(u32::from(id), real, 0);
         done.map_err(failed(format!("cannot write backend {id}")))
     }
@@ -371,11 +362,42 @@ impl Tables for KernelTables {
     }
 
     fn swap_ring(&mut self, slot: u16, ring: KernelRing) -> Result<()> {
-        let done = self.rings.set(u32::from(slot), &ring.map, 0);
-        done.map_err(failed(format!("cannot swap the ring of VIP {slot}")))
+        // Of two swaps of one slot, the later one must come last. Only who dropped a state on its way waits.
+        self.wait_for_swap();
+        self.swap = None;
+        let rings = self.rings.try_clone();
+        let rings = rings.map_err(failed_io("cannot open the table of rings again"))?;
+        // The kernel holds the caller for milliseconds, far longer than a shard may be held.
+        let put = move || put_map(rings.as_fd(), u32::from(slot), ring.map.fd().as_fd());
+        let thread = std::thread::Builder::new().name("fiberlb-swap".into());
+        let thread = thread.spawn(put);
+        self.swap = Some(thread.map_err(failed_io("cannot start the swap of a ring"))?);
+        Ok(())
+    }
+
+    fn swapped(&mut self) -> Result<bool> {
+        if self.swap.as_ref().is_some_and(|swap| !swap.is_finished()) {
+            return Ok(false);
+        }
+        match self.swap.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(true),
+            Some(Ok(Err(error))) => Err(failed_io("cannot swap the ring of a VIP")(error)),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    fn wait_for_swap(&mut self) {
+        while self.swap.as_ref().is_some_and(|swap| !swap.is_finished()) {
+            std::thread::sleep(SWAP_POLL);
+        }
     }
 
     fn set_vip(&mut self, slot: u16, vip: &Vip) -> Result<()> {
+        let failed_read = failed(format!("cannot read VIP {slot}"));
+        let old = self.vips.get(&u32::from(slot), 0).map_err(failed_read)?;
+        if (old.flags ^ vip.flags) & vip.flags & vip_flags::LIVE != 0 {
+            zero(&mut self.vip_stats, slot)?;
+        }
         let done = self.vips.set(u32::from(slot), vip, 0);
         done.map_err(failed(format!("cannot write VIP {slot}")))
     }

@@ -20,6 +20,7 @@
 pub mod apply;
 pub mod desired;
 mod error;
+mod flows;
 pub mod kernel;
 pub mod maglev;
 mod mapping;

@@ -68,7 +68,50 @@ impl Drop for Mapping {
 unsafe impl Send for Mapping {}
 
 /// The commands of bpf(2) that are used here.
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// The part of `union bpf_attr` for one entry.
+#[repr(C)]
+#[derive(Default)]
+struct EntryAttr {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Puts a map into an array of maps. The kernel waits until no program has the old one in its hands, which
+/// takes some milliseconds.
+///
+/// # Errors
+///
+/// The system's.
+pub fn put_map(outer: BorrowedFd<'_>, at: u32, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let value = inner.as_raw_fd() as u32;
+    let mut attr = EntryAttr {
+        map_fd: outer.as_raw_fd() as u32,
+        key: std::ptr::from_ref(&at) as u64,
+        value: std::ptr::from_ref(&value) as u64,
+        ..EntryAttr::default()
+    };
+    // SAFETY: the pointers are to live words of this frame, which is what keys and values of arrays of maps
+    // are; the kernel refuses maps of other kinds.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_UPDATE_ELEM,
+            std::ptr::from_mut(&mut attr),
+            size_of::<EntryAttr>(),
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
 
 /// The part of `union bpf_attr` for batches.
 #[repr(C)]

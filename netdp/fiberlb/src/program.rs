@@ -12,7 +12,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use fiberlb_abi::{map, program};
+use fiberlb_abi::{Config, LAYOUT, LINES_PER_FLOW, WAYS, map, program};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::KernelTables;
@@ -20,7 +20,8 @@ use crate::kernel::KernelTables;
 /// How to load.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Flows that the table holds.
+    /// Entries that the table holds for IPv4 and for IPv6 each; a flow by DNAT takes two. Memory for them
+    /// is taken at once: 128 bytes for one of IPv4, as many for one of IPv6.
     pub flows_max: u32,
     /// A directory of a bpffs, made when it is missing; without one nothing outlives this process.
     pub pins: Option<PathBuf>,
@@ -60,14 +61,20 @@ pub struct FiberLb {
     pinned: BTreeMap<u32, PinnedLink>,
 }
 
-const MAPS: [&str; 16] = [
+/// 64 GiB.
+const LINES_MAX: u32 = 1 << 30;
+
+const MAPS: [&str; 19] = [
     map::VIP_SLOTS,
     map::VIP_PREFIXES,
     map::VIPS,
     map::RINGS,
     map::REALS,
     map::ACTIVE,
-    map::FLOWS,
+    map::FLOWS_V4,
+    map::SHAPE,
+    map::LOCKS,
+    map::FLOWS_V6,
     map::SOURCES,
     map::QUIC_IDS,
     map::CONFIG,
@@ -98,12 +105,16 @@ impl FiberLb {
     /// [`ErrorKind::Object`], [`ErrorKind::Kernel`] and [`ErrorKind::Pinned`].
     pub fn load(object: &[u8], options: &Options) -> Result<(Self, KernelTables)> {
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(map::FLOWS, options.flows_max);
+        let lines = options.flows_max.saturating_mul(LINES_PER_FLOW);
+        let lines = lines.clamp(WAYS, LINES_MAX).next_power_of_two();
+        loader.map_max_entries(map::FLOWS_V4, lines);
+        loader.map_max_entries(map::FLOWS_V6, options.flows_max);
         if let Some(dir) = &options.pins {
             std::fs::create_dir_all(dir).map_err(|error| {
                 let what = format!("cannot make {} for pins", dir.display());
                 Error::with(ErrorKind::Pinned, what, error)
             })?;
+            check_layout(dir)?;
             for name in MAPS {
                 loader.map_pin_path(name, dir.join(name));
             }
@@ -211,6 +222,37 @@ impl FiberLb {
         xdp.test_run(options)
             .map_err(|error| kernel("cannot run a program on a frame", error))
     }
+}
+
+/// Refuses maps that another version pinned: what they hold cannot be read as what it should be.
+fn check_layout(dir: &Path) -> Result<()> {
+    let pin = dir.join(map::CONFIG);
+    if !pin.exists() {
+        return Ok(());
+    }
+    let failed = |error| {
+        let what = format!("cannot open the pinned map {}", pin.display());
+        Error::with(ErrorKind::Pinned, what, error)
+    };
+    let config = MapData::from_pin(&pin).map_err(failed)?;
+    let bytes = config.info().map_err(failed)?.value_size();
+    let found = if bytes as usize == size_of::<Config>() {
+        let config: Array<_, Config> =
+            Array::try_from(aya::maps::Map::Array(config)).map_err(failed)?;
+        config.get(&0, 0).map_err(failed)?.layout
+    } else {
+        1
+    };
+    // 0: whoever made the maps ended before it wrote to them.
+    if found == 0 || found == LAYOUT {
+        return Ok(());
+    }
+    let what = format!(
+        "the maps in {} have layout {found}, this version has {LAYOUT}: remove the directory, which \
+         ends the flows that they hold, or give this version another one",
+        dir.display()
+    );
+    Err(Error::new(ErrorKind::Pinned, what))
 }
 
 fn load_programs(ebpf: &mut Ebpf, programs: &[Program]) -> Result<()> {

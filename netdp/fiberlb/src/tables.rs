@@ -26,8 +26,18 @@ pub trait Tables {
     fn new_ring(&mut self, lines: u32) -> Result<Self::Ring>;
     /// Writes a part of a ring, from line `at` on.
     fn write_ring(&mut self, ring: &mut Self::Ring, at: u32, lines: &[RingLine]);
-    /// Gives a VIP another ring, between two packets. The old one goes with its last reader.
+    /// Begins to give a VIP another ring, between two packets. The old one goes with its last reader.
     fn swap_ring(&mut self, slot: u16, ring: Self::Ring) -> Result<()>;
+    /// Whether the ring that was given last is there.
+    ///
+    /// # Errors
+    ///
+    /// That of the swap, once.
+    fn swapped(&mut self) -> Result<bool> {
+        Ok(true)
+    }
+    /// Blocks until [`Tables::swapped`] has an answer that stays.
+    fn wait_for_swap(&mut self) {}
     /// Writes a VIP.
     fn set_vip(&mut self, slot: u16, vip: &Vip) -> Result<()>;
     /// Leads an address to a VIP, or nowhere.
@@ -149,4 +159,13 @@ pub(crate) fn is_used(real: &Real) -> bool {
 
 pub(crate) fn name(real: &Real) -> RealName {
     (real.vip, real.addr, real.port)
+}
+
+/// The same for the same address and port on every machine and in every process: FNV-1a.
+pub(crate) fn stable_name(real: &Real) -> u64 {
+    let port = real.port.to_ne_bytes();
+    let bytes = real.addr.octets().into_iter().chain(port);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -55,6 +55,13 @@ pub const VOLUMES: Section = Section {
     about: ABOUT_VOLUMES,
 };
 
+/// The section of `perf fiberlb`.
+pub const FIBERLB: Section = Section {
+    heading: "FiberLB",
+    suite: "fiberlb",
+    about: ABOUT_FIBERLB,
+};
+
 /// The section of `perf big-object`.
 pub const BIG_OBJECT: Section = Section {
     heading: "LightningStor: one object of 6 GiB",
@@ -147,6 +154,14 @@ the median of the rounds; CPU is that of the backend's process with its kernel w
 by direct I/O and are durable when a flush has returned. A front end waits for calls, but polls where a row
 says so. `io_uring` is the same load on the peer's file without a backend: it has no CPU of its own here.
 Ours polls a ring for up to 50 us, with at most half of the shard's time; `coronafs-not-polling` never does.
+";
+
+const ABOUT_FIBERLB: &str = "
+The kernel runs and times the program itself (`BPF_PROG_TEST_RUN`) on one CPU. A program before it makes each
+packet another flow's, UDP in 64 bytes; what that costs alone is taken off. The VIP has 100 backends, a ring of
+65,537 slots and rules for sources; counters, the limit on new flows and sampled events are on. A round is the
+best of many short runs; a figure is the median of the rounds. With a tunnel, the figure has in it that the
+header of the run before is taken off again. A ring is built, filled and swapped in parts, as its owner does it.
 ";
 
 const ABOUT_SCALE: &str = "

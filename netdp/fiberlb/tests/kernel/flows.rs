@@ -137,6 +137,32 @@ fn an_identifier_that_is_used_again_takes_over_no_flow() {
 }
 
 #[test]
+fn a_number_that_is_used_again_counts_from_zero() {
+    let mut lab = Lab::new();
+    let vip = web(Algorithm::FiveTuple);
+    lab.apply(vec![vip.clone()]);
+    targets(&lab, "S", 4000..4040);
+    let counted = |lab: &Lab| {
+        let reals: u64 = [1, 2, 3]
+            .map(|id| lab.tables.real_stats(id).unwrap().flows)
+            .iter()
+            .sum();
+        (lab.tables.vip_stats(0).unwrap().flows, reals)
+    };
+    assert_eq!(counted(&lab), (40, 40));
+    lab.apply(vec![vip.clone()]);
+    assert_eq!(counted(&lab), (40, 40), "nothing changed");
+    lab.apply(Vec::new());
+    assert_eq!(
+        counted(&lab),
+        (40, 40),
+        "what they counted last can be read"
+    );
+    lab.apply(vec![vip]);
+    assert_eq!(counted(&lab), (0, 0));
+}
+
+#[test]
 fn a_vip_that_took_anothers_slot_takes_over_no_flow() {
     let mut lab = Lab::new();
     lab.apply(vec![web(Algorithm::FiveTuple)]);

@@ -13,3 +13,4 @@ mod lab;
 mod net;
 mod network;
 mod policy;
+mod table;

@@ -22,6 +22,8 @@ use tokio::sync::watch;
 
 /// Whose task it is.
 const SHARD: ShardId = ShardId(0);
+/// Between two looks at a ring that the kernel is swapping, which takes it some milliseconds.
+const SWAP_PAUSE: Duration = Duration::from_micros(500);
 /// Between two tries of a write that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Between two walks over the flow table.
@@ -270,6 +272,7 @@ impl TablesOwner {
             };
             match advanced {
                 Ok(true) => return Ok(true),
+                Ok(false) if self.tables.borrow().is_swapping() => engine::sleep(SWAP_PAUSE).await,
                 Ok(false) => engine::yield_now().await,
                 Err(error) => {
                     let generation = apply.generation();

@@ -134,6 +134,11 @@ impl KernelTables {
         Ok(tables)
     }
 
+    /// Whether the kernel is putting a ring in the place of another: until it has, there is nothing to do.
+    pub fn is_swapping(&self) -> bool {
+        self.swap.as_ref().is_some_and(|swap| !swap.is_finished())
+    }
+
     /// The program's settings.
     pub fn config(&self) -> Result<Config> {
         self.config
@@ -376,7 +381,7 @@ impl Tables for KernelTables {
     }
 
     fn swapped(&mut self) -> Result<bool> {
-        if self.swap.as_ref().is_some_and(|swap| !swap.is_finished()) {
+        if self.is_swapping() {
             return Ok(false);
         }
         match self.swap.take().map(JoinHandle::join) {
@@ -387,7 +392,7 @@ impl Tables for KernelTables {
     }
 
     fn wait_for_swap(&mut self) {
-        while self.swap.as_ref().is_some_and(|swap| !swap.is_finished()) {
+        while self.is_swapping() {
             std::thread::sleep(SWAP_POLL);
         }
     }

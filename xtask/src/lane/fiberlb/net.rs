@@ -15,6 +15,10 @@ pub const CLIENT: usize = 1;
 /// The backends.
 pub const BACKENDS: [usize; 3] = [2, 3, 4];
 
+const ETHTOOL: &str = "/usr/sbin/ethtool";
+/// Checksums are whole when a packet is sent, and a veth device takes what XDP sends it.
+const OFFLOADS: [&str; 8] = ["tx", "off", "tso", "off", "gso", "off", "gro", "on"];
+
 /// See the module's head.
 pub struct Net {
     /// The beginning of all names.
@@ -77,53 +81,16 @@ impl Net {
         let peer = ["peer", "name", &to, "netns", &outer];
         ip(&[&veth[..], &peer[..]].concat())?;
         let router = format!("10.77.{machine}.1");
+        let addr = format!("{}/24", Net::addr(machine));
+        let gateway = format!("{router}/24");
         let steps: [(usize, &[&str]); 7] = [
-            (
-                machine,
-                &[
-                    "ip",
-                    "addr",
-                    "add",
-                    &format!("{}/24", Net::addr(machine)),
-                    "dev",
-                    "up0",
-                ],
-            ),
+            (machine, &["ip", "addr", "add", &addr, "dev", "up0"]),
             (machine, &["ip", "link", "set", "up0", "up"]),
-            (
-                BALANCER,
-                &["ip", "addr", "add", &format!("{router}/24"), "dev", &to],
-            ),
+            (BALANCER, &["ip", "addr", "add", &gateway, "dev", &to]),
             (BALANCER, &["ip", "link", "set", &to, "up"]),
             (machine, &["ip", "route", "add", "default", "via", &router]),
-            (
-                machine,
-                &[
-                    "/usr/sbin/ethtool",
-                    "-K",
-                    "up0",
-                    "tx",
-                    "off",
-                    "tso",
-                    "off",
-                    "gso",
-                    "off",
-                ],
-            ),
-            (
-                BALANCER,
-                &[
-                    "/usr/sbin/ethtool",
-                    "-K",
-                    &to,
-                    "tx",
-                    "off",
-                    "tso",
-                    "off",
-                    "gso",
-                    "off",
-                ],
-            ),
+            (machine, &[&[ETHTOOL, "-K", "up0"][..], &OFFLOADS].concat()),
+            (BALANCER, &[&[ETHTOOL, "-K", &to][..], &OFFLOADS].concat()),
         ];
         for (at, words) in steps {
             self.run(at, words)?;

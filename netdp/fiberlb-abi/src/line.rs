@@ -202,7 +202,7 @@ mod tests {
             let at = key(at, 1).hashes(9);
             let (small, large) = (at.home(64), at.home(128));
             assert!(large == small || large == small + 64);
-            assert!(at.second(64) < 64 && at.second(64) % WAYS == 0);
+            assert!(at.second(64) < 64 && at.second(64).is_multiple_of(WAYS));
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -97,7 +97,7 @@ impl Flow {
     }
 
     /// Asks until the file is there, or an answer is not the first one's sender's.
-    fn work(&mut self, until: &PathBuf) -> (u64, Result<()>) {
+    fn work(&mut self, until: &Path) -> (u64, Result<()>) {
         let mut requests = 1;
         while !until.exists() {
             match self.ask() {

@@ -1,3 +1,5 @@
+//! What is refused of a document, and by which words.
+
 use super::*;
 use fiberlb_api::v1;
 

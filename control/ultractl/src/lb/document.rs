@@ -264,7 +264,7 @@ balancers:
             ),
             (
                 "balancers:\n- name: web\n  listeners:\n  - port: eighty\n",
-                &["line 4", "eighty"],
+                &["line 4", "invalid u32"],
             ),
             ("balancers: [\n", &["lb.yaml, line"]),
         ] {

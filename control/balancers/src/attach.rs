@@ -1,10 +1,11 @@
 //! Interfaces whose packets the program sees. Attaching a program may restart a network card's queues, which
 //! takes longer than a shard may: it is done on threads of the control layer.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use fiberlb::program::{Attached, FiberLb, Program};
+use fiberlb::program::{Attached, FiberLb, MAPS, Program};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 /// One interface of the config.
@@ -123,17 +124,25 @@ impl Attachments {
         }
     }
 
-    /// Ends all attachments and removes all pins; blocks. Flows are forgotten.
+    /// Ends all attachments and removes all pins of ours; blocks. Flows are forgotten. What others have put beside
+    /// them stays, and the directory with it.
     pub fn remove(&self) -> std::io::Result<()> {
         let mut lb = self.lb.lock().unwrap_or_else(PoisonError::into_inner);
         for index in self.interfaces().iter().filter_map(|i| i.index) {
             lb.detach(index).map_err(std::io::Error::other)?;
         }
         let Some(dir) = &self.pins else { return Ok(()) };
-        for entry in std::fs::read_dir(dir)? {
-            std::fs::remove_file(entry?.path())?;
+        let links = pinned(dir).into_iter().map(|(pin, _)| pin);
+        for pin in links.chain(MAPS.iter().map(|name| dir.join(name))) {
+            match std::fs::remove_file(pin) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
-        std::fs::remove_dir(dir)
+        match std::fs::remove_dir(dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+            removed => removed,
+        }
     }
 }
 

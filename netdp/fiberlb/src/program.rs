@@ -64,7 +64,8 @@ pub struct FiberLb {
 /// 64 GiB.
 const LINES_MAX: u32 = 1 << 30;
 
-const MAPS: [&str; 19] = [
+/// Names of the maps that are pinned.
+pub const MAPS: [&str; 19] = [
     map::VIP_SLOTS,
     map::VIP_PREFIXES,
     map::VIPS,

@@ -58,6 +58,9 @@ impl Backend {
                     Contender::Snapshots => {
                         command.args(["--snapshots", &SNAPSHOTS.to_string()]);
                     }
+                    Contender::Encrypted => {
+                        command.arg("--encrypted");
+                    }
                     Contender::Sleeps => {
                         command.arg("--sleeps");
                     }

@@ -11,6 +11,8 @@ pub enum Contender {
     CoronaFs,
     /// After [`SNAPSHOTS`] snapshots.
     Snapshots,
+    /// With blocks that are encrypted on disk.
+    Encrypted,
     /// With rings that are not polled.
     Sleeps,
     /// The peer.
@@ -27,6 +29,7 @@ impl Contender {
         match self {
             Self::CoronaFs => "coronafs",
             Self::Snapshots => "coronafs-1000-snapshots",
+            Self::Encrypted => "coronafs-xts",
             Self::Sleeps => "coronafs-not-polling",
             Self::Qemu => "qemu-storage-daemon",
             Self::Plain => "io_uring",
@@ -101,6 +104,9 @@ const NO_WORSE: Judge = cpu(Contender::CoronaFs, Limit::Ratio(1.0), Contender::Q
 /// Snapshots cost at most a fifth.
 const AS_BEFORE: Judge = cpu(Contender::Snapshots, Limit::Ratio(1.2), Contender::CoronaFs);
 
+/// Encryption costs at most half.
+const AS_PLAIN: Judge = cpu(Contender::Encrypted, Limit::Ratio(1.5), Contender::CoronaFs);
+
 const BOTH: &[Contender] = &[Contender::CoronaFs, Contender::Qemu];
 const ALL: &[Contender] = &[
     Contender::CoronaFs,
@@ -108,7 +114,19 @@ const ALL: &[Contender] = &[
     Contender::Qemu,
     Contender::Plain,
 ];
-const OURS_AND_QEMU: &[Contender] = &[Contender::CoronaFs, Contender::Snapshots, Contender::Qemu];
+const ALL_ON_DISK: &[Contender] = &[
+    Contender::CoronaFs,
+    Contender::Snapshots,
+    Contender::Encrypted,
+    Contender::Qemu,
+    Contender::Plain,
+];
+const OURS_AND_QEMU: &[Contender] = &[
+    Contender::CoronaFs,
+    Contender::Snapshots,
+    Contender::Encrypted,
+    Contender::Qemu,
+];
 
 /// All cells.
 pub const CELLS: &[Cell] = &[
@@ -170,8 +188,8 @@ pub const CELLS: &[Cell] = &[
         place: Place::Disk,
         load: READ,
         front_polls: false,
-        contenders: ALL,
-        judges: &[NO_WORSE, AS_BEFORE],
+        contenders: ALL_ON_DISK,
+        judges: &[NO_WORSE, AS_BEFORE, AS_PLAIN],
     },
     Cell {
         name: "disk-randwrite-4k-qd32-flush32",
@@ -184,7 +202,7 @@ pub const CELLS: &[Cell] = &[
         },
         front_polls: false,
         contenders: OURS_AND_QEMU,
-        judges: &[NO_WORSE, AS_BEFORE],
+        judges: &[NO_WORSE, AS_BEFORE, AS_PLAIN],
     },
     Cell {
         name: "disk-read-128k-qd8",
@@ -194,7 +212,7 @@ pub const CELLS: &[Cell] = &[
         load: SEQUENTIAL,
         front_polls: false,
         contenders: OURS_AND_QEMU,
-        judges: &[NO_WORSE, AS_BEFORE],
+        judges: &[NO_WORSE, AS_BEFORE, AS_PLAIN],
     },
     Cell {
         name: "disk-write-128k-qd8",
@@ -207,6 +225,6 @@ pub const CELLS: &[Cell] = &[
         },
         front_polls: false,
         contenders: OURS_AND_QEMU,
-        judges: &[NO_WORSE, AS_BEFORE],
+        judges: &[NO_WORSE, AS_BEFORE, AS_PLAIN],
     },
 ];

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use coronafs::{Access, Attach, Attachment, NewVolume, Partition, VolumeConfig};
+use coronafs::{Access, Attach, Attachment, MasterKey, NewVolume, Partition, VolumeConfig};
 use engine::{Engine, EngineConfig, GuestIov, GuestList, GuestMem, SchedGroup, ShardId};
 use shards::block::BlockDevice;
 use shards::placement::PartitionId;
@@ -37,6 +37,9 @@ pub struct ServerArgs {
     /// Snapshots that are taken before, with a write between each two.
     #[arg(long, default_value_t = 0)]
     snapshots: u64,
+    /// Blocks are encrypted on disk, by a key of the volume's own.
+    #[arg(long)]
+    encrypted: bool,
     /// Rings are not polled.
     #[arg(long)]
     sleeps: bool,
@@ -65,8 +68,12 @@ async fn export(args: ServerArgs) -> Result<()> {
     let export = match &args.dir {
         None => Export::start(Rc::new(NullDevice::new(args.bytes)), config)?,
         Some(dir) => {
-            let store = Partition::open(dir, PartitionId(0), &VolumeConfig::default()).await?;
-            let device = filled(&store, args.bytes, args.snapshots).await?;
+            let volumes = VolumeConfig {
+                master_key: args.encrypted.then(|| MasterKey::new([7; 32])),
+                ..VolumeConfig::default()
+            };
+            let store = Partition::open(dir, PartitionId(0), &volumes).await?;
+            let device = filled(&store, &args).await?;
             Export::start(Rc::new(device), config)?
         }
     };
@@ -79,11 +86,13 @@ async fn export(args: ServerArgs) -> Result<()> {
 }
 
 /// A volume in which every block has data, and that many snapshots.
-async fn filled(store: &Partition, bytes: u64, snapshots: u64) -> Result<Attachment> {
+async fn filled(store: &Partition, args: &ServerArgs) -> Result<Attachment> {
+    let (bytes, snapshots) = (args.bytes, args.snapshots);
     let new = NewVolume {
         owner: "bench".into(),
         name: "volume".into(),
         bytes,
+        encrypted: args.encrypted,
         ..NewVolume::default()
     };
     let volume = store.create(new).await?.id;

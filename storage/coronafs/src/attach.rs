@@ -175,7 +175,14 @@ impl Attachment {
 
     /// Checks a request, and waits until the volume's limits and its share let it begin, or it is hurried:
     /// what it owes is counted all the same, and those that come later wait for it.
-    async fn admit(&self, offset: u64, len: u64, changes: bool) -> Result<Turn<'_>, BlockError> {
+    /// A volume that needs its image has no turn: the image's source may take any time, and who waits for that
+    /// keeps nobody from the disk.
+    async fn admit(
+        &self,
+        offset: u64,
+        len: u64,
+        changes: bool,
+    ) -> Result<Option<Turn<'_>>, BlockError> {
         self.check_live().map_err(block_error)?;
         self.geometry().check(offset, len, changes)?;
         let now = engine::now();
@@ -185,15 +192,16 @@ impl Attachment {
             select(pin!(engine::sleep_until(begin)), hurried).await;
             self.check_live().map_err(block_error)?;
         }
-        let turn = self.inner.shares.queue(&self.volume.share, len);
-        // An image's source may take any time, and what waits for it is not at the disk.
         if self.volume.filling().is_some() {
-            turn.begin_now();
+            return Ok(None);
         }
-        select(pin!(turn.begins()), pin!(self.hurried.notified())).await;
-        turn.begin_now();
-        self.check_live().map_err(block_error)?;
-        Ok(turn)
+        let turn = self.inner.shares.queue(&self.volume.share, len);
+        if turn.waits() {
+            select(pin!(turn.begins()), pin!(self.hurried.notified())).await;
+            turn.begin_now();
+            self.check_live().map_err(block_error)?;
+        }
+        Ok(Some(turn))
     }
 
     /// How bytes of a place of the volume are on disk.

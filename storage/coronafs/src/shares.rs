@@ -141,6 +141,11 @@ impl Shares {
 }
 
 impl Turn<'_> {
+    /// Whether the request may not begin yet.
+    pub(crate) fn waits(&self) -> bool {
+        self.shares.queue.borrow().waiting.contains_key(&self.place)
+    }
+
     /// Waits until the request may begin. Cancel-safe.
     pub(crate) async fn begins(&self) {
         poll_fn(|cx| {
@@ -187,7 +192,9 @@ mod tests {
 
     fn is_let_in(turn: &Turn<'_>) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        pin!(turn.begins()).poll(&mut cx).is_ready()
+        let begins = pin!(turn.begins()).poll(&mut cx).is_ready();
+        assert_ne!(begins, turn.waits());
+        begins
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Volumes that keep a disk busy together.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use engine::SchedGroup;
 
+use super::image::{TestImages, content_of};
 use super::*;
 
 const READERS: usize = 64;
@@ -66,6 +68,35 @@ fn a_busy_disk_is_shared_as_the_volumes_shares_say() {
             device.hurry();
         }
         drop(devices);
+    });
+}
+
+#[test]
+fn a_source_that_hangs_keeps_nobody_from_the_disk() {
+    let (sim, node) = world(3);
+    sim.run(node, 0, async {
+        let store = open().await;
+        let images = TestImages::new(1);
+        images.down.set(true);
+        let image = images.put("image", content_of(1, 8192));
+        store.set_image_resolver(images.resolver());
+        let plain = store.create(new_volume("plain", MIB)).await.unwrap().id;
+        let plain = attach(&store, plain).await;
+        write(&plain, 0, &sectors(7, 8)).await.unwrap();
+        let new = new_volume("hangs", 4 * MIB);
+        let hanging = store.create_from_image(new, image).await.unwrap().id;
+        let hanging = Rc::new(attach(&store, hanging).await);
+        images.slow_us.set(3_600_000_000);
+        for at in 0..32 {
+            let device = Rc::clone(&hanging);
+            let reads = async move { drop(read(&device, at * 64 * KIB, 64 << 10).await) };
+            engine::spawn_local(SchedGroup::FOREGROUND, reads).detach();
+        }
+        engine::sleep(Duration::from_millis(1)).await;
+        let began = engine::now();
+        assert_eq!(read(&plain, 0, 4096).await.unwrap(), sectors(7, 8));
+        assert!(engine::now().since(began) < Duration::from_millis(100));
+        assert_eq!(store.share_waits(), 0);
     });
 }
 

@@ -20,7 +20,7 @@ use crate::surviving::SurvivingMem;
 
 pub use crate::backend::{DirEntry, DiskSpace, Metadata, OpenOptions};
 
-/// Most bytes that [`File::read_list_now`] copies: some 20 us.
+/// Most bytes that a shard copies itself, at once, from or to a file in memory: some 20 us.
 pub const AT_ONCE_MAX: u64 = 128 << 10;
 
 /// Result of an operation, and the buffer it was given.

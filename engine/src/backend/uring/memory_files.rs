@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 
 use crate::backend::{Op, RawHandle, Span};
+use crate::fs::AT_ONCE_MAX;
 
-/// Bytes that are copied at once: some 20 us.
-const BYTES_MAX: u32 = 128 << 10;
+/// Bytes that are copied at once.
+const BYTES_MAX: u32 = AT_ONCE_MAX as u32;
 /// Entries of a list that is copied at once.
 const COUNT_MAX: u32 = 64;
 

@@ -25,6 +25,7 @@ pub mod documents;
 mod error;
 pub mod health;
 pub mod lease;
+pub mod link;
 pub mod logging;
 pub mod metrics;
 pub mod operations;

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
-use control_kit::audit::Event;
+use control_kit::audit;
 use control_kit::page;
 use fiberlb_api::v1;
 use tokio::sync::{Mutex, MutexGuard};
@@ -110,7 +110,7 @@ impl BalancerService {
             .change(&mut keeper, &gone, parsed, others, hosts)
             .await?;
         drop(keeper);
-        audit(
+        audit::log_done(
             caller,
             "load-balancers-apply",
             format!("set {set} of {owner}"),
@@ -222,7 +222,7 @@ impl BalancerService {
             let changed = service.change(&mut keeper, &gone, Vec::new(), others, hosts);
             let generation = changed.await?;
             drop(keeper);
-            audit(&caller, "load-balancer-delete", key.to_string());
+            audit::log_done(&caller, "load-balancer-delete", key.to_string());
             service.applied(&caller, generation).await?;
             Ok(v1::DeleteLoadBalancerResponse { generation })
         })
@@ -356,7 +356,7 @@ impl BalancerService {
         } else {
             "backend-restore"
         };
-        audit(caller, what, key.to_string());
+        audit::log_done(caller, what, key.to_string());
         self.applied(caller, generation).await?;
         status::of_backend(shared, &key).await
     }
@@ -507,20 +507,4 @@ where
         Err(ApiError::new(Code::Unavailable, "shutting-down", what)
             .next("retry when /readyz answers 200 again"))
     })
-}
-
-/// A change that was made, as a line of the log.
-fn audit(caller: &Caller, action: &str, object: String) {
-    let at = SystemTime::now().duration_since(UNIX_EPOCH);
-    let event = Event {
-        at_unix_ms: at.map_or(0, |at| at.as_millis() as u64),
-        tenant: caller.principal.tenant.to_string(),
-        principal: caller.principal.name.to_string(),
-        request_id: caller.request_id.as_str().to_owned(),
-        action: action.to_owned(),
-        object,
-        outcome: "done".to_owned(),
-        detail: String::new(),
-    };
-    event.log();
 }

@@ -3,9 +3,12 @@
 //! An event is written in the transaction that makes the change, so that there is none without the other,
 //! and is a line of the log too, at target `audit`. Refusals are lines of the log alone.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::api::Caller;
 use crate::store::{LeaseId, Write};
 
 /// Keys of events begin so; they sort by time.
@@ -56,4 +59,20 @@ impl Event {
             detail = self.detail,
         );
     }
+}
+
+/// A change that was made, as a line of the log.
+pub fn log_done(caller: &Caller, action: &str, object: String) {
+    let at = SystemTime::now().duration_since(UNIX_EPOCH);
+    let event = Event {
+        at_unix_ms: at.map_or(0, |at| at.as_millis() as u64),
+        tenant: caller.principal.tenant.to_string(),
+        principal: caller.principal.name.to_string(),
+        request_id: caller.request_id.as_str().to_owned(),
+        action: action.to_owned(),
+        object,
+        outcome: "done".to_owned(),
+        detail: String::new(),
+    };
+    event.log();
 }

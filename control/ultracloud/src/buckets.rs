@@ -1,11 +1,9 @@
 //! LightningStor's buckets, administered over gRPC and REST: requests are checked here, run on a shard
 //! by way of the bridge, and what the store refuses is told to the user.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
-use control_kit::audit::Event;
+use control_kit::audit;
 use control_kit::page;
 use lightningstor::buckets::{BucketError, BucketPage, Buckets, Whose};
 use lightningstor::http::Users;
@@ -49,7 +47,7 @@ impl BucketService {
             buckets.create(&user, name).await
         });
         let made = made.await.map_err(|why| told(why, &request.name))?;
-        audit(caller, "bucket-create", &request.name);
+        audit::log_done(caller, "bucket-create", format!("bucket {}", request.name));
         Ok(shown(made))
     }
 
@@ -130,7 +128,7 @@ impl BucketService {
             buckets.delete(&user, &name).await
         });
         removed.await.map_err(|why| told(why, &request.name))?;
-        audit(caller, "bucket-delete", &request.name);
+        audit::log_done(caller, "bucket-delete", format!("bucket {}", request.name));
         Ok(v1::DeleteBucketResponse {})
     }
 
@@ -155,22 +153,6 @@ impl BucketService {
         let buckets = self.buckets.clone();
         self.bridge.call(&context, target, |_| f(buckets)).await
     }
-}
-
-/// A change that was made, as a line of the log.
-fn audit(caller: &Caller, action: &str, bucket: &str) {
-    let at = SystemTime::now().duration_since(UNIX_EPOCH);
-    let event = Event {
-        at_unix_ms: at.map_or(0, |at| at.as_millis() as u64),
-        tenant: caller.principal.tenant.to_string(),
-        principal: caller.principal.name.to_string(),
-        request_id: caller.request_id.as_str().to_owned(),
-        action: action.to_owned(),
-        object: format!("bucket {bucket}"),
-        outcome: "done".to_owned(),
-        detail: String::new(),
-    };
-    event.log();
 }
 
 fn parse(name: &str) -> Result<BucketName, ApiError> {

@@ -1,11 +1,10 @@
 //! Volumes as users administer them: found by name on all shards, changed on the one that owns them.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
-use control_kit::audit::Event;
 use control_kit::request_id::RequestId;
 use coronafs::{Attach, Partition, VolumeError, VolumeId};
 use engine::ShardId;
@@ -386,20 +385,4 @@ fn owner_of(caller: &Caller, owner: &str) -> Result<String, ApiError> {
 /// A number as users see it.
 fn hex(id: VolumeId) -> String {
     format!("{:016x}", id.0)
-}
-
-/// A change that was made, as a line of the log.
-fn audit(caller: &Caller, action: &str, object: String) {
-    let at = SystemTime::now().duration_since(UNIX_EPOCH);
-    let event = Event {
-        at_unix_ms: at.map_or(0, |at| at.as_millis() as u64),
-        tenant: caller.principal.tenant.to_string(),
-        principal: caller.principal.name.to_string(),
-        request_id: caller.request_id.as_str().to_owned(),
-        action: action.to_owned(),
-        object,
-        outcome: "done".to_owned(),
-        detail: String::new(),
-    };
-    event.log();
 }

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
+use control_kit::audit;
 use coronafs::{Access, Attach, VolumeError};
 use coronafs_api::v1;
 use shard_bridge::Failure;
 use tonic::Code;
 use vhost_blk::QUEUES_MAX;
 
-use super::{Found, VolumeService, audit, in_task};
+use super::{Found, VolumeService, in_task};
 use crate::attachments::{AccessName, Entry, Kind, Place};
 use crate::error::{attach_told, invalid, told};
 use crate::shard::{AttachError, Wanted};
@@ -87,7 +88,7 @@ impl VolumeService {
             self.clean_up(&of).await;
             return done;
         }
-        audit(caller, "volume-attach", of.object());
+        audit::log_done(caller, "volume-attach", of.object());
         done
     }
 
@@ -192,7 +193,7 @@ impl VolumeService {
         if let Place::Socket(path) = &entry.attached.place {
             forget_lock(path).await;
         }
-        audit(caller, "volume-detach", object);
+        audit::log_done(caller, "volume-detach", object);
         Ok(v1::DetachVolumeResponse {})
     }
 }

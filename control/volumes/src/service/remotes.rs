@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
+use control_kit::audit;
 use coronafs_api::v1;
 use engine::ShardId;
 use engine::net::Addr;
@@ -17,7 +18,7 @@ use shards::resource_hash;
 use tonic::Code;
 
 use super::attach::queues;
-use super::{Inner, ROOT, VolumeService, audit, in_task};
+use super::{Inner, ROOT, VolumeService, in_task};
 use crate::error::{denied, invalid};
 use crate::metrics::described;
 use crate::remotes::{Endpoint, RemoteAttached, RemoteEntry, RemoteFault};
@@ -116,7 +117,7 @@ impl VolumeService {
             }
             return Err(not_written(&name, &error));
         }
-        audit(caller, "remote-volume-attach", object(&name));
+        audit::log_done(caller, "remote-volume-attach", object(&name));
         let shown = RemoteShown {
             name,
             state: LinkState::Connected,
@@ -188,7 +189,7 @@ impl VolumeService {
         // A process that was killed has left it.
         let _ = tokio::fs::remove_file(&entry.attached.socket).await;
         super::attach::forget_lock(&entry.attached.socket).await;
-        audit(caller, "remote-volume-detach", object(&name));
+        audit::log_done(caller, "remote-volume-detach", object(&name));
         Ok(v1::DetachRemoteVolumeResponse {})
     }
 

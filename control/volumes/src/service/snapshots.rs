@@ -2,12 +2,13 @@
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
+use control_kit::audit;
 use control_kit::page;
 use coronafs::{PointInTime, SnapshotId, SnapshotInfo, VolumeId};
 use coronafs_api::v1;
 
 use super::volumes::no_such_snapshot;
-use super::{Found, VolumeService, audit, hex};
+use super::{Found, VolumeService, hex};
 use crate::error::told;
 
 impl VolumeService {
@@ -42,7 +43,7 @@ impl VolumeService {
             partition.snapshot(id, request.name).await
         });
         let taken = taken.await.map_err(|failure| told(failure, &object))?;
-        audit(caller, "snapshot-create", object);
+        audit::log_done(caller, "snapshot-create", object);
         Ok(shown(taken, &of.name))
     }
 
@@ -96,7 +97,7 @@ impl VolumeService {
             partition.delete_snapshot(snapshot.id).await
         });
         deleted.await.map_err(|failure| told(failure, &object))?;
-        audit(caller, "snapshot-delete", object);
+        audit::log_done(caller, "snapshot-delete", object);
         Ok(v1::DeleteSnapshotResponse {})
     }
 
@@ -122,7 +123,7 @@ impl VolumeService {
             .await
             .map_err(|failure| told(failure, &of.object()))?;
         let object = format!("{} to {}", of.object(), request.snapshot);
-        audit(caller, "volume-rollback", object);
+        audit::log_done(caller, "volume-rollback", object);
         Ok(self.shown(info))
     }
 

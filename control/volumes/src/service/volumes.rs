@@ -2,6 +2,7 @@
 
 use control_kit::api::Caller;
 use control_kit::api_error::ApiError;
+use control_kit::audit;
 use control_kit::page;
 use coronafs::{
     ImageDigest, ImageRef, Limits, NewClone, NewVolume, VolumeError, VolumeId, VolumeInfo,
@@ -13,7 +14,7 @@ use shard_bridge::Failure;
 use tonic::Code;
 
 use super::attach::shown_attachment;
-use super::{Found, ROOT, VolumeService, audit, hex, in_task, object, owner_of};
+use super::{Found, ROOT, VolumeService, hex, in_task, object, owner_of};
 use crate::attachments::Attachments;
 use crate::error::{denied, invalid, told};
 use crate::images;
@@ -87,7 +88,7 @@ impl VolumeService {
                 }
             };
         }
-        audit(caller, "volume-create", object);
+        audit::log_done(caller, "volume-create", object);
         Ok(self.shown(made))
     }
 
@@ -221,7 +222,7 @@ impl VolumeService {
         let info = begun
             .await
             .map_err(|failure| told(failure, &found.object()))?;
-        audit(caller, "volume-flatten", found.object());
+        audit::log_done(caller, "volume-flatten", found.object());
         Ok(self.shown(info))
     }
 
@@ -341,7 +342,7 @@ impl VolumeService {
         deleted
             .await
             .map_err(|failure| told(failure, &found.object()))?;
-        audit(caller, "volume-delete", found.object());
+        audit::log_done(caller, "volume-delete", found.object());
         Ok(v1::DeleteVolumeResponse {})
     }
 
@@ -380,7 +381,7 @@ impl VolumeService {
         renamed
             .await
             .map_err(|failure| told(failure, &found.object()))?;
-        audit(
+        audit::log_done(
             caller,
             "volume-rename",
             format!("{} to {new}", found.object()),
@@ -406,7 +407,7 @@ impl VolumeService {
         let info = resized
             .await
             .map_err(|failure| told(failure, &found.object()))?;
-        audit(
+        audit::log_done(
             caller,
             "volume-resize",
             format!("{} to {bytes} bytes", found.object()),
@@ -432,7 +433,7 @@ impl VolumeService {
         let info = limited
             .await
             .map_err(|failure| told(failure, &found.object()))?;
-        audit(caller, "volume-limit", found.object());
+        audit::log_done(caller, "volume-limit", found.object());
         Ok(self.shown(info))
     }
 

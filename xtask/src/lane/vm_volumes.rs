@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use guest::{Guest, Machine, programs};
+use guest::{Disk, Guest, Machine, programs};
 use proof::Accelerator;
 use serde_json::json;
 
@@ -36,8 +36,9 @@ pub const ABOUT: About = About {
         },
         Scope {
             name: "migration",
-            words: "The two sides of the live migration are two QEMU processes, each on a vhost-user backend of \
-                    its own, over one volume of one node.",
+            words: "The sides of the live migrations are QEMU processes, each on a vhost-user backend of its own: \
+                    at first of one node, then of two. The volume is one node's; the other reaches it by NBD, \
+                    on the same machine.",
         },
     ],
     not_shown: &[
@@ -46,8 +47,8 @@ pub const ABOUT: About = About {
             reason: "the machine's /dev/kvm boots no stock kernel",
         },
         Part {
-            what: "migration between the volumes of two machines",
-            reason: "a partition of volumes is one node's",
+            what: "migration between two machines",
+            reason: "the two nodes are processes of one machine",
         },
         Part {
             what: "power loss under a guest",
@@ -92,6 +93,8 @@ struct Story<'a> {
     starts: u32,
     machine: Machine,
     guest: Option<Guest>,
+    /// Another node, while it serves the volume too.
+    other: Option<(Running, VolumeCtl)>,
 }
 
 /// Runs the story.
@@ -109,6 +112,7 @@ pub fn run(server: &Path, cli: &Path, kernel: &Path, artifacts: &mut Artifacts) 
             ..Machine::new(kernel, sockets.path(), "guest")
         },
         guest: None,
+        other: None,
     };
     artifacts.step("clean-local-state", |_| story.start())?;
     artifacts.step("volume-attached", |out| story.attach(out))?;
@@ -122,12 +126,20 @@ pub fn run(server: &Path, cli: &Path, kernel: &Path, artifacts: &mut Artifacts) 
     artifacts.step("guest-reset", |_| story.reset())?;
     artifacts.step("qemu-killed", |_| story.kill_qemu())?;
     artifacts.step("live-migration-under-writes", |out| story.migrate(out))?;
+    artifacts.step("live-migration-to-another-node", |out| {
+        story.migrate_to_other(out)
+    })?;
     artifacts.step("rollback", |_| story.roll_back())?;
     artifacts.step("taken-over", |out| story.take_over(out))
 }
 
 impl Story<'_> {
     fn start(&mut self) -> Result<()> {
+        self.node = Some(self.start_node("data", &self.machine.dir.clone())?);
+        Ok(())
+    }
+
+    fn start_node(&mut self, data: &str, sockets: &Path) -> Result<(Running, VolumeCtl)> {
         self.starts += 1;
         let mut command = Command::new("setpriv");
         command
@@ -141,18 +153,17 @@ impl Story<'_> {
                 "127.0.0.1:0",
             ])
             .arg("--data-dir")
-            .arg(self.dir.join("data"))
+            .arg(self.dir.join(data))
             .env(
                 "ULTRACLOUD_CORONAFS__SOCKET_DIR",
-                format!("\"{}\"", self.machine.dir.display()),
+                format!("\"{}\"", sockets.display()),
             );
         let log = self.dir.join(format!("node-{}.log", self.starts));
         let mut process = Running::start(&mut command, &log)?;
         let admin = announce::admin(&mut process, &log, DEADLINE)?;
         let url = format!("http://{admin}");
-        let ctl = VolumeCtl::new(self.cli, url, &self.dir.join("data"));
-        self.node = Some((process, ctl));
-        Ok(())
+        let ctl = VolumeCtl::new(self.cli, url, &self.dir.join(data));
+        Ok((process, ctl))
     }
 
     fn ctl(&self) -> Result<&VolumeCtl> {
@@ -331,9 +342,37 @@ impl Story<'_> {
 
     fn migrate(&mut self, out: &mut Artifacts) -> Result<()> {
         let (_, disk) = self.ctl()?.attach("disk", &["--access", "shared"])?;
-        let incoming = self.machine.dir.join("m");
+        self.migrate_onto(disk, "there", "migration", out)
+    }
+
+    /// The other node has the same volume over NBD.
+    fn migrate_to_other(&mut self, out: &mut Artifacts) -> Result<()> {
+        let sockets = self.machine.dir.join("other");
+        let other = self.start_node("data-of-other", &sockets)?;
+        let nbd = ["attach", "disk", "--nbd", "--access", "shared"];
+        let made = self.ctl()?.ask(&nbd)?;
+        let socket = made["attachment"]["socket"].as_str().context("no socket")?;
+        let endpoint = format!("unix:{socket}");
+        let remote = ["remote", "attach", "theirs", &endpoint, "--queues", "2"];
+        let made = other.1.ask(&remote)?;
+        let socket = made["remote"]["socket"].as_str().context("no socket")?;
+        let disk = Disk::new("disk", socket);
+        out.keep("remote", &made)?;
+        self.other = Some(other);
+        self.migrate_onto(disk, "elsewhere", "migration_to_node", out)
+    }
+
+    /// Moves the guest onto this disk while it writes.
+    fn migrate_onto(
+        &mut self,
+        disk: Disk,
+        name: &str,
+        fact: &str,
+        out: &mut Artifacts,
+    ) -> Result<()> {
+        let incoming = self.machine.dir.join(format!("to-{name}"));
         let machine = Machine {
-            name: "there".to_owned(),
+            name: name.to_owned(),
             disks: vec![disk],
             incoming: Some(incoming.clone()),
             ..self.machine.clone()
@@ -341,19 +380,16 @@ impl Story<'_> {
         let mut there = machine.boot()?;
         // It listens for the migration when it answers.
         drop(there.qmp()?);
-        let command = writing("migrated");
+        let command = writing(name);
         let mut here = self.guest.take().context("no guest runs")?;
         here.begin(&command)?;
         let status = here.migrate(&mut here.qmp()?, &incoming)?;
-        for (fact, field) in [
-            ("migration_total_ms", "total-time"),
-            ("migration_downtime_ms", "downtime"),
-        ] {
-            out.fact(fact, status[field].clone());
+        for (time, field) in [("total", "total-time"), ("downtime", "downtime")] {
+            out.fact(&format!("{fact}_{time}_ms"), status[field].clone());
         }
         here.kill()?;
         there.finish(&command)?;
-        for name in ["migrated", "first", "killed"] {
+        for name in [name, "first", "killed"] {
             there.run(&checking(name))?;
         }
         self.guest = Some(there);
@@ -364,6 +400,9 @@ impl Story<'_> {
     fn roll_back(&mut self) -> Result<()> {
         let guest = self.guest.take().context("no guest runs")?;
         ensure!(guest.power_off()?.success(), "QEMU did not end well");
+        if let Some((_process, ctl)) = self.other.take() {
+            ctl.ask(&["remote", "detach", "theirs"])?;
+        }
         let shown = self.ctl()?.ask(&["stat", "disk"])?;
         for attachment in shown["attachments"].as_array().into_iter().flatten() {
             self.ctl()?
@@ -377,7 +416,7 @@ impl Story<'_> {
         for name in ["first", "killed", "drained"] {
             guest.run(&checking(name))?;
         }
-        guest.run("[ ! -e /mnt/migrated0 ]")?;
+        guest.run("[ ! -e /mnt/there0 ]")?;
         self.guest = Some(guest);
         Ok(())
     }

@@ -105,8 +105,8 @@ pub struct Shape {
     pub floor: u32,
     /// All lines, a power of two.
     pub lines_max: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Changes with what leads to VIPs, so that what the program knows of it is known to be old.
+    pub vips: u32,
 }
 layout!(Shape, 24);
 

@@ -10,7 +10,7 @@ use fiberlb_abi::{
     hash_three, real_flags, slot_of, source_action, vip_flags,
 };
 
-use crate::maps::*;
+use crate::{maps::*, table};
 
 /// The slot of the VIP that a key leads to.
 #[inline(always)]
@@ -21,12 +21,41 @@ pub fn vip_slot(key: &FlowKey) -> Option<u32> {
     }
 }
 
-const NO_VIP: u32 = u32::MAX;
+/// The slot of no VIP.
+pub const NO_VIP: u32 = u32::MAX;
+
+/// The entry of [`KNOWN_VIPS`] for what a packet of IPv4 is sent to, and what it has in it then.
+#[inline(always)]
+fn known_at(key: &FlowKey) -> (Option<*mut KnownVip>, u64) {
+    let to = u64::from(key.dst.words[3])
+        | (u64::from(key.dport) << 32)
+        | (u64::from(key.proto as u16) << 48);
+    let at = (to.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as u32 % KNOWN_VIPS_MAX;
+    (KNOWN_VIPS.get_ptr_mut(at), to)
+}
+
+/// As [`vip_slot`] for IPv4, as this CPU knows it of the same version of what leads to VIPs.
+#[inline(always)]
+pub fn known_vip(key: &FlowKey, version: u32) -> Option<u32> {
+    let (known, to) = known_at(key);
+    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
+    let known = unsafe { &*known? };
+    (known.to == to && known.version == version).then_some(known.slot)
+}
 
 /// Apart, so that its keys share the stack with others'; a function of BPF gives back a word.
 #[inline(never)]
 fn look_up(key: &FlowKey) -> u32 {
-    try_look_up(key).unwrap_or(NO_VIP)
+    // From before, so that an answer that was the old one already is not taken for the new one's.
+    let version = table::vips_version();
+    let slot = try_look_up(key).unwrap_or(NO_VIP);
+    if key.dst.is_v4()
+        && let (Some(known), to) = known_at(key)
+    {
+        // SAFETY: as in `known_vip`.
+        unsafe { *known = KnownVip { to, version, slot } };
+    }
+    slot
 }
 
 #[inline(always)]
@@ -51,6 +80,31 @@ fn try_look_up(key: &FlowKey) -> Option<u32> {
     Some(u32::from(found.slot))
 }
 
+#[inline(always)]
+fn known_source_at(slot: u32, key: &FlowKey) -> Option<&'static mut Known> {
+    let at = key.src.words[2] ^ key.src.words[3] ^ slot;
+    let at = at.wrapping_mul(0x9E37_79B1) >> 16;
+    let known = KNOWN_SOURCES.get_ptr_mut(at % KNOWN_MAX)?;
+    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
+    Some(unsafe { &mut *known })
+}
+
+/// What an entry says of a source; 0 for nothing.
+#[inline(always)]
+fn said(known: &Known, slot: u32, vip: &Vip, key: &FlowKey) -> u32 {
+    if known.addr == key.src && u32::from(known.slot) == slot && known.epoch == vip.epoch {
+        known.said
+    } else {
+        0
+    }
+}
+
+/// What this CPU knows of a source of a VIP that has rules; 0 for nothing.
+#[inline(always)]
+pub fn known_source(slot: u32, vip: &Vip, key: &FlowKey) -> Option<u32> {
+    known_source_at(slot, key).map(|known| said(known, slot, vip, key))
+}
+
 /// Whether a VIP's rules let a source in.
 #[inline(never)]
 pub fn source_allowed(slot: u32, vip: &Vip, key: &FlowKey) -> bool {
@@ -58,18 +112,12 @@ pub fn source_allowed(slot: u32, vip: &Vip, key: &FlowKey) -> bool {
     if vip.flags & vip_flags::SOURCES == 0 {
         return others;
     }
-    let at = key.src.words[2] ^ key.src.words[3] ^ slot;
-    let at = at.wrapping_mul(0x9E37_79B1) >> 16;
-    let Some(known) = KNOWN_SOURCES.get_ptr_mut(at % KNOWN_MAX) else {
+    let Some(known) = known_source_at(slot, key) else {
         return false;
     };
-    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
-    let known = unsafe { &mut *known };
-    if known.addr == key.src && u32::from(known.slot) == slot && known.epoch == vip.epoch {
-        match known.said {
-            0 => {}
-            said => return said == source_action::ALLOW,
-        }
+    match said(known, slot, vip, key) {
+        0 => {}
+        said => return said == source_action::ALLOW,
     }
     let source = SourceKey {
         slot,

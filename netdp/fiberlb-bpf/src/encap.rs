@@ -25,12 +25,28 @@ pub struct Inner {
 /// Puts a packet into a tunnel and sends it; `None` when the way is too narrow.
 #[inline(always)]
 pub fn wrap(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdict> {
+    match wrap_packet(ctx, packet, target) {
+        XDP_ABORTED => None,
+        verdict => Some(verdict),
+    }
+}
+
+/// Apart, and with a copy of the code: its [`Inner`] is not to take of the caller's share of the stack, and each
+/// call costs.
+#[inline(never)]
+fn wrap_packet(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
+    wrap_here(ctx, packet, target).unwrap_or(XDP_ABORTED)
+}
+
+/// As [`wrap`], within the caller.
+#[inline(always)]
+pub fn wrap_here(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdict> {
     let inner = Inner {
         len: packet.len,
         v4: packet.is_v4(),
         hash: hash_flow(&packet.key),
     };
-    wrap_all(ctx, target, &inner)
+    try_wrap(ctx, target, &inner)
 }
 
 /// As [`wrap`], for whatever goes to a backend.
@@ -42,7 +58,7 @@ pub fn wrap_all(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verd
     }
 }
 
-/// One copy of the code for all callers. A function of BPF has five arguments at most and gives back a
+/// A function of BPF has five arguments at most and gives back a
 /// word, hence the struct and `XDP_ABORTED` for none.
 #[inline(never)]
 fn wrap_once(ctx: &XdpContext, target: &Target, inner: &Inner) -> Verdict {

@@ -1,5 +1,8 @@
 //! A packet's way: the flow table, else the VIP and its algorithm.
 
+use core::mem::MaybeUninit;
+use core::ptr::write_volatile;
+
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::programs::XdpContext;
@@ -25,7 +28,7 @@ pub struct Target {
 pub fn balance(ctx: &XdpContext, packet: &Packet) -> Verdict {
     let mut target = None;
     // What the table has of the flow although it does not hold: the flow is not new.
-    let mut stale = Flow::default();
+    let mut stale = no_flow();
     if let Some(mut found) = table::find(&packet.key) {
         if found.flow.kind == flow_kind::REVERSE {
             return reply(ctx, packet, &mut found);
@@ -62,6 +65,19 @@ pub fn balance(ctx: &XdpContext, packet: &Packet) -> Verdict {
         }
     };
     deliver::forward(ctx, packet, &target)
+}
+
+/// `Flow::default()`, of which the compiler makes a call for each packet.
+#[inline(always)]
+fn no_flow() -> Flow {
+    let mut flow = MaybeUninit::<Flow>::uninit();
+    let words = flow.as_mut_ptr().cast::<u64>();
+    // SAFETY: a flow is two words, aligned as they are, for which any bytes are valid.
+    unsafe {
+        write_volatile(words, 0);
+        write_volatile(words.add(1), 0);
+        flow.assume_init()
+    }
 }
 
 /// The backend of a flow in the table, when it still holds.
@@ -130,16 +146,19 @@ fn begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> u32 {
 
 #[inline(always)]
 fn try_begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> Result<(u32, u32), Verdict> {
-    let mut key = packet.key;
+    let mut key = &packet.key;
     if packet.fragment {
-        (key.sport, key.dport) = (0, 0);
+        let scratch = table::scratch().ok_or(XDP_DROP)?;
+        scratch.key = packet.key;
+        (scratch.key.sport, scratch.key.dport) = (0, 0);
+        key = &scratch.key;
     }
-    let slot = choose::vip_slot(&key).ok_or(XDP_PASS)?;
+    let slot = choose::vip_slot(key).ok_or(XDP_PASS)?;
     let vip = VIPS_BY_SLOT.get(slot).ok_or(XDP_PASS)?;
     if vip.flags & vip_flags::LIVE == 0 {
         return Err(XDP_PASS);
     }
-    if !choose::source_allowed(slot, vip, &key) {
+    if !choose::source_allowed(slot, vip, key) {
         count_vip(slot, |stats| stats.refused += 1);
         return Err(XDP_DROP);
     }
@@ -154,8 +173,8 @@ fn try_begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> Result<(u32, u3
     };
     let id = match quic {
         Some(id) => id,
-        None if packet.fragment => choose::by_hash(slot, vip, &key, algorithm::THREE_TUPLE),
-        None => kept(stale, slot, vip).unwrap_or_else(|| choose::backend(slot, vip, &key)),
+        None if packet.fragment => choose::by_hash(slot, vip, key, algorithm::THREE_TUPLE),
+        None => kept(stale, slot, vip).unwrap_or_else(|| choose::backend(slot, vip, key)),
     };
     if choose::live(id).is_none() {
         count_vip(slot, |stats| stats.no_backend += 1);
@@ -245,8 +264,26 @@ fn flow(kind: u8, target: &Target, now: u32) -> Flow {
 }
 
 /// The way of replies: from the backend to where this packet came from.
-#[inline(never)]
+#[inline(always)]
 fn remember_reverse(ctx: &XdpContext, packet: &Packet, target: &Target, now: u32) -> bool {
+    if packet.fragment || target.vip.flags & vip_flags::FRAGMENTS != 0 {
+        let put = compose_reverse(ctx, packet, target, now, false) && table::put();
+        if !put || packet.fragment {
+            return false;
+        }
+    }
+    compose_reverse(ctx, packet, target, now, true) && table::put()
+}
+
+/// Apart from what puts it, as both take much of the stack.
+#[inline(never)]
+fn compose_reverse(
+    ctx: &XdpContext,
+    packet: &Packet,
+    target: &Target,
+    now: u32,
+    with_ports: bool,
+) -> bool {
     let (Some(ethernet), Some(scratch)) = (wire::at::<wire::Ethernet>(ctx, 0), table::scratch())
     else {
         return false;
@@ -264,19 +301,16 @@ fn remember_reverse(ctx: &XdpContext, packet: &Packet, target: &Target, now: u32
     key.src = target.real.addr;
     key.dst = packet.key.src;
     key.proto = packet.key.proto;
-    if packet.fragment || target.vip.flags & vip_flags::FRAGMENTS != 0 {
-        (key.sport, key.dport, value.back.port) = (0, 0, 0);
-        if !table::put() || packet.fragment {
-            return false;
-        }
+    (key.sport, key.dport, value.back.port) = (0, 0, 0);
+    if with_ports {
+        key.sport = match target.real.port {
+            0 => packet.key.dport,
+            port => port,
+        };
+        key.dport = packet.key.sport;
+        value.back.port = packet.key.dport;
     }
-    key.sport = match target.real.port {
-        0 => packet.key.dport,
-        port => port,
-    };
-    key.dport = packet.key.sport;
-    value.back.port = packet.key.dport;
-    table::put()
+    true
 }
 
 /// Whether this CPU may put one more flow into the table.

@@ -21,6 +21,7 @@ mod choose;
 mod decap;
 mod deliver;
 mod encap;
+mod fast;
 mod flows;
 mod icmp;
 mod maps;
@@ -49,18 +50,36 @@ pub fn fiberlb(ctx: XdpContext) -> Verdict {
 #[inline(always)]
 fn balance(ctx: &XdpContext) -> Verdict {
     // Apart from here on: what holds for one version needs no look at the other's words.
-    match wire::at::<wire::Ethernet>(ctx, 0).map(|ethernet| ethernet.ethertype) {
-        Some(wire::ETHERTYPE_V4) => balance_parsed(ctx, packet::parse_v4(ctx)),
-        Some(wire::ETHERTYPE_V6) => balance_parsed(ctx, packet::parse_v6(ctx)),
+    let done = match wire::at::<wire::Ethernet>(ctx, 0).map(|ethernet| ethernet.ethertype) {
+        Some(wire::ETHERTYPE_V4) => fast::balance(ctx).unwrap_or_else(|| balance_v4(ctx)),
+        Some(wire::ETHERTYPE_V6) => balance_v6(ctx),
         _ => xdp_action::XDP_PASS,
+    };
+    if done == IS_ICMP {
+        return icmp::balance(ctx);
     }
+    done
+}
+
+/// No verdict: whoever finds out that it is ICMP has a share of the stack that [`icmp`] needs.
+const IS_ICMP: Verdict = Verdict::MAX;
+
+/// The long ways are functions of their own, with their own registers and share of the stack.
+#[inline(never)]
+fn balance_v4(ctx: &XdpContext) -> Verdict {
+    balance_parsed(ctx, packet::parse_v4(ctx))
+}
+
+#[inline(never)]
+fn balance_v6(ctx: &XdpContext) -> Verdict {
+    balance_parsed(ctx, packet::parse_v6(ctx))
 }
 
 #[inline(always)]
 fn balance_parsed(ctx: &XdpContext, parsed: Option<Parsed>) -> Verdict {
     match parsed {
         Some(Parsed::Flow(packet)) => flows::balance(ctx, &packet),
-        Some(Parsed::Icmp) => icmp::balance(ctx),
+        Some(Parsed::Icmp) => IS_ICMP,
         None => xdp_action::XDP_PASS,
     }
 }

@@ -90,6 +90,22 @@ pub const KNOWN_MAX: u32 = 2048;
 #[btf_map(name = "known_sources")]
 pub static KNOWN_SOURCES: PerCpuArray<Known, { KNOWN_MAX as usize }> = PerCpuArray::new();
 
+/// What leads to which VIP.
+#[repr(C)]
+pub struct KnownVip {
+    /// Address below port below protocol.
+    pub to: u64,
+    /// [`fiberlb_abi::Shape::vips`] at which it led there.
+    pub version: u32,
+    pub slot: u32,
+}
+
+/// Addresses of IPv4 that were looked up lately, also those that lead nowhere: a hash of the kernel's takes the
+/// whole key, and a call.
+pub const KNOWN_VIPS_MAX: u32 = 1024;
+#[btf_map(name = "known_vips")]
+pub static KNOWN_VIPS: PerCpuArray<KnownVip, { KNOWN_VIPS_MAX as usize }> = PerCpuArray::new();
+
 /// Counts something of a VIP on this CPU.
 #[inline(always)]
 pub fn count_vip(slot: u32, add: impl FnOnce(&mut VipStats)) {

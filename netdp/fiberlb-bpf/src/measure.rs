@@ -46,13 +46,14 @@ fn refill(ctx: &XdpContext) -> Option<()> {
     } else {
         let ip = wire::at::<Ipv4>(ctx, ETHERNET)?;
         ip.ttl = 64;
-        ip.src = client;
-        ip.dst = VIP.to_be();
+        // In the widths in which it will be read: a frame that a card wrote is not in the processor's store
+        // buffer, from which it cannot read two words as one.
+        *wire::at::<u64>(ctx, ETHERNET + 12)? =
+            u64::from(client) | (u64::from(VIP.to_be()) << 32);
         ETHERNET + IPV4
     };
-    let udp = wire::at::<Udp>(ctx, l4)?;
-    udp.src = (4096 + (at as u16 & 0x3fff)).to_be();
-    udp.dst = 53_u16.to_be();
+    let source = (4096 + (at as u16 & 0x3fff)).to_be();
+    *wire::at::<u32>(ctx, l4)? = u32::from(source) | (u32::from(53_u16.to_be()) << 16);
     Some(())
 }
 

@@ -116,6 +116,44 @@ fn find_v4(key: &FlowKeyV4) -> Option<&'static mut Line> {
     Some(line)
 }
 
+/// What a look at a flow's home says.
+pub enum Near {
+    Known(&'static mut Line),
+    /// It is not in the table; the version of what leads to VIPs, from before.
+    New(u32),
+}
+
+/// As [`find`], without what is rare; `None` when only that would tell.
+#[inline(always)]
+pub fn near(key: &FlowKeyV4) -> Option<Near> {
+    let shape = shape()?;
+    let hashes = key.hashes(shape.seed);
+    let home = hashes.home(shape.lines);
+    let line = line_at(home)?;
+    if is(line, key) {
+        return Some(Near::Known(line));
+    }
+    if shape.lines != shape.floor {
+        return None;
+    }
+    if line.hops == 0 && line.over == 0 {
+        return Some(Near::New(shape.vips));
+    }
+    let second = hashes.second(shape.lines);
+    let at = fiberlb_find_at(key.addrs, key.ports, home, second);
+    if at == NONE {
+        return Some(Near::New(shape.vips));
+    }
+    line_at(at).map(Near::Known)
+}
+
+/// The version of what leads to VIPs; see [`Shape::vips`].
+#[inline(always)]
+pub fn vips_version() -> u32 {
+    // SAFETY: one aligned word; volatile, so that it is read before what it is the version of.
+    shape().map_or(0, |shape| unsafe { read_volatile(&shape.vips) })
+}
+
 /// The number of the line of a flow. Functions with names are checked by the kernel once and by themselves, not with each caller; they take
 /// and give words.
 #[unsafe(no_mangle)]
@@ -453,6 +491,16 @@ pub fn tick() -> u32 {
         write_volatile(clock, (u64::from(jiffies) << 32) | u64::from(now));
         now
     }
+}
+
+/// As [`tick`], when this tick of the kernel's is known already.
+#[inline(always)]
+pub fn known_tick() -> Option<u32> {
+    // SAFETY: as in `tick`.
+    let jiffies = unsafe { aya_ebpf::helpers::bpf_jiffies64() } as u32;
+    // SAFETY: as in `tick`.
+    let known = unsafe { read_volatile(&raw const CLOCK) };
+    ((known >> 32) as u32 == jiffies).then_some(known as u32)
 }
 
 /// The kernel's tick above [`Flow::tick`] at it.

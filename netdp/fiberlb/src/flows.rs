@@ -27,7 +27,8 @@ const TICK_SHIFT: u32 = 30;
 /// Words of a line.
 const WORDS: usize = size_of::<Line>() / size_of::<u64>();
 
-/// Words of [`Shape`], and which of them holds the seed and which the lines in use below the floor.
+/// Words of [`Shape`], and which of them holds the seed, which the lines in use below the floor, and which all
+/// lines below the version of what leads to VIPs.
 const SHAPE_WORDS: usize = size_of::<Shape>() / size_of::<u64>();
 const SEED: usize = 0;
 const IN_USE: usize = 1;
@@ -139,18 +140,32 @@ impl Flows {
             .and_then(|fd| {
                 MapData::from_fd(fd).map_err(failed("cannot open the flow table again"))
             })?;
-        Ok(Self {
+        let flows = Self {
             lines,
             shape,
             v6: take(ebpf, map::FLOWS_V6)?,
             v6_data,
-        })
+        };
+        // The process before may have died between a change and its word of it.
+        flows.vips_changed();
+        Ok(flows)
     }
 
     /// Lines in use, and the fewest at which a flow may have been put.
     pub(crate) fn in_use(&self) -> (u32, u32) {
         let word = self.shape.entries()[IN_USE].load(Ordering::Acquire).to_le();
         (word as u32, (word >> 32) as u32)
+    }
+
+    /// Tells the program that what it knows of VIPs' addresses may be old. To be called after each change.
+    pub(crate) fn vips_changed(&self) {
+        let word = &self.shape.entries()[ALL];
+        let next = |old: u64| {
+            let old = old.to_le();
+            Some(shape_word(old as u32, ((old >> 32) as u32).wrapping_add(1)))
+        };
+        // It gives an error only where `next` gives nothing.
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
     }
 
     fn seed(&self) -> u64 {

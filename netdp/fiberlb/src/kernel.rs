@@ -412,6 +412,7 @@ impl Tables for KernelTables {
             Some(slot) => self.vip_slots.insert(key, u32::from(slot), 0),
             None => absent_is_fine(self.vip_slots.remove(key)),
         };
+        self.flows.vips_changed();
         done.map_err(failed("cannot write the key of a VIP"))
     }
 
@@ -421,6 +422,7 @@ impl Tables for KernelTables {
             Some(vip) => self.vip_prefixes.insert(&key, vip, 0),
             None => absent_is_fine(self.vip_prefixes.remove(&key)),
         };
+        self.flows.vips_changed();
         done.map_err(failed("cannot write a prefix of VIPs"))
     }
 

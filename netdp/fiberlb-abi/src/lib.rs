@@ -96,6 +96,10 @@ pub mod map {
     pub const TUNNEL_ENDS: &str = "tunnel_ends";
     /// How many flows a measurement walks over.
     pub const WALK: &str = "walk";
+    /// The interface by which a measurement sends.
+    pub const SEND_BY: &str = "send_by";
+    /// Packets that a measurement received, a CPU.
+    pub const RECEIVED: &str = "received";
 }
 
 /// Names of the programs, as the object has them.
@@ -108,6 +112,10 @@ pub mod program {
     pub const MEASURE_WALK: &str = "measure_walk";
     /// Measures what the measurement itself costs.
     pub const MEASURE_REFILL: &str = "measure_refill";
+    /// Sends packets of many flows.
+    pub const MEASURE_SEND: &str = "measure_send";
+    /// Counts packets and drops them.
+    pub const MEASURE_RECEIVE: &str = "measure_receive";
 }
 
 /// Asserts a size, and with it that fields leave no hole: the sum of their sizes is given.

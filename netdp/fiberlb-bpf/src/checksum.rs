@@ -24,11 +24,11 @@ pub fn change_addr(old: &[u32; 4], new: &[u32; 4]) -> u64 {
         + change(old[3], new[3])
 }
 
-/// A sum of words as 16 bits.
+/// A sum of at most some thousand words as 16 bits: what is above 32 bits then is so small that the sum of
+/// both halves carries once at most.
 #[inline(always)]
 pub fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     sum as u16

@@ -1,11 +1,12 @@
 //! What a packet costs over many flows: the load balancer behind a program that makes each packet of a
-//! run another flow's, and that program alone, whose cost is taken off.
+//! run another flow's, and that program alone, whose cost is taken off. And both ends of a network in which
+//! it is compared with others: a program that sends packets, and one that counts and drops them.
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
-use aya_ebpf::helpers::bpf_xdp_adjust_head;
+use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
@@ -18,23 +19,36 @@ static WALK: Array<u32, 1> = Array::new();
 #[btf_map(name = "walk_at")]
 static WALK_AT: PerCpuArray<u32, 1> = PerCpuArray::new();
 
+/// The interface that packets are sent by.
+#[btf_map(name = "send_by")]
+static SEND_BY: Array<u32, 1> = Array::new();
+/// How many came.
+#[btf_map(name = "received")]
+static RECEIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 const CLIENTS: u32 = 0x0a00_0000;
 const VIP: u32 = 0xc000_0201;
 
 /// What a frame is long: that of a run before may have an outer header still.
 const FRAME: usize = 64;
 
-/// Makes the frame, UDP without options, the next flow's as it came from its client.
+/// The number of the flow whose turn it is.
 #[inline(always)]
-fn refill(ctx: &XdpContext) -> Option<()> {
+fn next_flow() -> Option<u32> {
     let flows = *WALK.get(0)?;
     let next = WALK_AT.get_ptr_mut(0)?;
     // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
-    let at = unsafe {
+    unsafe {
         let at = *next;
         *next = if at + 1 < flows { at + 1 } else { 0 };
-        at
-    };
+        Some(at)
+    }
+}
+
+/// Makes the frame, UDP without options, the next flow's as it came from its client.
+#[inline(always)]
+fn refill(ctx: &XdpContext) -> Option<()> {
+    let at = next_flow()?;
     let v6 = unwrap(ctx)?;
     let client = (CLIENTS + (at >> 14)).to_be();
     let l4 = if v6 {
@@ -48,8 +62,7 @@ fn refill(ctx: &XdpContext) -> Option<()> {
         ip.ttl = 64;
         // In the widths in which it will be read: a frame that a card wrote is not in the processor's store
         // buffer, from which it cannot read two words as one.
-        *wire::at::<u64>(ctx, ETHERNET + 12)? =
-            u64::from(client) | (u64::from(VIP.to_be()) << 32);
+        *wire::at::<u64>(ctx, ETHERNET + 12)? = u64::from(client) | (u64::from(VIP.to_be()) << 32);
         ETHERNET + IPV4
     };
     let source = (4096 + (at as u16 & 0x3fff)).to_be();
@@ -93,4 +106,54 @@ pub fn measure_walk(ctx: XdpContext) -> Verdict {
         Some(()) => crate::balance(&ctx),
         None => XDP_ABORTED,
     }
+}
+
+/// Writes all headers: the frame's memory may hold what became of it when it was sent before.
+#[inline(always)]
+fn send(ctx: &XdpContext) -> Option<Verdict> {
+    let at = next_flow()?;
+    let frame = wire::at::<[u16; 21]>(ctx, 0)?;
+    // From 02:00:00:00:00:09 to 02:00:00:00:00:01.
+    let macs = [2, 0, 0x0100, 2, 0, 0x0900];
+    let client = CLIENTS + 256 + (at >> 14);
+    let [client, vip] = [client, VIP].map(|addr| [(addr >> 16) as u16, addr as u16]);
+    let ip = [
+        0x4500, 50, 0, 0x4000, 0x4011, 0, client[0], client[1], vip[0], vip[1],
+    ];
+    let mut sum = 0;
+    for word in ip {
+        sum += u32::from(word);
+    }
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    let udp = [4096 + (at as u16 & 0x3fff), 53, 30, 0];
+    for (to, word) in frame.iter_mut().zip(macs) {
+        *to = word;
+    }
+    frame[6] = ETHERTYPE_V4;
+    for (to, word) in frame[7..].iter_mut().zip(ip) {
+        *to = word.to_be();
+    }
+    frame[12] = (!sum as u16).to_be();
+    for (to, word) in frame[17..].iter_mut().zip(udp) {
+        *to = word.to_be();
+    }
+    // SAFETY: the helper has no preconditions.
+    Some(unsafe { bpf_redirect(*SEND_BY.get(0)?, 0) } as Verdict)
+}
+
+/// Sends a packet of the flow whose turn it is.
+#[xdp]
+pub fn measure_send(ctx: XdpContext) -> Verdict {
+    send(&ctx).unwrap_or(XDP_ABORTED)
+}
+
+/// Counts a packet and drops it.
+#[xdp]
+pub fn measure_receive(_ctx: XdpContext) -> Verdict {
+    if let Some(count) = RECEIVED.get_ptr_mut(0) {
+        // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
+        unsafe { *count += 1 };
+    }
+    XDP_DROP
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
@@ -15,7 +15,7 @@ use aya::{Ebpf, EbpfLoader};
 use fiberlb_abi::{Config, LAYOUT, LINES_PER_FLOW, WAYS, map, program};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::KernelTables;
+use crate::kernel::{KernelTables, take};
 
 /// How to load.
 #[derive(Clone, Debug)]
@@ -39,6 +39,20 @@ pub enum Program {
     MeasureWalk,
     /// What comes before it, alone.
     MeasureRefill,
+    /// Sends packets of many flows; in objects for measuring alone, as the next one.
+    MeasureSend,
+    /// Counts packets and drops them.
+    MeasureReceive,
+}
+
+/// What the programs that measure are told, and tell.
+pub struct Measuring {
+    /// Over how many flows they walk.
+    pub walk: Array<MapData, u32>,
+    /// The interface by which they send.
+    pub send_by: Array<MapData, u32>,
+    /// How many packets they received.
+    pub received: PerCpuArray<MapData, u64>,
 }
 
 /// How an interface runs a program.
@@ -94,6 +108,8 @@ impl Program {
             Self::Decapsulate => program::DECAPSULATE,
             Self::MeasureWalk => program::MEASURE_WALK,
             Self::MeasureRefill => program::MEASURE_REFILL,
+            Self::MeasureSend => program::MEASURE_SEND,
+            Self::MeasureReceive => program::MEASURE_RECEIVE,
         }
     }
 }
@@ -134,23 +150,23 @@ impl FiberLb {
         Ok((loaded, tables))
     }
 
-    /// Loads the programs that measure, and says over how many flows they walk.
+    /// Loads the programs that measure.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Object`] when the object was not built for it, and [`ErrorKind::Kernel`].
-    pub fn load_for_measuring(&mut self) -> Result<Array<MapData, u32>> {
-        load_programs(
-            &mut self.ebpf,
-            &[Program::MeasureWalk, Program::MeasureRefill],
-        )?;
-        let walk = self.ebpf.take_map(map::WALK).ok_or_else(|| {
-            let what = "the object has no map for measuring";
-            Error::new(ErrorKind::Object, what)
-        })?;
-        Array::try_from(walk).map_err(|error| {
-            let what = "the map for measuring is not what it should be";
-            Error::with(ErrorKind::Object, what, error)
+    pub fn load_for_measuring(&mut self) -> Result<Measuring> {
+        let programs = [
+            Program::MeasureWalk,
+            Program::MeasureRefill,
+            Program::MeasureSend,
+            Program::MeasureReceive,
+        ];
+        load_programs(&mut self.ebpf, &programs)?;
+        Ok(Measuring {
+            walk: take(&mut self.ebpf, map::WALK)?,
+            send_by: take(&mut self.ebpf, map::SEND_BY)?,
+            received: take(&mut self.ebpf, map::RECEIVED)?,
         })
     }
 

@@ -4,8 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, MapData};
-use aya::programs::TestRunOptions;
+use aya::programs::{TestRunAttrs, TestRunOptions};
 use fiberlb::apply::{Apply, SLICE};
 use fiberlb::desired::{
     Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Prefix, Proto, RingSize,
@@ -13,15 +12,17 @@ use fiberlb::desired::{
 };
 use fiberlb::kernel::{KernelTables, Sweep};
 use fiberlb::object;
-use fiberlb::program::{FiberLb, Options, Program};
+use fiberlb::program::{Attached, FiberLb, Measuring, Options, Program};
 use fiberlb::tables::{Mirror, Tables as _};
 use fiberlb_abi::{Config, Hop};
 
-const BACKENDS: u8 = 100;
+pub const BACKENDS: u8 = 100;
 /// Both directions of the most flows that a cell has.
 const FLOWS_MAX: u32 = 1 << 21;
 /// Packets of a short run.
 const PACKETS: u32 = 50_000;
+/// Frames that are sent together, as a card's driver takes them.
+const BATCH: u32 = 64;
 /// How long walks go on before they count, at most: the table finds its size, and the flows their places in
 /// it, those of replies with a packet of the next second.
 const WARM_MOST: Duration = Duration::from_secs(20);
@@ -49,7 +50,7 @@ pub struct Lab {
     lb: FiberLb,
     tables: KernelTables,
     mirror: Mirror,
-    walk: Array<MapData, u32>,
+    measuring: Measuring,
 }
 
 fn addr(family: Family, net: [u8; 3], host: u8) -> IpAddr {
@@ -63,14 +64,14 @@ fn addr(family: Family, net: [u8; 3], host: u8) -> IpAddr {
     }
 }
 
-fn vip(shape: Shape) -> Vip {
+fn vip(shape: Shape, hop: Hop) -> Vip {
     let family = shape.family;
     let backends = (1..=BACKENDS).map(|at| Backend {
         addr: addr(family, [10, 1, 0], at),
         port: (shape.mode == Mode::Dnat).then_some(5353),
         weight: 1 + u32::from(at) % 3,
         state: BackendState::Up,
-        hop: Some(Hop::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], 7)),
+        hop: Some(hop),
         mtu: None,
         quic_server: None,
     });
@@ -120,15 +121,21 @@ fn frame(family: Family) -> Vec<u8> {
 }
 
 impl Lab {
-    /// Loads the program and brings its tables to the VIP.
+    /// Loads the program and brings its tables to the VIP. Backends are behind an interface that is not there:
+    /// nothing is sent by it.
     pub fn new(shape: Shape) -> Result<Self> {
+        Self::with_hop(shape, Hop::new([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1], 7))
+    }
+
+    /// As [`Lab::new`], with the way to all backends.
+    pub fn with_hop(shape: Shape, hop: Hop) -> Result<Self> {
         let object = object::read(None)?;
         let options = Options {
             flows_max: FLOWS_MAX,
             pins: None,
         };
         let (mut lb, mut tables) = FiberLb::load(&object, &options)?;
-        let walk = lb.load_for_measuring()?;
+        let measuring = lb.load_for_measuring()?;
         tables.set_config(&Config {
             insert_cost_ns: 1,
             insert_burst_ns: 1 << 32,
@@ -140,11 +147,11 @@ impl Lab {
         })?;
         let mut lab = Self {
             shape,
-            vip: vip(shape),
+            vip: vip(shape, hop),
             lb,
             tables,
             mirror: Mirror::default(),
-            walk,
+            measuring,
         };
         lab.apply()?;
         Ok(lab)
@@ -203,9 +210,45 @@ impl Lab {
         Ok(best)
     }
 
+    /// Says how many flows packets are to be of.
+    pub fn walk_over(&mut self, flows: u32) -> Result<()> {
+        let walk = &mut self.measuring.walk;
+        walk.set(0, flows, 0).context("set the walk")
+    }
+
+    /// Attaches a program to an interface of the network where the calling thread is.
+    pub fn attach(&mut self, program: Program, ifindex: u32) -> Result<()> {
+        let attached = self.lb.attach(program, ifindex)?;
+        ensure!(
+            attached == Attached::Native,
+            "interface {ifindex} has no XDP of its own"
+        );
+        Ok(())
+    }
+
+    /// Sends packets of the flows, one after the other, by an interface.
+    pub fn send(&mut self, by: u32, packets: u32) -> Result<()> {
+        let send_by = &mut self.measuring.send_by;
+        send_by.set(0, by, 0).context("set the interface")?;
+        let options = TestRunOptions {
+            data_in: Some(&frame(Family::V4)),
+            repeat: packets,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+            ..TestRunOptions::default()
+        };
+        self.lb.test_run(Program::MeasureSend, options)?;
+        Ok(())
+    }
+
+    /// How many packets came to where they are counted.
+    pub fn received(&self) -> Result<u64> {
+        let counts = self.measuring.received.get(&0, 0);
+        Ok(counts.context("read the count")?.iter().sum())
+    }
+
     /// Makes so many flows known.
     pub fn warm(&mut self, flows: u32) -> Result<()> {
-        self.walk.set(0, flows, 0).context("set the walk")?;
+        self.walk_over(flows)?;
         let began = Instant::now();
         let mut settled = false;
         while !settled {
@@ -235,7 +278,7 @@ impl Lab {
 
     /// What the load balancer takes for a packet of a walk over so many flows.
     pub fn packet_ns(&mut self, flows: u32, runs: u32) -> Result<f64> {
-        self.walk.set(0, flows, 0).context("set the walk")?;
+        self.walk_over(flows)?;
         let all = self.best(Program::MeasureWalk, runs)?;
         Ok(all - self.best(Program::MeasureRefill, runs)?)
     }

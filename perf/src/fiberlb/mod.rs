@@ -5,6 +5,7 @@
 //! A round is the best of many short runs, as the machine may be busy; figures are pinned to one CPU.
 
 mod lab;
+mod net;
 
 use std::path::PathBuf;
 
@@ -135,6 +136,7 @@ pub fn run(args: &FiberlbArgs) -> Result<Vec<Row>> {
     }
     drop(lab);
     rows.extend(rings(args.rounds)?);
+    rows.extend(net::rows(args.rounds, args.runs)?);
     if let Some(path) = &args.report {
         page::write(path, &page::FIBERLB, &facts, &rows)?;
         eprintln!("written: {}", path.display());

@@ -303,3 +303,42 @@ fn what_is_read_back_is_what_was_written() {
     lab.assert_mirrored();
     assert!(lab.mirror.keys.is_empty() && lab.mirror.sources.is_empty());
 }
+
+/// What a CPU knows of an address must not outlive it: each look comes several times, and what is asked first
+/// is what was not there before.
+#[test]
+fn an_address_leads_where_it_was_led_last() {
+    let mut lab = Lab::new();
+    let query = "eth client > lb | ip4 10.0.0.9 > 192.0.2.1 | udp 4000 > 53";
+    let told = |lab: &Lab| -> Vec<String> { (0..4).map(|_| lab.target(query)).collect() };
+    let unkept = |machine| Vip {
+        flows: FlowTable::None,
+        ..dns(&[(machine, "10.1.0.1")])
+    };
+    let prefix = |machine| Vip {
+        at: VipAt::Prefix(prefix("192.0.2.0/24"), None),
+        ..unkept(machine)
+    };
+    for (vips, wanted) in [
+        (vec![], "pass"),
+        (vec![prefix("r1")], "r1"),
+        (vec![prefix("r1"), unkept("r2")], "r2"),
+        (vec![prefix("r1")], "r1"),
+        (vec![], "pass"),
+        (vec![unkept("r3")], "r3"),
+        (
+            vec![Vip {
+                sources: Sources {
+                    deny_others: true,
+                    ..Sources::default()
+                },
+                ..unkept("r3")
+            }],
+            "drop",
+        ),
+        (vec![unkept("r3")], "r3"),
+    ] {
+        lab.apply(vips);
+        assert_eq!(told(&lab), [wanted; 4]);
+    }
+}

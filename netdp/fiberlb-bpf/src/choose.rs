@@ -48,10 +48,12 @@ pub fn known_vip(key: &FlowKey, version: u32) -> Option<u32> {
 fn look_up(key: &FlowKey) -> u32 {
     // From before, so that an answer that was the old one already is not taken for the new one's.
     let version = table::vips_version();
+    let v4 = key.dst.is_v4();
+    if v4 && let Some(slot) = known_vip(key, version) {
+        return slot;
+    }
     let slot = try_look_up(key).unwrap_or(NO_VIP);
-    if key.dst.is_v4()
-        && let (Some(known), to) = known_at(key)
-    {
+    if v4 && let (Some(known), to) = known_at(key) {
         // SAFETY: as in `known_vip`.
         unsafe { *known = KnownVip { to, version, slot } };
     }

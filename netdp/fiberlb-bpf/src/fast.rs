@@ -1,9 +1,9 @@
 //! The short way of IPv4: a whole packet without options, whose flow is known or whose VIP keeps none.
 //!
 //! What is not plain here goes the long way ([`crate::flows`]), which begins anew and decides alike: nothing
-//! has been changed until then. The short way writes no flow, and makes no call of its own but to find a flow
-//! that is not at home, to look into a ring, and to send: with the mitigations of today's kernels each return
-//! costs as much as twenty instructions. So it is also kept apart from what needs much of the stack.
+//! has been changed until then. The short way writes no flow, and makes no calls but to find a flow that is not
+//! at home, to look into a ring, and to send: where the kernel keeps processors from guessing where a return
+//! goes, each costs a misprediction. It is a function of its own so that the rare cases take no registers.
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::programs::XdpContext;

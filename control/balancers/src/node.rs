@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub flow_idle: Duration,
     /// New flows a second and CPU that are remembered; 0 is no limit.
     pub new_flows_per_s: u32,
+    /// New flows of TCP a second and CPU above which a VIP asks sources to prove themselves; 0 is never.
+    pub syn_cookies_above_per_s: u32,
     /// Where tunnels come from.
     pub tunnels: Tunnels,
     /// Whether a stop takes the program and its flows away.
@@ -269,6 +271,7 @@ fn load(config: &NodeConfig) -> Result<Loaded, NodeError> {
             .unwrap_or_default(),
         ..before
     })?;
+    tables.set_gate_rate(config.syn_cookies_above_per_s)?;
     let mirror = tables.read()?;
     let attachments = Attachments::new(lb, config.pins.clone(), &config.interfaces);
     attachments.attach();

@@ -10,7 +10,7 @@ use crate::driver::Shared;
 use crate::error::unreachable;
 use crate::health::Verdict;
 use crate::model::Model;
-use crate::spec::{BackendKey, Balancer, Listener, Pool, shown_proto, shown_vip};
+use crate::spec::{BackendKey, Balancer, Listener, Pool, shown_cookies, shown_proto, shown_vip};
 use crate::tables::VipCounters;
 
 /// The status of the balancers that fit.
@@ -115,6 +115,7 @@ fn listener_status(
         port: u32::from(port),
         pool: pool.name.clone(),
         panic: model.is_in_panic(balancer, pool),
+        syn_cookies: shown_cookies(listener.proto, listener.syn_cookies).to_owned(),
         backends: backends(model, balancer, pool, now_ms),
         ..v1::ListenerStatus::default()
     }
@@ -171,6 +172,12 @@ fn add(listener: &mut v1::ListenerStatus, counters: &VipCounters, mode: Mode) {
     listener.no_backend = stats.no_backend;
     listener.dropped = stats.dropped;
     listener.replies = stats.replies;
+    let answers = &counters.answers;
+    listener.cookies_sent = answers.cookies_sent;
+    listener.cookies_proved = answers.cookies_proved;
+    listener.cookies_wrong = answers.cookies_wrong;
+    listener.too_big_told = answers.too_big_told;
+    listener.too_big_dropped = answers.too_big_dropped;
     for backend in &mut listener.backends {
         let Ok(addr) = backend.address.parse() else {
             continue;

@@ -10,7 +10,7 @@ use fiberlb_abi::{
 
 use crate::packet::{ACK, FIN, Packet, RST, SYN};
 use crate::table::{self, Found, tick};
-use crate::{Verdict, choose, deliver, maps::*, quic, wire};
+use crate::{Verdict, choose, deliver, gate, maps::*, quic, wire};
 
 /// A chosen backend.
 pub struct Target {
@@ -143,6 +143,11 @@ fn try_begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> Result<(u32, u3
         count_vip(slot, |stats| stats.refused += 1);
         return Err(XDP_DROP);
     }
+    if stale.kind == 0
+        && let Some(verdict) = gate::answer(ctx, packet, slot, vip.flags)
+    {
+        return Err(verdict);
+    }
     if packet.fragment && vip.flags & vip_flags::DROP_FRAGMENTS != 0 {
         count_vip(slot, |stats| stats.dropped += 1);
         return Err(XDP_DROP);
@@ -191,7 +196,8 @@ fn remember(ctx: &XdpContext, packet: &Packet, target: &Target, stale: &Flow) ->
         return 0;
     }
     let known = stale.kind != 0;
-    let cached = (known || within_limit()) && insert(ctx, packet, target);
+    let room = known || within_limit() || gate::within_share(packet);
+    let cached = room && insert(ctx, packet, target);
     if !cached {
         count_vip(slot, |stats| stats.uncached += 1);
         tell(packet, target, event_kind::UNCACHED);

@@ -22,6 +22,7 @@ mod decap;
 mod deliver;
 mod encap;
 mod flows;
+mod gate;
 mod icmp;
 mod maps;
 #[cfg(feature = "measure")]

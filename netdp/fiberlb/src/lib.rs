@@ -21,6 +21,7 @@ pub mod apply;
 pub mod desired;
 mod error;
 mod flows;
+mod gate;
 pub mod kernel;
 pub mod maglev;
 mod mapping;

@@ -65,7 +65,7 @@ pub struct FiberLb {
 const LINES_MAX: u32 = 1 << 30;
 
 /// Names of the maps that are pinned.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 24] = [
     map::VIP_SLOTS,
     map::VIP_PREFIXES,
     map::VIPS,
@@ -85,6 +85,11 @@ pub const MAPS: [&str; 19] = [
     map::REAL_STATS,
     map::EVENTS,
     map::TUNNEL_ENDS,
+    map::PROVED_INSERTS,
+    map::GATE_RULES,
+    map::GATES,
+    map::PROVED,
+    map::ANSWER_STATS,
 ];
 
 impl Program {

@@ -15,6 +15,8 @@ const ROOT: &str = "fiberlb";
 const PIN_DIR: &str = "/sys/fs/bpf/ultracloud/fiberlb";
 const FLOW_IDLE_S: u64 = 900;
 const GUE_PORT: u16 = 6080;
+/// Where there is no limit on new flows.
+const SYN_COOKIES_ABOVE_PER_S: u32 = 10_000;
 /// Bytes of an interface's name, as the kernel has it.
 const INTERFACE_BYTES_MAX: usize = 15;
 
@@ -28,6 +30,7 @@ pub(super) struct RawFiberLb {
     flows_max: Option<Spanned<u32>>,
     flow_idle_s: Option<Spanned<u64>>,
     new_flows_per_s: u32,
+    syn_cookies_above_per_s: Option<u32>,
     tunnel_source_v4: Option<Ipv4Addr>,
     tunnel_source_v6: Option<Ipv6Addr>,
     gue_port: Option<Spanned<u16>>,
@@ -70,6 +73,12 @@ pub(super) fn validate(raw: RawFiberLb, data_dir: &Path, source: Source<'_>) -> 
         flows_max: flows,
         flow_idle: Duration::from_secs(idle),
         new_flows_per_s: raw.new_flows_per_s,
+        syn_cookies_above_per_s: raw
+            .syn_cookies_above_per_s
+            .unwrap_or(match raw.new_flows_per_s {
+                0 => SYN_COOKIES_ABOVE_PER_S,
+                limit => limit,
+            }),
         tunnels: Tunnels {
             source_v4: raw.tunnel_source_v4,
             source_v6: raw.tunnel_source_v6,

@@ -105,6 +105,16 @@ fn listener(text: &mut String, listener: &v1::ListenerStatus) {
         listener.no_backend,
         listener.dropped,
     );
+    if !listener.syn_cookies.is_empty() {
+        let _ = writeln!(
+            text,
+            "    SYN cookies {}: {} sent, {} sources proved, {} wrong",
+            listener.syn_cookies,
+            listener.cookies_sent,
+            listener.cookies_proved,
+            listener.cookies_wrong,
+        );
+    }
     let rows: Vec<Vec<String>> = listener.backends.iter().map(backend_row).collect();
     let heads = [
         "BACKEND", "ADDRESS", "STATE", "HEALTH", "WEIGHT", "OPEN", "FLOWS", "PACKETS", "HOP", "WHY",

@@ -4,7 +4,7 @@ use aya::programs::TestRunOptions;
 use fiberlb::apply::Apply;
 use fiberlb::desired::{
     Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Proto, RingSize,
-    Sources, Vip, VipAt,
+    Sources, SynCookies, Vip, VipAt,
 };
 use fiberlb::kernel::KernelTables;
 use fiberlb::program::{FiberLb, Options, Program};
@@ -177,6 +177,7 @@ pub fn vip(proto: Proto, addr: &str, port: u16, mode: Mode, backends: Vec<Backen
         flows: FlowTable::Kept,
         fragments: Fragments::Pass,
         quic: false,
+        syn_cookies: SynCookies::Auto,
         backends,
     }
 }

@@ -6,8 +6,10 @@
 
 mod direct;
 mod dnat;
+mod flood;
 mod flows;
 mod frame;
+mod gate;
 mod icmp;
 mod lab;
 mod net;

@@ -93,7 +93,7 @@ impl Machine {
     }
 
     /// MAC addresses here and there.
-    fn macs(&self) -> [[u8; 6]; 2] {
+    pub fn macs(&self) -> [[u8; 6]; 2] {
         [[2, 0, 0, 0, self.number, 1], [2, 0, 0, 0, self.number, 2]]
     }
 

@@ -13,13 +13,13 @@ use fiberlb::program::{Attached, FiberLb, Options, Program};
 use fiberlb::tables::Mirror;
 use fiberlb_abi::Config;
 
-struct Running {
+pub struct Running {
     lb: FiberLb,
-    tables: KernelTables,
+    pub tables: KernelTables,
     mirror: Mirror,
 }
 
-fn start(pins: &Path) -> Running {
+pub fn start(pins: &Path) -> Running {
     let object = fiberlb::object::read(None).unwrap_or_else(|error| panic!("{error}"));
     let options = Options {
         flows_max: 4096,
@@ -32,13 +32,13 @@ fn start(pins: &Path) -> Running {
 }
 
 impl Running {
-    fn attach(&mut self, machines: &[&Machine]) -> Vec<Attached> {
+    pub fn attach(&mut self, machines: &[&Machine]) -> Vec<Attached> {
         let attach = |machine: &&Machine| self.lb.attach(Program::Balance, machine.ifindex());
         let attached = machines.iter().map(attach).collect::<Result<_, _>>();
         attached.unwrap_or_else(|error| panic!("{}", shown(&error)))
     }
 
-    fn apply(&mut self, vips: Vec<Vip>) {
+    pub fn apply(&mut self, vips: Vec<Vip>) {
         let desired = Desired {
             generation: 1,
             vips,
@@ -59,7 +59,7 @@ fn backend(machine: &Machine, addr: &str, port: Option<u16>) -> Backend {
 }
 
 /// A bpffs that goes with this thread's mounts.
-fn bpffs(dir: &Path) {
+pub fn bpffs(dir: &Path) {
     run(&format!("mount -t bpf bpf {}", dir.display()));
 }
 

@@ -16,18 +16,22 @@ const CLOSED_NS: u64 = 1 << 32;
 /// Sources that are remembered as proved.
 pub const PROVED_MAX: u32 = 1 << 16;
 
-/// What all gates share; one entry.
+/// Rules of what the program answers itself; one entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
-pub struct GateRules {
+pub struct AnswerRules {
     /// Keys of cookies: the one that makes them, and the one before it, which is still taken.
     pub keys: [[u64; 2]; 2],
     /// A SYN costs a gate so many nanoseconds of credit; 0 never closes one.
     pub syn_cost_ns: u64,
     /// The most credit that a gate saves up, in nanoseconds.
     pub syn_burst_ns: u64,
+    /// Telling a sender that a packet is too big costs a CPU so many nanoseconds of credit.
+    pub tell_cost_ns: u64,
+    /// The most credit for it that a CPU saves up, in nanoseconds.
+    pub tell_burst_ns: u64,
 }
-layout!(GateRules, 48);
+layout!(AnswerRules, 64);
 
 /// The gate of one VIP on one CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,7 +48,7 @@ impl Gate {
     /// Notes a SYN of a source that has not proved itself; whether it has to. `full` is that there is no
     /// room for the flow anyhow.
     #[inline(always)]
-    pub fn asks(&mut self, now_ns: u64, rules: &GateRules, full: bool) -> bool {
+    pub fn asks(&mut self, now_ns: u64, rules: &AnswerRules, full: bool) -> bool {
         let (cost, burst) = (rules.syn_cost_ns, rules.syn_burst_ns);
         let too_many = cost != 0 && !self.bucket.spend(now_ns, cost, burst);
         if too_many || full {
@@ -68,7 +72,7 @@ pub fn cookie_period(now_ns: u64) -> u32 {
 
 /// Whether a cookie is one for a packet's addresses and ports. Cookies are compared as they are in packets.
 #[inline(always)]
-pub fn is_cookie(cookie: u32, rules: &GateRules, packet: &FlowKey, period: u32) -> bool {
+pub fn is_cookie(cookie: u32, rules: &AnswerRules, packet: &FlowKey, period: u32) -> bool {
     // A loop that stays one: unrolled, its words would not fit the program's stack.
     let mut turn = 0;
     while turn < 4 {
@@ -195,9 +199,9 @@ mod tests {
 
     #[test]
     fn a_cookie_is_of_one_packet_one_key_and_two_periods() {
-        let rules = GateRules {
+        let rules = AnswerRules {
             keys: [KEY, [1, 2]],
-            ..GateRules::default()
+            ..AnswerRules::default()
         };
         let good = cookie(&KEY, &packet(), 7);
         let takes = |packet: &FlowKey, period| is_cookie(good, &rules, packet, period);
@@ -213,17 +217,17 @@ mod tests {
             change(&mut other);
             assert!(!takes(&other, 7));
         }
-        let rotated = |keys| GateRules { keys, ..rules };
+        let rotated = |keys| AnswerRules { keys, ..rules };
         assert!(is_cookie(good, &rotated([[3, 4], KEY]), &packet(), 7));
         assert!(!is_cookie(good, &rotated([[5, 6], [3, 4]]), &packet(), 7));
     }
 
     #[test]
     fn a_gate_closes_past_its_rate_and_opens_a_while_after() {
-        let rules = GateRules {
+        let rules = AnswerRules {
             syn_cost_ns: 1_000_000,
             syn_burst_ns: 10_000_000,
-            ..GateRules::default()
+            ..AnswerRules::default()
         };
         let mut gate = Gate::default();
         let start = 1 << 40;
@@ -234,7 +238,7 @@ mod tests {
         assert!(!gate.asks(start + CLOSED_NS, &rules, false));
         assert!(gate.asks(start + 2 * CLOSED_NS, &rules, true));
         assert!(gate.is_closed(start + 3 * CLOSED_NS - 1));
-        let never = GateRules::default();
+        let never = AnswerRules::default();
         assert!(!Gate::default().asks(start, &never, false));
     }
 

@@ -24,7 +24,7 @@ mod vip;
 pub use event::{Event, event_kind};
 pub use flow::{Addr, Back, Flow, FlowKey, FlowV6, flow_kind, flow_state};
 pub use gate::{
-    Gate, GateRules, PROVED_MAX, cookie, cookie_period, is_cookie, is_proved, proved_as,
+    AnswerRules, Gate, PROVED_MAX, cookie, cookie_period, is_cookie, is_proved, proved_as,
     proved_tick,
 };
 pub use hash::{hash_flow, hash_source, hash_three, slot_of};
@@ -91,8 +91,10 @@ pub mod map {
     pub const INSERTS: &str = "inserts";
     /// One [`crate::Bucket`] a CPU: the share of sources that proved themselves.
     pub const PROVED_INSERTS: &str = "proved_inserts";
-    /// One [`crate::GateRules`].
-    pub const GATE_RULES: &str = "gate_rules";
+    /// One [`crate::AnswerRules`].
+    pub const ANSWER_RULES: &str = "answer_rules";
+    /// One [`crate::Bucket`] a CPU: senders that may be told that a packet was too big.
+    pub const TELLINGS: &str = "tellings";
     /// Slot -> [`crate::Gate`], a CPU.
     pub const GATES: &str = "gates";
     /// Source as [`crate::proved_as`] has it -> when it proved itself.

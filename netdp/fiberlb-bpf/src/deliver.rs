@@ -9,7 +9,7 @@ use crate::checksum::{adjusted, change, change_addr, change_half};
 use crate::flows::Target;
 use crate::packet::Packet;
 use crate::table::Found;
-use crate::{Verdict, encap, maps::*, wire, wire::*};
+use crate::{Verdict, encap, maps::*, too_big, wire, wire::*};
 
 /// Which end of a packet is translated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,15 @@ pub fn forward(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
         )
         .and_then(|()| send(ctx, &target.real.hop)),
         mode::DIRECT => direct(ctx, &target.real.hop),
-        _ => encap::wrap(ctx, packet, target),
+        _ => {
+            let sent = encap::wrap(ctx, packet, target);
+            if sent.is_none()
+                && let Some(verdict) = too_big::told(ctx, packet, target)
+            {
+                return verdict;
+            }
+            sent
+        }
     };
     counted(sent, packet.len, target)
 }

@@ -56,8 +56,8 @@ fn try_wrap(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verdict>
     let outer_v4 = target.real.addr.is_v4();
     let tos = tos(ctx, inner.v4)?;
     let ip = if outer_v4 { IPV4 } else { IPV6 };
-    let more = ip + if gue { UDP } else { 0 };
-    if target.real.mtu != 0 && inner.len + more as u32 > target.real.mtu {
+    let more = overhead(target);
+    if target.real.mtu != 0 && inner.len + more > target.real.mtu {
         return None;
     }
     // SAFETY: the context is the program's; pointers into the frame are made anew below.
@@ -93,6 +93,14 @@ fn try_wrap(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verdict>
         udp.check = 0;
     }
     deliver::send(ctx, &target.real.hop)
+}
+
+/// How much longer a packet is within its tunnel.
+#[inline(always)]
+pub fn overhead(target: &Target) -> u32 {
+    let ip = if target.real.addr.is_v4() { IPV4 } else { IPV6 };
+    let udp = if target.vip.mode == mode::GUE { UDP } else { 0 };
+    (ip + udp) as u32
 }
 
 /// The inner packet's class and its congestion bits, which the outer header takes over (RFC 6040).

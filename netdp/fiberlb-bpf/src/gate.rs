@@ -3,6 +3,8 @@
 //!
 //! Packets of known flows never come here.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail};
@@ -64,7 +66,8 @@ fn parse(ctx: &XdpContext) -> Option<(&'static mut Scratch, usize)> {
 #[inline(never)]
 extern "C" fn fiberlb_syn(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
     let ctx = &XdpContext::new(ctx);
-    let (Some((scratch, _)), Some(rules), Some(gate)) = (parse(ctx), GATE_RULES.get(0), gate(slot))
+    let (Some((scratch, _)), Some(rules), Some(gate)) =
+        (parse(ctx), ANSWER_RULES.get(0), gate(slot))
     else {
         return GO_ON;
     };
@@ -95,7 +98,7 @@ extern "C" fn fiberlb_syn(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
 #[inline(never)]
 extern "C" fn fiberlb_reset(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
     let ctx = &XdpContext::new(ctx);
-    let (Some((scratch, l4)), Some(rules)) = (parse(ctx), GATE_RULES.get(0)) else {
+    let (Some((scratch, l4)), Some(rules)) = (parse(ctx), ANSWER_RULES.get(0)) else {
         return GO_ON;
     };
     let Some(tcp) = wire::at::<Tcp>(ctx, l4) else {
@@ -230,8 +233,18 @@ fn finish(ctx: &XdpContext, l4: usize, key: &FlowKey, cookie: u32) -> Option<()>
     let macs = wire::at::<[u16; 6]>(ctx, 0)?;
     let [a, b, c, d, e, f] = *macs;
     *macs = [d, e, f, a, b, c];
-    let less = (l4 + TCP) as i64 - (ctx.data_end() - ctx.data()) as i64;
-    // SAFETY: the context is the program's; no pointer into the frame is used after.
+    cut(ctx, l4 + TCP)
+}
+
+/// Cuts the frame after so many bytes. Pointers into it have to be made anew.
+#[inline(always)]
+pub fn cut(ctx: &XdpContext, len: usize) -> Option<()> {
+    let mut has = ctx.data_end() - ctx.data();
+    // SAFETY: there is no instruction. The compiler would take the two pointers off one by one, and the
+    // verifier lets them be taken off each other only.
+    unsafe { asm!("", inout("r1") has, options(nostack)) };
+    let less = len as i64 - has as i64;
+    // SAFETY: the context is the program's; the caller makes its pointers anew.
     (unsafe { bpf_xdp_adjust_tail(ctx.ctx, less as i32) } == 0).then_some(())
 }
 
@@ -245,7 +258,7 @@ pub fn send_back(ctx: &XdpContext) -> Verdict {
 
 /// The sum of words, for a checksum.
 #[inline(always)]
-fn sum(words: &[u32]) -> u64 {
+pub fn sum(words: &[u32]) -> u64 {
     words.iter().map(|word| u64::from(*word)).sum()
 }
 

@@ -30,6 +30,7 @@ mod measure;
 mod packet;
 mod quic;
 mod table;
+mod too_big;
 mod wire;
 
 use aya_ebpf::bindings::xdp_action;

@@ -4,9 +4,9 @@ use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use fiberlb_abi::{
-    Addr, AnswerStats, Bucket, Config, FlowKey, FlowV6, Gate, GateRules, LINES_PER_FLOW, LOCKS_MAX,
-    Line, PrefixKey, PrefixVip, QuicKey, Real, RealStats, RingLine, Shape, SourceKey, Vip, VipKey,
-    VipStats,
+    Addr, AnswerRules, AnswerStats, Bucket, Config, FlowKey, FlowV6, Gate, LINES_PER_FLOW,
+    LOCKS_MAX, Line, PrefixKey, PrefixVip, QuicKey, Real, RealStats, RingLine, Shape, SourceKey,
+    Vip, VipKey, VipStats,
 };
 
 const VIPS: usize = fiberlb_abi::VIPS_MAX as usize;
@@ -57,8 +57,10 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 pub static INSERTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 #[btf_map(name = "proved_inserts")]
 pub static PROVED_INSERTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
-#[btf_map(name = "gate_rules")]
-pub static GATE_RULES: Array<GateRules, 1> = Array::new();
+#[btf_map(name = "answer_rules")]
+pub static ANSWER_RULES: Array<AnswerRules, 1> = Array::new();
+#[btf_map(name = "tellings")]
+pub static TELLINGS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 #[btf_map(name = "gates")]
 pub static GATES: PerCpuArray<Gate, VIPS> = PerCpuArray::new();
 #[btf_map(name = "proved")]

@@ -5,21 +5,24 @@ use std::io;
 
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray};
-use fiberlb_abi::{AnswerStats, GateRules, map};
+use fiberlb_abi::{AnswerRules, AnswerStats, map};
 
 use crate::error::Result;
 use crate::kernel::{KernelTables, failed, failed_io, take, zero};
 
+/// Senders that are told a second and CPU that a packet was too big.
+const TELLINGS_PER_S: u32 = 1000;
+
 /// The maps of all gates.
 pub(crate) struct Gates {
-    rules: Array<MapData, GateRules>,
+    rules: Array<MapData, AnswerRules>,
     stats: PerCpuArray<MapData, AnswerStats>,
 }
 
 impl Gates {
     pub(crate) fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
-            rules: take(ebpf, map::GATE_RULES)?,
+            rules: take(ebpf, map::ANSWER_RULES)?,
             stats: take(ebpf, map::ANSWER_STATS)?,
         })
     }
@@ -29,12 +32,12 @@ impl Gates {
         zero(&mut self.stats, slot)
     }
 
-    fn rules(&self) -> Result<GateRules> {
+    fn rules(&self) -> Result<AnswerRules> {
         let read = self.rules.get(&0, 0);
         read.map_err(failed("cannot read the rules of gates"))
     }
 
-    fn set_rules(&mut self, rules: &GateRules) -> Result<()> {
+    fn set_rules(&mut self, rules: &AnswerRules) -> Result<()> {
         let done = self.rules.set(0, rules, 0);
         done.map_err(failed("cannot write the rules of gates"))
     }
@@ -46,7 +49,7 @@ impl KernelTables {
     /// # Errors
     ///
     /// [`crate::ErrorKind::Kernel`].
-    pub fn gate_rules(&self) -> Result<GateRules> {
+    pub fn answer_rules(&self) -> Result<AnswerRules> {
         self.gates.rules()
     }
 
@@ -55,9 +58,9 @@ impl KernelTables {
     ///
     /// # Errors
     ///
-    /// As [`KernelTables::gate_rules`].
+    /// As [`KernelTables::answer_rules`].
     pub fn set_gate_rate(&mut self, syns_per_s: u32) -> Result<()> {
-        let rules = GateRules {
+        let rules = AnswerRules {
             syn_cost_ns: 1_000_000_000_u64
                 .checked_div(u64::from(syns_per_s))
                 .unwrap_or(0),
@@ -67,26 +70,43 @@ impl KernelTables {
         self.gates.set_rules(&rules)
     }
 
+    /// Tells at most `per_s` senders a second and CPU that a packet was too big, of which a tenth of a
+    /// second's may come at once. 0 tells nobody.
+    ///
+    /// # Errors
+    ///
+    /// As [`KernelTables::answer_rules`].
+    pub fn set_tell_rate(&mut self, per_s: u32) -> Result<()> {
+        let cost = 1_000_000_000_u64.checked_div(u64::from(per_s));
+        let rules = AnswerRules {
+            tell_cost_ns: cost.unwrap_or(u64::MAX),
+            tell_burst_ns: 100_000_000,
+            ..self.gates.rules()?
+        };
+        self.gates.set_rules(&rules)
+    }
+
     /// Makes cookies with a new key. Those of the key before are taken until the next call.
     ///
     /// # Errors
     ///
-    /// As [`KernelTables::gate_rules`], and when the kernel has no random bytes.
+    /// As [`KernelTables::answer_rules`], and when the kernel has no random bytes.
     pub fn rotate_cookie_key(&mut self) -> Result<()> {
         let rules = self.gates.rules()?;
         let key = random_key().map_err(failed_io("cannot make a key for cookies"))?;
-        self.gates.set_rules(&GateRules {
+        self.gates.set_rules(&AnswerRules {
             keys: [key, rules.keys[0]],
             ..rules
         })
     }
 
-    /// Makes a first key, and a second one, unless there are keys.
-    pub(crate) fn fill_cookie_keys(&mut self) -> Result<()> {
+    /// Makes the first rules, with keys, unless there are some.
+    pub(crate) fn fill_rules(&mut self) -> Result<()> {
         let [new, old] = self.gates.rules()?.keys;
         if new == [0; 2] || old == [0; 2] {
             self.rotate_cookie_key()?;
             self.rotate_cookie_key()?;
+            self.set_tell_rate(TELLINGS_PER_S)?;
         }
         Ok(())
     }
@@ -95,7 +115,7 @@ impl KernelTables {
     ///
     /// # Errors
     ///
-    /// As [`KernelTables::gate_rules`].
+    /// As [`KernelTables::answer_rules`].
     pub fn answer_stats(&self, slot: u16) -> Result<AnswerStats> {
         let values = self.gates.stats.get(&u32::from(slot), 0);
         let values = values.map_err(failed("cannot read a VIP's counters of answers"))?;

@@ -134,7 +134,7 @@ impl KernelTables {
                 format!("the pinned maps have layout {found}, this version has {LAYOUT}"),
             ));
         }
-        tables.fill_cookie_keys()?;
+        tables.fill_rules()?;
         Ok(tables)
     }
 

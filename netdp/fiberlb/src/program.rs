@@ -65,7 +65,7 @@ pub struct FiberLb {
 const LINES_MAX: u32 = 1 << 30;
 
 /// Names of the maps that are pinned.
-pub const MAPS: [&str; 24] = [
+pub const MAPS: [&str; 25] = [
     map::VIP_SLOTS,
     map::VIP_PREFIXES,
     map::VIPS,
@@ -86,7 +86,8 @@ pub const MAPS: [&str; 24] = [
     map::EVENTS,
     map::TUNNEL_ENDS,
     map::PROVED_INSERTS,
-    map::GATE_RULES,
+    map::ANSWER_RULES,
+    map::TELLINGS,
     map::GATES,
     map::PROVED,
     map::ANSWER_STATS,

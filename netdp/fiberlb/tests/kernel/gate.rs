@@ -160,7 +160,7 @@ fn a_cookie_that_is_wrong_old_or_anothers_proves_nothing() {
         };
         let period = cookie_period(now_ns()) - before;
         u32::from_be(cookie(
-            &lab.tables.gate_rules().unwrap().keys[0],
+            &lab.tables.answer_rules().unwrap().keys[0],
             &key,
             period,
         ))

@@ -16,3 +16,4 @@ mod net;
 mod network;
 mod policy;
 mod table;
+mod too_big;

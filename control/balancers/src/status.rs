@@ -2,8 +2,8 @@
 
 use control_kit::api_error::ApiError;
 use engine::CallError;
+use fiberlb::attach::Attached;
 use fiberlb::desired::{BackendState, Mode, Proto, VipAt, mapped};
-use fiberlb::program::Attached;
 use fiberlb_api::v1;
 
 use crate::driver::Shared;
@@ -91,6 +91,7 @@ fn interfaces(shared: &Shared) -> Vec<v1::Interface> {
         attached: match interface.attached {
             Some(Attached::Native) => "native",
             Some(Attached::Generic) => "generic",
+            Some(Attached::Tc) => "tc",
             Some(Attached::TakenOver) => "taken-over",
             None => "none",
         }

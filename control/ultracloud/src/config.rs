@@ -25,6 +25,7 @@
 //! | `[coronafs.nbd_tls]` | none | `cert`, `key` and `ca`: PEM files, for NBD at an address |
 //! | `[coronafs.remote_tls]` | none | `cert`, `key` and `ca`: PEM files, shown to and asked of other nodes whose volumes are served here |
 //! | `fiberlb.interfaces` | none | names of interfaces whose packets are balanced; without any the tables are kept and nothing is attached |
+//! | `fiberlb.attach` | auto | `native` (XDP in the driver), `generic` (XDP after it), `tc` (traffic control: `dnat` and `direct` alone, no SYN cookies); `auto` takes the first that an interface can |
 //! | `fiberlb.pin_dir` | /sys/fs/bpf/ultracloud/fiberlb | a directory of a bpffs, where flows outlive the process; "" for none |
 //! | `fiberlb.detach_on_stop` | false | whether a stop takes the program and its flows away |
 //! | `fiberlb.object` | `ULTRACLOUD_FIBERLB_OBJECT`, else /usr/lib/ultracloud/fiberlb.o | the program that `cargo xtask bpf` builds |

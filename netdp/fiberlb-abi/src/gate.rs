@@ -37,7 +37,7 @@ layout!(AnswerRules, 64);
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Gate {
-    /// What SYNs of sources that have not proved themselves cost.
+    /// What SYNs cost; those of sources that proved themselves only while the gate is open.
     pub bucket: Bucket,
     /// It is closed until then, by the monotonic clock.
     pub closed_until_ns: u64,
@@ -45,7 +45,7 @@ pub struct Gate {
 layout!(Gate, 24);
 
 impl Gate {
-    /// Notes a SYN of a source that has not proved itself; whether it has to. `full` is that there is no
+    /// Notes a SYN; whether its source has to prove itself. `full` is that there is no
     /// room for the flow anyhow.
     #[inline(always)]
     pub fn asks(&mut self, now_ns: u64, rules: &AnswerRules, full: bool) -> bool {

@@ -119,6 +119,8 @@ pub mod map {
 pub mod program {
     /// The load balancer.
     pub const BALANCE: &str = "fiberlb";
+    /// The load balancer, for traffic control.
+    pub const BALANCE_TC: &str = "fiberlb_tc";
     /// The other end of its tunnels, on a backend.
     pub const DECAPSULATE: &str = "fiberlb_decap";
     /// Measures the load balancer.

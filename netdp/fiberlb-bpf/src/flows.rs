@@ -2,15 +2,16 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{
     Config, Event, Flow, FlowV6, Real, Vip, algorithm, event_kind, flow_kind, flow_state, mode,
     real_flags, vip_flags,
 };
 
-use crate::packet::{ACK, FIN, Packet, RST, SYN};
+use super::frame::Frame as XdpContext;
+use super::packet::{ACK, FIN, Packet, RST, SYN};
+use super::{deliver, gate, quic, wire};
 use crate::table::{self, Found, tick};
-use crate::{Verdict, choose, deliver, gate, maps::*, quic, wire};
+use crate::{Verdict, choose, maps::*};
 
 /// A chosen backend.
 pub struct Target {

@@ -8,15 +8,16 @@ use core::arch::asm;
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_tail};
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{
     Addr, AnswerStats, FlowKey, Gate, cookie, cookie_period, is_cookie, is_proved, proved_as,
     proved_tick, vip_flags,
 };
 
+use super::frame::Frame;
+use super::packet::{self, ACK, FIN, Packet, Parsed, RST, SYN};
+use super::{wire, wire::*};
 use crate::checksum::fold;
-use crate::packet::{self, ACK, FIN, Packet, Parsed, RST, SYN};
-use crate::{Verdict, maps::*, table, wire, wire::*};
+use crate::{Verdict, maps::*, table};
 
 /// A packet without a flow may go on.
 const GO_ON: Verdict = 0;
@@ -28,7 +29,7 @@ const TCP: usize = 20;
 
 /// What becomes of a packet of no known flow at a VIP's gate; `None` to go on.
 #[inline(always)]
-pub fn answer(ctx: &XdpContext, packet: &Packet, slot: u32, flags: u16) -> Option<Verdict> {
+pub fn answer(ctx: &Frame, packet: &Packet, slot: u32, flags: u16) -> Option<Verdict> {
     if flags & ANY == 0 {
         return None;
     }
@@ -46,7 +47,7 @@ pub fn answer(ctx: &XdpContext, packet: &Packet, slot: u32, flags: u16) -> Optio
 
 /// The frame's key, and where TCP's header is; the key is in this CPU's scratch, as the stack is short.
 #[inline(always)]
-fn parse(ctx: &XdpContext) -> Option<(&'static mut Scratch, usize)> {
+fn parse(ctx: &Frame) -> Option<(&'static mut Scratch, usize)> {
     let parsed = match wire::at::<Ethernet>(ctx, 0)?.ethertype {
         ETHERTYPE_V4 => packet::parse_v4(ctx),
         _ => packet::parse_v6(ctx),
@@ -65,7 +66,7 @@ fn parse(ctx: &XdpContext) -> Option<(&'static mut Scratch, usize)> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fiberlb_syn(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
-    let ctx = &XdpContext::new(ctx);
+    let ctx = &Frame::new(ctx);
     let (Some((scratch, _)), Some(rules), Some(gate)) =
         (parse(ctx), ANSWER_RULES.get(0), gate(slot))
     else {
@@ -73,10 +74,15 @@ extern "C" fn fiberlb_syn(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
     };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    if has_proved(&scratch.value.addr, now) {
+    // While the gate is open, SYNs are counted whoever sent them, which saves a look-up for each.
+    let was_closed = always != 0 || gate.is_closed(now);
+    if was_closed && has_proved(&scratch.value.addr, now) {
         return GO_ON;
     }
     if !gate.asks(now, rules, is_full(now)) && always == 0 {
+        return GO_ON;
+    }
+    if !was_closed && has_proved(&scratch.value.addr, now) {
         return GO_ON;
     }
     let cookie = cookie(&rules.keys[0], &scratch.key, cookie_period(now));
@@ -97,7 +103,7 @@ extern "C" fn fiberlb_syn(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fiberlb_reset(ctx: *mut xdp_md, slot: u32, always: u32) -> Verdict {
-    let ctx = &XdpContext::new(ctx);
+    let ctx = &Frame::new(ctx);
     let (Some((scratch, l4)), Some(rules)) = (parse(ctx), ANSWER_RULES.get(0)) else {
         return GO_ON;
     };
@@ -174,7 +180,7 @@ extern "C" fn fiberlb_share(high: u64, low: u64) -> u32 {
 
 /// Makes a SYN of IPv4 the answer to it, without options.
 #[inline(always)]
-fn answer_v4(ctx: &XdpContext, key: &FlowKey, cookie: u32) -> Option<()> {
+fn answer_v4(ctx: &Frame, key: &FlowKey, cookie: u32) -> Option<()> {
     let (src, dst) = (key.src.words[3], key.dst.words[3]);
     *wire::at::<Ipv4>(ctx, ETHERNET)? = Ipv4 {
         version_ihl: 0x45,
@@ -195,7 +201,7 @@ fn answer_v4(ctx: &XdpContext, key: &FlowKey, cookie: u32) -> Option<()> {
 
 /// As [`answer_v4`].
 #[inline(always)]
-fn answer_v6(ctx: &XdpContext, key: &FlowKey, cookie: u32) -> Option<()> {
+fn answer_v6(ctx: &Frame, key: &FlowKey, cookie: u32) -> Option<()> {
     let ip = wire::at::<Ipv6>(ctx, ETHERNET)?;
     ip.head = 0x6000_0000_u32.to_be();
     ip.payload_len = (TCP as u16).to_be();
@@ -211,7 +217,7 @@ const HOPS: u8 = 64;
 
 /// TCP's header, the frame's addresses and its length.
 #[inline(always)]
-fn finish(ctx: &XdpContext, l4: usize, key: &FlowKey, cookie: u32) -> Option<()> {
+fn finish(ctx: &Frame, l4: usize, key: &FlowKey, cookie: u32) -> Option<()> {
     *wire::at::<Tcp>(ctx, l4)? = Tcp {
         src: key.dport,
         dst: key.sport,
@@ -238,7 +244,7 @@ fn finish(ctx: &XdpContext, l4: usize, key: &FlowKey, cookie: u32) -> Option<()>
 
 /// Cuts the frame after so many bytes. Pointers into it have to be made anew.
 #[inline(always)]
-pub fn cut(ctx: &XdpContext, len: usize) -> Option<()> {
+pub fn cut(ctx: &Frame, len: usize) -> Option<()> {
     let mut has = ctx.data_end() - ctx.data();
     // SAFETY: there is no instruction. The compiler would take the two pointers off one by one, and the
     // verifier lets them be taken off each other only.
@@ -251,7 +257,7 @@ pub fn cut(ctx: &XdpContext, len: usize) -> Option<()> {
 /// Sends a frame out by the interface that it came in by. Not by `XDP_TX`, which veth sends to peers alone
 /// that have an XDP program of their own.
 #[inline(always)]
-pub fn send_back(ctx: &XdpContext) -> Verdict {
+pub fn send_back(ctx: &Frame) -> Verdict {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_redirect(ctx.ingress_ifindex() as u32, 0) as Verdict }
 }

@@ -4,13 +4,14 @@
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_xdp_adjust_head};
-use aya_ebpf::programs::XdpContext;
 
+use super::flows::Target;
+use super::frame::Frame;
+use super::gate::{count_answer, cut, send_back, sum};
+use super::packet::Packet;
+use super::{encap, wire, wire::*};
 use crate::checksum::fold;
-use crate::flows::Target;
-use crate::gate::{count_answer, cut, send_back, sum};
-use crate::packet::Packet;
-use crate::{Verdict, encap, maps::*, wire, wire::*};
+use crate::{Verdict, maps::*};
 
 const ICMP: usize = 8;
 /// What of the packet is sent back at most, so that the error is no longer than 576 bytes for IPv4 (RFC 1812,
@@ -22,7 +23,7 @@ const HOPS: u8 = 64;
 
 /// Tells the sender of a packet that was not sent, when it was too big. `None` when it was not.
 #[inline(always)]
-pub fn told(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdict> {
+pub fn told(ctx: &Frame, packet: &Packet, target: &Target) -> Option<Verdict> {
     let mtu = target.real.mtu;
     let room = mtu.saturating_sub(encap::overhead(target));
     if mtu == 0 || packet.len <= room {
@@ -41,7 +42,7 @@ pub fn told(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdic
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn fiberlb_too_big(ctx: *mut xdp_md, slot: u32, mtu: u32, first: u32) -> Verdict {
-    let ctx = &XdpContext::new(ctx);
+    let ctx = &Frame::new(ctx);
     let told = match wire::at::<Ethernet>(ctx, 0).map(|ethernet| ethernet.ethertype) {
         // A later piece has nothing that its sender would know it by.
         _ if first == 0 => None,
@@ -69,7 +70,7 @@ fn may_tell() -> bool {
 }
 
 #[inline(always)]
-fn tell_v4(ctx: &XdpContext, mtu: u32) -> Option<()> {
+fn tell_v4(ctx: &Frame, mtu: u32) -> Option<()> {
     let ip = wire::at::<Ipv4>(ctx, ETHERNET)?;
     let (src, dst, tos) = (ip.src, ip.dst, ip.tos);
     // Who lets it be fragmented is not told, as he would not care; nobody is no host's address.
@@ -106,7 +107,7 @@ fn tell_v4(ctx: &XdpContext, mtu: u32) -> Option<()> {
 
 /// As [`tell_v4`].
 #[inline(always)]
-fn tell_v6(ctx: &XdpContext, mtu: u32) -> Option<()> {
+fn tell_v6(ctx: &Frame, mtu: u32) -> Option<()> {
     let ip = wire::at::<Ipv6>(ctx, ETHERNET)?;
     let (src, dst) = (ip.src, ip.dst);
     let nobody = u32::from_be(src[0]) >> 24 == 0xff || src == [0; 4];
@@ -136,7 +137,7 @@ fn tell_v6(ctx: &XdpContext, mtu: u32) -> Option<()> {
 
 /// Cuts the frame after so many bytes of its packet, in whole words; gives how many there are now.
 #[inline(always)]
-fn quote(ctx: &XdpContext, len: usize) -> Option<u16> {
+fn quote(ctx: &Frame, len: usize) -> Option<u16> {
     let len = len & !3;
     cut(ctx, ETHERNET + len)?;
     Some(len as u16)
@@ -144,7 +145,7 @@ fn quote(ctx: &XdpContext, len: usize) -> Option<u16> {
 
 /// Puts so many bytes between the frame's head and its packet, and turns its addresses.
 #[inline(always)]
-fn make_room(ctx: &XdpContext, more: usize, ethertype: u16) -> Option<()> {
+fn make_room(ctx: &Frame, more: usize, ethertype: u16) -> Option<()> {
     let [a, b, c, d, e, f] = wire::at::<Ethernet>(ctx, 0)?.macs;
     // SAFETY: as above.
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(more as i32)) } != 0 {
@@ -159,7 +160,7 @@ fn make_room(ctx: &XdpContext, more: usize, ethertype: u16) -> Option<()> {
 
 /// The checksum of the message, which ends with the frame.
 #[inline(always)]
-fn finish<const WORDS: usize>(ctx: &XdpContext, icmp: usize, pseudo: u64) -> Option<()> {
+fn finish<const WORDS: usize>(ctx: &Frame, icmp: usize, pseudo: u64) -> Option<()> {
     let mut all = pseudo;
     let mut turn = 0;
     while turn < WORDS {

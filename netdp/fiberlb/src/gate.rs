@@ -53,7 +53,7 @@ impl KernelTables {
         self.gates.rules()
     }
 
-    /// Closes a VIP's gate when sources that have not proved themselves send more than `syns_per_s` SYNs
+    /// Closes a VIP's gate when more than `syns_per_s` SYNs of new flows come
     /// to one CPU, of which a tenth of a second's may come at once. 0 is never.
     ///
     /// # Errors

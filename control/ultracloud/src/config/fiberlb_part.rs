@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use balancers::{NodeConfig, Tunnels};
+use balancers::{AttachMode, NodeConfig, Tunnels};
 use control_kit::config::Source;
 use serde::Deserialize;
 use toml::Spanned;
@@ -24,6 +24,7 @@ const INTERFACE_BYTES_MAX: usize = 15;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawFiberLb {
     interfaces: Vec<Spanned<String>>,
+    attach: Option<Spanned<String>>,
     pin_dir: Option<PathBuf>,
     detach_on_stop: bool,
     object: Option<PathBuf>,
@@ -65,7 +66,21 @@ pub(super) fn validate(raw: RawFiberLb, data_dir: &Path, source: Source<'_>) -> 
         Some(port) => port.into_inner(),
         None => GUE_PORT,
     };
+    let attach = match &raw.attach {
+        None => AttachMode::Auto,
+        Some(word) => match &**word.get_ref() {
+            "auto" => AttachMode::Auto,
+            "native" => AttachMode::Native,
+            "generic" => AttachMode::Generic,
+            "tc" => AttachMode::Tc,
+            _ => {
+                let what = "fiberlb.attach is none of auto, native, generic and tc";
+                return source.refuse(&word.span(), what);
+            }
+        },
+    };
     Ok(NodeConfig {
+        attach,
         root: data_dir.join(ROOT),
         interfaces,
         pins: (!pins.as_os_str().is_empty()).then_some(pins),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fiberlb::attach::Attached;
 use fiberlb::desired::{Backend, Mode, Proto, SynCookies, Vip};
-use fiberlb::program::Attached;
 
 use crate::frame;
 use crate::lab::vip;

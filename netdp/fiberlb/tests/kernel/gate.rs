@@ -7,9 +7,10 @@ use crate::frame;
 use crate::lab::{Lab, backend, vip};
 
 fn web(addr: &str, mode: Mode, cookies: SynCookies) -> Vip {
-    let backends = match addr.contains(':') {
-        true => vec![backend("r1", "2001:db8:1::1")],
-        false => vec![backend("r1", "10.1.0.1")],
+    let backends = if addr.contains(':') {
+        vec![backend("r1", "2001:db8:1::1")]
+    } else {
+        vec![backend("r1", "10.1.0.1")]
     };
     Vip {
         syn_cookies: cookies,

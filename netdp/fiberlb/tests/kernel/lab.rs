@@ -112,6 +112,37 @@ impl Lab {
         (verdict, out)
     }
 
+    /// As [`Lab::check`] for the program of traffic control, to which `redirect` is what XDP's `tx` is too.
+    pub fn check_tc(&mut self, cases: &[Case]) {
+        for case in cases {
+            let input = frame::build(case.input);
+            let mut got = vec![0; input.len() + 128];
+            let options = TestRunOptions {
+                data_in: Some(&input),
+                data_out: Some(&mut got),
+                ..TestRunOptions::default()
+            };
+            let result = self
+                .lb
+                .test_run_tc(options)
+                .unwrap_or_else(|error| panic!("{}", shown(&error)));
+            got.truncate(result.data_size_out as usize);
+            let verdict = match result.return_value.cast_signed() {
+                -1 => "pass",
+                2 => "drop",
+                7 => "redirect",
+                other => panic!("verdict {other}"),
+            };
+            assert_eq!(verdict, case.verdict, "{}", case.name);
+            let wanted = match case.output {
+                "" => input,
+                text => frame::build(text),
+            };
+            let difference = frame::difference(&got, &wanted);
+            assert!(got == wanted, "{}: {difference}", case.name);
+        }
+    }
+
     pub fn send(&self, text: &str) -> (&'static str, Vec<u8>) {
         self.run(Program::Balance, &frame::build(text))
     }

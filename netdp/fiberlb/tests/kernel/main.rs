@@ -16,4 +16,5 @@ mod net;
 mod network;
 mod policy;
 mod table;
+mod tc;
 mod too_big;

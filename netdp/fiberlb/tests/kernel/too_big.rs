@@ -1,5 +1,6 @@
 //! Packets too big for the tunnel to their backend: who is told, and what.
 
+use fiberlb::attach::AttachMode;
 use fiberlb::desired::{Backend, Mode, Proto, Vip, mapped};
 use fiberlb::program::{FiberLb, Options, Program};
 use fiberlb_abi::Config;
@@ -160,7 +161,8 @@ fn large_requests_come_through_a_tunnel() {
         }
         let eth0 = run("ip -o link show eth0");
         let index = eth0.split(':').next().unwrap().trim().parse().unwrap();
-        lb.attach(Program::Decapsulate, index).unwrap();
+        lb.attach(Program::Decapsulate, index, AttachMode::Auto)
+            .unwrap();
         lb
     });
     let _end = end.join().unwrap();

@@ -14,7 +14,7 @@ use crate::lab::vip;
 use crate::net::{Machine, become_router};
 use crate::network::{Running, bpffs, start};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// Sources of the flood.
 const SOURCES: u32 = 5000;
 /// Clients' addresses, each of which has to prove itself.

@@ -139,10 +139,8 @@ fn now_ns() -> u64 {
         tv_nsec: 0,
     };
     // SAFETY: the kernel writes a time where there is room for one.
-    assert_eq!(
-        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut at) },
-        0
-    );
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut at) };
+    assert_eq!(done, 0);
     at.tv_sec as u64 * 1_000_000_000 + at.tv_nsec as u64
 }
 

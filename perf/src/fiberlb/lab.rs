@@ -9,7 +9,7 @@ use aya::programs::TestRunOptions;
 use fiberlb::apply::{Apply, SLICE};
 use fiberlb::desired::{
     Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Prefix, Proto, RingSize,
-    Sources, Vip, VipAt, mapped,
+    Sources, SynCookies, Vip, VipAt, mapped,
 };
 use fiberlb::kernel::{KernelTables, Sweep};
 use fiberlb::object;
@@ -96,6 +96,7 @@ fn vip(shape: Shape) -> Vip {
         flows: shape.flows,
         fragments: Fragments::Forward,
         quic: false,
+        syn_cookies: SynCookies::Auto,
         backends: backends.collect(),
     }
 }

@@ -2,24 +2,26 @@
 //! connections that stay open through rings, drains and restarts.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::lab::{shown, vip};
 use crate::net::{Machine, become_router, run};
 use fiberlb::apply::Apply;
+use fiberlb::attach::{AttachMode, Attached};
 use fiberlb::desired::{Backend, BackendState, Desired, Mode, Proto, Vip, mapped};
 use fiberlb::kernel::KernelTables;
-use fiberlb::program::{Attached, FiberLb, Options, Program};
+use fiberlb::program::{FiberLb, Options, Program};
 use fiberlb::tables::Mirror;
 use fiberlb_abi::Config;
 
-struct Running {
-    lb: FiberLb,
-    tables: KernelTables,
+pub struct Running {
+    pins: PathBuf,
+    pub lb: FiberLb,
+    pub tables: KernelTables,
     mirror: Mirror,
 }
 
-fn start(pins: &Path) -> Running {
+pub fn start(pins: &Path) -> Running {
     let object = fiberlb::object::read(None).unwrap_or_else(|error| panic!("{error}"));
     let options = Options {
         flows_max: 4096,
@@ -28,17 +30,32 @@ fn start(pins: &Path) -> Running {
     let (lb, tables) =
         FiberLb::load(&object, &options).unwrap_or_else(|error| panic!("{}", shown(&error)));
     let mirror = tables.read().unwrap();
-    Running { lb, tables, mirror }
+    Running {
+        pins: pins.to_owned(),
+        lb,
+        tables,
+        mirror,
+    }
 }
 
 impl Running {
-    fn attach(&mut self, machines: &[&Machine]) -> Vec<Attached> {
-        let attach = |machine: &&Machine| self.lb.attach(Program::Balance, machine.ifindex());
+    /// Where it pins what it attaches.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    pub fn attach(&mut self, machines: &[&Machine]) -> Vec<Attached> {
+        self.attach_as(machines, AttachMode::Auto)
+    }
+
+    pub fn attach_as(&mut self, machines: &[&Machine], mode: AttachMode) -> Vec<Attached> {
+        let lb = &mut self.lb;
+        let attach = |machine: &&Machine| lb.attach(Program::Balance, machine.ifindex(), mode);
         let attached = machines.iter().map(attach).collect::<Result<_, _>>();
         attached.unwrap_or_else(|error| panic!("{}", shown(&error)))
     }
 
-    fn apply(&mut self, vips: Vec<Vip>) {
+    pub fn apply(&mut self, vips: Vec<Vip>) {
         let desired = Desired {
             generation: 1,
             vips,
@@ -59,16 +76,16 @@ fn backend(machine: &Machine, addr: &str, port: Option<u16>) -> Backend {
 }
 
 /// A bpffs that goes with this thread's mounts.
-fn bpffs(dir: &Path) {
+pub fn bpffs(dir: &Path) {
     run(&format!("mount -t bpf bpf {}", dir.display()));
 }
 
-fn answers(client: &Machine, url: &str, times: usize) -> BTreeSet<String> {
+pub fn answers(client: &Machine, url: &str, times: usize) -> BTreeSet<String> {
     let ask = |_| client.run(&format!("curl -s -S --max-time 10 {url}"));
     (0..times).map(ask).collect()
 }
 
-fn names(names: &[&str]) -> BTreeSet<String> {
+pub fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
@@ -181,7 +198,8 @@ fn tunnels_reach_backends_that_answer_clients_themselves() {
             tables.set_tunnel_end(&addr, true).unwrap();
             let eth0 = run("ip -o link show eth0");
             let index = eth0.split(':').next().unwrap().trim().parse().unwrap();
-            lb.attach(Program::Decapsulate, index).unwrap();
+            let mode = AttachMode::Auto;
+            lb.attach(Program::Decapsulate, index, mode).unwrap();
             lb
         });
         ends.push(end.join().unwrap());

@@ -62,7 +62,10 @@ pub fn xdp(host: &Host, has_af_xdp: bool) -> Check {
     }
     let modes = modes(host);
     if missing.is_empty() {
-        return Check::ok("xdp", format!("possible: {modes}, else tc; no program was loaded"));
+        return Check::ok(
+            "xdp",
+            format!("possible: {modes}, else tc; no program was loaded"),
+        );
     }
     let next = "FiberLB needs it, as PrismNet will; give the unit the rights, or take a \
                 distribution's kernel";

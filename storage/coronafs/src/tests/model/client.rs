@@ -46,7 +46,7 @@ pub(super) async fn run(world: Shared, mut rng: Rng, client: u64) {
                     &device,
                     stripe(&mut rng, sectors, client, world.seed),
                 )
-                .await
+                .await;
             }
             choice => {
                 if let Some((first, count)) = stripe(&mut rng, sectors, client, world.seed) {

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use fiberlb::attach::{AttachMode, Attached, PINS};
 use fiberlb::desired::{Mode, Proto, SynCookies};
 use fiberlb::program::{FiberLb, MAPS, Program};
+use fiberlb::with_causes;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use crate::spec::Listener;
@@ -123,7 +124,7 @@ impl Attachments {
         {
             return Ok(attached);
         }
-        Err(shown(&error))
+        Err(with_causes(&error))
     }
 
     /// Ends attachments that an earlier process has pinned, of interfaces that the config has no more; blocks.
@@ -196,15 +197,4 @@ pub fn needs_xdp(listener: &Listener) -> Option<&'static str> {
 fn index_of(name: &str) -> std::io::Result<u32> {
     let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(netdevice::name_to_index(&any, name)?)
-}
-
-/// An error with what caused it.
-pub fn shown(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

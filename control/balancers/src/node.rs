@@ -12,10 +12,11 @@ use fiberlb::desired::mapped;
 use fiberlb::kernel::KernelTables;
 use fiberlb::program::{FiberLb, Options};
 use fiberlb::tables::Mirror;
+use fiberlb::with_causes;
 use fiberlb_abi::Config;
 use tokio::task::JoinHandle;
 
-use crate::attach::{Attachments, needs_xdp, shown};
+use crate::attach::{Attachments, needs_xdp};
 use crate::driver::{self, Counts, Shared};
 use crate::model::Model;
 use crate::spec::{self, Balancer};
@@ -269,7 +270,10 @@ fn load(config: &NodeConfig) -> Result<Loaded, NodeError> {
         pins: config.pins.clone(),
     };
     let (lb, mut tables) = FiberLb::load(&object, &options).inspect_err(|error| {
-        tracing::error!(error = shown(error), "FiberLB's program cannot be loaded");
+        tracing::error!(
+            error = with_causes(error),
+            "FiberLB's program cannot be loaded"
+        );
     })?;
     let before = tables.config()?;
     tables.set_config(&Config {

@@ -14,7 +14,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use fiberlb_abi::program;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, with_causes};
 use crate::program::{FiberLb, Program, kernel, xdp_mut};
 
 /// How an interface is to run the load balancer.
@@ -59,17 +59,17 @@ impl FiberLb {
             let dir = self.pins.as_ref()?;
             Some(dir.join(format!("{name}-{ifindex}")))
         };
-        let (of_xdp, of_tc) = (pin(program.name()), pin(program::BALANCE_TC));
-        let is_there = |pin: &Option<PathBuf>| pin.as_ref().is_some_and(|pin| pin.exists());
         let balances = program == Program::Balance;
-        let has_tc = balances && is_there(&of_tc);
+        let of_xdp = pin(program.name());
+        let of_tc = pin(program::BALANCE_TC).filter(|_| balances);
         let mut refused = Vec::new();
         if mode != AttachMode::Tc {
             if let Some(pin) = of_xdp.as_ref().filter(|pin| pin.exists()) {
                 let link = take_over_xdp(xdp_mut(&mut self.ebpf, program)?, pin)?;
                 self.pinned.insert(ifindex, link);
-                return end_other(of_tc.filter(|_| has_tc)).map(|()| Attached::TakenOver);
+                return end_other(of_tc).map(|()| Attached::TakenOver);
             }
+            let has_tc = of_tc.as_ref().is_some_and(|pin| pin.exists());
             if has_tc && mode == AttachMode::Auto {
                 self.attach_tc(ifindex, of_tc.as_deref())?;
                 return Ok(Attached::Tc);
@@ -87,7 +87,7 @@ impl FiberLb {
                 }
                 match self.attach_xdp(program, ifindex, xdp_mode, of_xdp.as_deref())? {
                     Ok(()) => {
-                        return end_other(of_tc.filter(|_| has_tc)).map(|()| attached);
+                        return end_other(of_tc).map(|()| attached);
                     }
                     Err(error) => {
                         tracing::info!(ifindex, ?attached, error, "XDP is refused");
@@ -248,15 +248,4 @@ fn name_of(ifindex: u32) -> Result<String> {
     }
     let name = CStr::from_bytes_until_nul(&name).expect("the call wrote a zero");
     Ok(name.to_string_lossy().into_owned())
-}
-
-/// An error with what caused it, for one that takes several.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

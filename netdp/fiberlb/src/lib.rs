@@ -31,4 +31,4 @@ pub mod program;
 pub mod ring;
 pub mod tables;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, with_causes};

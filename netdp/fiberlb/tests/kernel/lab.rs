@@ -46,8 +46,8 @@ impl Lab {
             flows_max,
             pins: None,
         };
-        let (lb, tables) =
-            FiberLb::load(&object, &options).unwrap_or_else(|error| panic!("{}", shown(&error)));
+        let (lb, tables) = FiberLb::load(&object, &options)
+            .unwrap_or_else(|error| panic!("{}", fiberlb::with_causes(&error)));
         let mirror = tables.read().unwrap();
         assert_eq!(mirror, Mirror::default());
         let mut lab = Self {
@@ -125,7 +125,7 @@ impl Lab {
             let result = self
                 .lb
                 .test_run_tc(options)
-                .unwrap_or_else(|error| panic!("{}", shown(&error)));
+                .unwrap_or_else(|error| panic!("{}", fiberlb::with_causes(&error)));
             got.truncate(result.data_size_out as usize);
             let verdict = match result.return_value.cast_signed() {
                 -1 => "pass",
@@ -188,17 +188,6 @@ impl Lab {
         let found = names.iter().find(|name| frame::mac(name) == out[..6]);
         (*found.unwrap()).to_owned()
     }
-}
-
-/// An error with its causes.
-pub fn shown(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A backend on the far side of another interface, under the MAC address of a name.

@@ -1,13 +1,11 @@
 //! Packets too big for the tunnel to their backend: who is told, and what.
 
-use fiberlb::attach::AttachMode;
-use fiberlb::desired::{Backend, Mode, Proto, Vip, mapped};
-use fiberlb::program::{FiberLb, Options, Program};
-use fiberlb_abi::Config;
+use fiberlb::desired::{Backend, Mode, Proto, Vip};
+use fiberlb::program::Program;
 
 use crate::lab::{Lab, backend, vip};
-use crate::net::{Machine, become_router, run};
-use crate::network::{bpffs, start};
+use crate::net::{Machine, become_router};
+use crate::network::{bpffs, start, tunnel_end, tunnels};
 
 /// VIPs whose ways take 1500 bytes, on ports that say which version the tunnel has.
 fn lab(mode: Mode) -> Lab {
@@ -137,34 +135,10 @@ fn large_requests_come_through_a_tunnel() {
     }
     one.serve("0.0.0.0:80", "b1");
     one.serve("[::]:8081", "b6");
-    let config = Config {
-        sample_mask: u32::MAX,
-        gue_port: 6080_u16.to_be(),
-        tunnel_v4: mapped("10.255.0.1".parse().unwrap()),
-        tunnel_v6: mapped("2001:db8:ff::1".parse().unwrap()),
-        ..Config::default()
-    };
     let mut lb = start(dir.path());
     lb.attach(&[&client]);
-    lb.tables.set_config(&config).unwrap();
-    let end = one.spawn(move || {
-        let object = fiberlb::object::read(None).unwrap();
-        let options = Options {
-            flows_max: 64,
-            pins: None,
-        };
-        let (mut lb, mut tables) = FiberLb::load(&object, &options).unwrap();
-        tables.set_config(&config).unwrap();
-        for addr in ["10.2.0.2", "fd00:2::2"] {
-            let addr = mapped(addr.parse().unwrap());
-            tables.set_tunnel_end(&addr, true).unwrap();
-        }
-        let eth0 = run("ip -o link show eth0");
-        let index = eth0.split(':').next().unwrap().trim().parse().unwrap();
-        lb.attach(Program::Decapsulate, index, AttachMode::Auto)
-            .unwrap();
-        lb
-    });
+    lb.tables.set_config(&tunnels()).unwrap();
+    let end = one.spawn(|| tunnel_end(&["10.2.0.2", "fd00:2::2"]));
     let _end = end.join().unwrap();
     let to = |addr: &str| {
         vec![Backend {

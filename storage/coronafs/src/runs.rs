@@ -36,40 +36,30 @@ enum Part {
     Run(Range<u64>),
 }
 
+/// The first cluster of a run that is the layer's own, and how many lie side by side from it on.
+fn own_run(volume: &Volume, space: &Space, run: Range<u64>) -> Option<(u32, u64)> {
+    let own = |index| volume.own_piece(space, index).map(|piece| piece.cluster);
+    let first = own(run.start)?;
+    let follows = |(index, cluster): &(u64, u32)| own(*index) == Some(*cluster);
+    let side = run.zip(first..).take_while(follows).count();
+    Some((first, side as u64))
+}
+
 /// Splits whole clusters of a write into runs that each stay together: long ones that are in place, and what
 /// is between them.
 fn split(volume: &Volume, space: &Space, whole: Range<u64>) -> Vec<Range<u64>> {
-    let own = |index| volume.own_piece(space, index).map(|piece| piece.cluster);
     let mut runs: Vec<Range<u64>> = Vec::new();
     let (mut at, mut after_kept) = (whole.start, true);
     while at < whole.end {
-        let first = own(at);
-        let next = |index: &u64| {
-            first.is_some_and(|first| own(*index) == Some(first + (*index - at) as u32))
-        };
-        let end = (at + 1..whole.end)
-            .take_while(next)
-            .last()
-            .map_or(at + 1, |last| last + 1);
-        let kept = first.is_some() && end - at >= KEPT_MIN;
+        let len = own_run(volume, space, at..whole.end).map_or(1, |(_, len)| len);
+        let kept = len >= KEPT_MIN;
         match runs.last_mut() {
-            Some(last) if !kept && !after_kept => last.end = end,
-            _ => runs.push(at..end),
+            Some(last) if !kept && !after_kept => last.end = at + len,
+            _ => runs.push(at..at + len),
         }
-        (at, after_kept) = (end, kept);
+        (at, after_kept) = (at + len, kept);
     }
     runs
-}
-
-/// The first cluster of a run that is the layer's own, side by side.
-fn place_of(volume: &Volume, space: &Space, run: &Range<u64>) -> Option<u32> {
-    let first = volume.own_piece(space, run.start)?.cluster;
-    let mut rest = (1..).zip(run.start + 1..run.end);
-    let follows = |(step, index): (u32, u64)| {
-        let piece = volume.own_piece(space, index);
-        piece.is_some_and(|piece| piece.cluster == first + step)
-    };
-    rest.all(follows).then_some(first)
 }
 
 impl DataFile {
@@ -144,8 +134,10 @@ impl Attachment {
             let start = at + (indexes.start - base) * CLUSTER;
             from.slice(start..start + (indexes.end - indexes.start) * CLUSTER)
         };
-        let place = place_of(volume, &data.space.borrow(), &run);
-        if let Some(first) = place {
+        let own = own_run(volume, &data.space.borrow(), run.clone());
+        if let Some((first, side)) = own
+            && side == run.end - run.start
+        {
             return self
                 .write_clusters(room, run.clone(), first, list(&run))
                 .await;
@@ -185,17 +177,12 @@ impl Attachment {
         first: u32,
         list: GuestList,
     ) -> Result<(), VolumeError> {
-        let (data, volume) = (&self.inner.data, &self.volume);
+        let data = &self.inner.data;
         let coding = self.coding(indexes.start * CLUSTER);
         let wrote = data.write(list, u64::from(first) * CLUSTER, coding).await;
         let mut space = data.space.borrow_mut();
         for (index, cluster) in indexes.zip(first..) {
-            match &wrote {
-                Ok(()) => volume.map_blocks(&mut space, room, index, cluster, u16::MAX),
-                Err(_) if volume.refers_to(index, cluster) => {}
-                // Nobody has seen it.
-                Err(_) => space.end([cluster]),
-            }
+            self.map_written(&mut space, room, (index, u16::MAX), cluster, &wrote);
         }
         wrote
     }

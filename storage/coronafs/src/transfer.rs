@@ -14,6 +14,7 @@ use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
 use crate::partition::For;
+use crate::space::Space;
 use crate::unflushed::{ENTRIES_MAX, Room};
 use crate::volume::Run;
 
@@ -259,15 +260,27 @@ impl Attachment {
         };
         let wrote = wrote.await;
         let mut space = data.space.borrow_mut();
-        match wrote {
-            Ok(()) => {
-                volume.map_blocks(&mut space, room, span.index, piece.cluster, span.blocks());
-            }
-            Err(_) if volume.refers_to(span.index, piece.cluster) => {}
-            // Nobody has seen it.
-            Err(_) => space.end([piece.cluster]),
-        }
+        let blocks = (span.index, span.blocks());
+        self.map_written(&mut space, room, blocks, piece.cluster, &wrote);
         wrote
+    }
+
+    /// Blocks of a slot were written into a cluster of the layer's, or not: they lie there from now on, or the
+    /// cluster is free again if it was taken for them. The caller has the slot's lock.
+    pub(crate) fn map_written(
+        &self,
+        space: &mut Space,
+        room: &Room<'_>,
+        (index, blocks): (u64, u16),
+        cluster: u32,
+        wrote: &Result<(), VolumeError>,
+    ) {
+        match wrote {
+            Ok(()) => self.volume.map_blocks(space, room, index, cluster, blocks),
+            Err(_) if self.volume.refers_to(index, cluster) => {}
+            // Nobody has seen it.
+            Err(_) => space.end([cluster]),
+        }
     }
 
     /// When the slot lies in too many pieces, moves what the write does not cover into its own.

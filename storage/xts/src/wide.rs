@@ -175,34 +175,41 @@ fn polynomial() -> __m256i {
 
 #[inline]
 #[target_feature(enable = "vaes")]
-fn encrypted(keys: &[__m256i; KEYS], mut work: [__m256i; SIDE]) -> [__m256i; SIDE] {
-    for one in &mut work {
-        *one = _mm256_xor_si256(*one, keys[0]);
-    }
-    for key in &keys[1..KEYS - 1] {
-        for one in &mut work {
-            *one = _mm256_aesenc_epi128(*one, *key);
-        }
-    }
-    for one in &mut work {
-        *one = _mm256_aesenclast_epi128(*one, keys[KEYS - 1]);
-    }
-    work
+fn encrypted(keys: &[__m256i; KEYS], work: [__m256i; SIDE]) -> [__m256i; SIDE] {
+    let round = |one, key| _mm256_aesenc_epi128(one, key);
+    rounds(keys, work, round, |one, key| {
+        _mm256_aesenclast_epi128(one, key)
+    })
 }
 
 #[inline]
 #[target_feature(enable = "vaes")]
-fn decrypted(keys: &[__m256i; KEYS], mut work: [__m256i; SIDE]) -> [__m256i; SIDE] {
+fn decrypted(keys: &[__m256i; KEYS], work: [__m256i; SIDE]) -> [__m256i; SIDE] {
+    let round = |one, key| _mm256_aesdec_epi128(one, key);
+    rounds(keys, work, round, |one, key| {
+        _mm256_aesdeclast_epi128(one, key)
+    })
+}
+
+/// The first key, a round for each other one, and the last round.
+#[inline]
+#[target_feature(enable = "vaes")]
+fn rounds(
+    keys: &[__m256i; KEYS],
+    mut work: [__m256i; SIDE],
+    round: impl Fn(__m256i, __m256i) -> __m256i,
+    last: impl Fn(__m256i, __m256i) -> __m256i,
+) -> [__m256i; SIDE] {
     for one in &mut work {
         *one = _mm256_xor_si256(*one, keys[0]);
     }
     for key in &keys[1..KEYS - 1] {
         for one in &mut work {
-            *one = _mm256_aesdec_epi128(*one, *key);
+            *one = round(*one, *key);
         }
     }
     for one in &mut work {
-        *one = _mm256_aesdeclast_epi128(*one, keys[KEYS - 1]);
+        *one = last(*one, keys[KEYS - 1]);
     }
     work
 }

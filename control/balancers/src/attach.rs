@@ -5,8 +5,13 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use fiberlb::program::{Attached, FiberLb, MAPS, Program};
+use fiberlb::attach::{AttachMode, Attached, PINS};
+use fiberlb::desired::{Mode, Proto, SynCookies};
+use fiberlb::program::{FiberLb, MAPS, Program};
+use fiberlb::with_causes;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+
+use crate::spec::Listener;
 
 /// One interface of the config.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,13 +29,19 @@ pub struct Interface {
 /// The programs, and where they are attached.
 pub struct Attachments {
     lb: Mutex<FiberLb>,
+    mode: AttachMode,
     pins: Option<PathBuf>,
     interfaces: Mutex<Vec<Interface>>,
 }
 
 impl Attachments {
     /// Attaches nothing yet.
-    pub fn new(lb: FiberLb, pins: Option<PathBuf>, names: &[String]) -> Attachments {
+    pub fn new(
+        lb: FiberLb,
+        mode: AttachMode,
+        pins: Option<PathBuf>,
+        names: &[String],
+    ) -> Attachments {
         let interfaces = names.iter().map(|name| Interface {
             name: name.clone(),
             index: None,
@@ -39,6 +50,7 @@ impl Attachments {
         });
         Attachments {
             lb: Mutex::new(lb),
+            mode,
             pins,
             interfaces: Mutex::new(interfaces.collect()),
         }
@@ -48,6 +60,13 @@ impl Attachments {
     pub fn interfaces(&self) -> Vec<Interface> {
         let interfaces = self.interfaces.lock();
         interfaces.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The name of an interface that is attached by traffic control.
+    pub fn by_tc(&self) -> Option<String> {
+        let all = self.interfaces().into_iter();
+        let mut by_tc = all.filter(|one| one.attached == Some(Attached::Tc));
+        by_tc.next().map(|interface| interface.name)
     }
 
     /// Attaches to what is not attached, and is there; blocks.
@@ -93,18 +112,19 @@ impl Attachments {
     }
 
     fn attach_to(&self, lb: &mut FiberLb, index: u32) -> Result<Attached, String> {
-        let error = match lb.attach(Program::Balance, index) {
+        let error = match lb.attach(Program::Balance, index, self.mode) {
             Ok(attached) => return Ok(attached),
             Err(error) => error,
         };
-        // The pin of an interface that is gone, whose index another one has got.
-        let pin = self.pins.as_ref().map(|dir| pin_of(dir, index));
-        if pin.is_some_and(|pin| std::fs::remove_file(pin).is_ok())
-            && let Ok(attached) = lb.attach(Program::Balance, index)
+        // The pins of an interface that is gone, whose index another one has got.
+        let pins = self.pins.iter().flat_map(|dir| pins_of(dir, index));
+        let removed = pins.filter(|pin| std::fs::remove_file(pin).is_ok()).count();
+        if removed > 0
+            && let Ok(attached) = lb.attach(Program::Balance, index, self.mode)
         {
             return Ok(attached);
         }
-        Err(shown(&error))
+        Err(with_causes(&error))
     }
 
     /// Ends attachments that an earlier process has pinned, of interfaces that the config has no more; blocks.
@@ -146,8 +166,8 @@ impl Attachments {
     }
 }
 
-fn pin_of(dir: &Path, index: u32) -> PathBuf {
-    dir.join(format!("{}-{index}", fiberlb_abi::program::BALANCE))
+fn pins_of(dir: &Path, index: u32) -> [PathBuf; 2] {
+    PINS.map(|name| dir.join(format!("{name}-{index}")))
 }
 
 /// Pinned attachments of a directory.
@@ -157,25 +177,24 @@ fn pinned(dir: &Path) -> Vec<(PathBuf, u32)> {
     };
     let pins = entries.flatten().filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        let index = name.strip_prefix(fiberlb_abi::program::BALANCE)?;
-        let index = index.strip_prefix('-')?.parse().ok()?;
-        Some((entry.path(), index))
+        let (program, index) = name.split_once('-')?;
+        let is_ours = PINS.contains(&program);
+        Some((entry.path(), index.parse().ok().filter(|_| is_ours)?))
     });
     pins.collect()
+}
+
+/// What of a listener an interface of traffic control cannot do.
+pub fn needs_xdp(listener: &Listener) -> Option<&'static str> {
+    match (listener.mode, listener.syn_cookies) {
+        (Mode::Ipip, _) => Some("the mode ipip"),
+        (Mode::Gue, _) => Some("the mode gue"),
+        (_, SynCookies::Always) if listener.proto == Proto::Tcp => Some("syn_cookies: always"),
+        _ => None,
+    }
 }
 
 fn index_of(name: &str) -> std::io::Result<u32> {
     let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     Ok(netdevice::name_to_index(&any, name)?)
-}
-
-/// An error with what caused it.
-pub fn shown(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -176,6 +176,10 @@ fn ring(looked: &Looked, key: &FlowKey, answer: &mut v1::Explanation) -> Option<
             return None;
         }
     };
+    if looked.vip.flags & vip_flags::COOKIES_ALWAYS != 0 {
+        let step = "a SYN is let in when its source has proved itself by a SYN cookie";
+        answer.steps.push(step.to_owned());
+    }
     let Some(spec) = looked.ring.clone() else {
         answer.steps.push("the ring is being made".to_owned());
         return None;

@@ -35,6 +35,8 @@ mod status;
 mod store;
 mod tables;
 
+pub use fiberlb::attach::AttachMode;
+
 pub use api::{HasBalancers, SERVICE, verbs};
 pub use metrics::debug;
 pub use node::{BalancerNode, FLOWS_MAX, NodeConfig, NodeError, Tunnels};

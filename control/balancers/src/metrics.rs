@@ -25,7 +25,7 @@ type OfBackend = (
     fn(&v1::BackendStatus) -> u64,
 );
 
-const LISTENERS: [OfListener; 9] = [
+const LISTENERS: [OfListener; 14] = [
     (
         "vip_packets_total",
         "counter",
@@ -68,6 +68,36 @@ const LISTENERS: [OfListener; 9] = [
         "counter",
         "Replies that were sent to clients.",
         |l| l.replies,
+    ),
+    (
+        "vip_syn_cookies_total",
+        "counter",
+        "SYNs that were answered with a cookie.",
+        |l| l.cookies_sent,
+    ),
+    (
+        "vip_proved_sources_total",
+        "counter",
+        "Sources that proved themselves by a cookie.",
+        |l| l.cookies_proved,
+    ),
+    (
+        "vip_wrong_cookies_total",
+        "counter",
+        "Resets whose cookie was wrong or old, or that had none.",
+        |l| l.cookies_wrong,
+    ),
+    (
+        "vip_too_big_told_packets_total",
+        "counter",
+        "Packets too big for the way to the backend whose sender was told.",
+        |l| l.too_big_told,
+    ),
+    (
+        "vip_too_big_dropped_packets_total",
+        "counter",
+        "Packets too big whose sender was not told.",
+        |l| l.too_big_dropped,
     ),
     (
         "vip_panic_state",

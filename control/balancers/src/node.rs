@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use control_kit::metrics::Registry;
 use engine::{CallError, EngineHandle};
+use fiberlb::attach::AttachMode;
 use fiberlb::desired::mapped;
 use fiberlb::kernel::KernelTables;
 use fiberlb::program::{FiberLb, Options};
 use fiberlb::tables::Mirror;
+use fiberlb::with_causes;
 use fiberlb_abi::Config;
 use tokio::task::JoinHandle;
 
-use crate::attach::{Attachments, shown};
+use crate::attach::{Attachments, needs_xdp};
 use crate::driver::{self, Counts, Shared};
 use crate::model::Model;
 use crate::spec::{self, Balancer};
@@ -47,6 +49,8 @@ pub struct NodeConfig {
     pub root: PathBuf,
     /// Interfaces whose packets are balanced.
     pub interfaces: Vec<String>,
+    /// How they are attached.
+    pub attach: AttachMode,
     /// Where maps and attachments are pinned; without it they end with the process.
     pub pins: Option<PathBuf>,
     /// The program, where it is not where it is looked for.
@@ -57,6 +61,8 @@ pub struct NodeConfig {
     pub flow_idle: Duration,
     /// New flows a second and CPU that are remembered; 0 is no limit.
     pub new_flows_per_s: u32,
+    /// New flows of TCP a second and CPU above which a VIP asks sources to prove themselves; 0 is never.
+    pub syn_cookies_above_per_s: u32,
     /// Where tunnels come from.
     pub tunnels: Tunnels,
     /// Whether a stop takes the program and its flows away.
@@ -170,7 +176,7 @@ impl BalancerNode {
             return Some("FiberLB: starting: checks and next hops are not known".to_owned());
         }
         let interfaces = self.shared.attachments.interfaces();
-        let failed: Vec<String> = interfaces
+        let mut failed: Vec<String> = interfaces
             .into_iter()
             .filter_map(|interface| {
                 let why = interface.error?;
@@ -180,7 +186,25 @@ impl BalancerNode {
                 ))
             })
             .collect();
+        failed.extend(self.beyond_tc());
         (!failed.is_empty()).then(|| failed.join("\n"))
+    }
+
+    /// A listener of before that the way in which an interface is attached now cannot serve.
+    fn beyond_tc(&self) -> Option<String> {
+        let interface = self.shared.attachments.by_tc()?;
+        let model = self.shared.model();
+        model.balancers().find_map(|balancer| {
+            let listeners = balancer.listeners.iter();
+            let mut found =
+                listeners.filter_map(|listener| Some((&listener.name, needs_xdp(listener)?)));
+            let (listener, what) = found.next()?;
+            Some(format!(
+                "FiberLB: interface {interface} is attached by tc, and listener {listener} of {} has {what}, which \
+                 needs XDP: take another interface, or change the listener",
+                balancer.key
+            ))
+        })
     }
 
     /// Stops checks. What is pinned goes on without the process, unless the config says otherwise.
@@ -246,7 +270,10 @@ fn load(config: &NodeConfig) -> Result<Loaded, NodeError> {
         pins: config.pins.clone(),
     };
     let (lb, mut tables) = FiberLb::load(&object, &options).inspect_err(|error| {
-        tracing::error!(error = shown(error), "FiberLB's program cannot be loaded");
+        tracing::error!(
+            error = with_causes(error),
+            "FiberLB's program cannot be loaded"
+        );
     })?;
     let before = tables.config()?;
     tables.set_config(&Config {
@@ -269,8 +296,9 @@ fn load(config: &NodeConfig) -> Result<Loaded, NodeError> {
             .unwrap_or_default(),
         ..before
     })?;
+    tables.set_gate_rate(config.syn_cookies_above_per_s)?;
     let mirror = tables.read()?;
-    let attachments = Attachments::new(lb, config.pins.clone(), &config.interfaces);
+    let attachments = Attachments::new(lb, config.attach, config.pins.clone(), &config.interfaces);
     attachments.attach();
     attachments.detach_others();
     Ok(Loaded {

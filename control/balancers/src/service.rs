@@ -13,6 +13,7 @@ use fiberlb_api::v1;
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::Code;
 
+use crate::attach::needs_xdp;
 use crate::driver::Shared;
 use crate::error::{denied, faulty, invalid, no_such_balancer, not_applied, not_kept, unreachable};
 use crate::model::Drain;
@@ -97,7 +98,9 @@ impl BalancerService {
         let hosts = look_up(&request.balancers).await?;
         let (gone, before, others) = self.of_set(&owner, set);
         let parsed = spec::parse((&owner, set), &request.balancers, &hosts, others.iter());
-        let parsed = parsed.map_err(|faults| faulty(&faults))?;
+        let parsed = parsed
+            .and_then(|parsed| self.within_tc(parsed))
+            .map_err(|faults| faulty(&faults))?;
         let changes = diff::changes(before.iter(), parsed.iter());
         if request.dry_run {
             return Ok(v1::ApplyResponse {
@@ -121,6 +124,32 @@ impl BalancerService {
             generation,
             dry_run: false,
         })
+    }
+
+    /// Refuses what needs XDP while an interface is attached by traffic control: its packets would be dropped.
+    fn within_tc(&self, balancers: Vec<Balancer>) -> Result<Vec<Balancer>, Vec<Fault>> {
+        let Some(interface) = self.inner.shared.attachments.by_tc() else {
+            return Ok(balancers);
+        };
+        let mut faults = Vec::new();
+        for (b, balancer) in balancers.iter().enumerate() {
+            for (l, listener) in balancer.listeners.iter().enumerate() {
+                if let Some(what) = needs_xdp(listener) {
+                    faults.push(Fault {
+                        path: format!("balancers[{b}].listeners[{l}]"),
+                        what: format!(
+                            "listener {} of {}: {what} needs XDP, and interface {interface} is attached by tc",
+                            listener.name, balancer.key
+                        ),
+                    });
+                }
+            }
+        }
+        if faults.is_empty() {
+            Ok(balancers)
+        } else {
+            Err(faults)
+        }
     }
 
     /// The balancers of a set: their keys and themselves; and all others.

@@ -8,7 +8,9 @@ mod parse;
 
 use std::net::IpAddr;
 
-use fiberlb::desired::{Algorithm, FlowTable, Fragments, Mode, Proto, RingSize, Sources, VipAt};
+use fiberlb::desired::{
+    Algorithm, FlowTable, Fragments, Mode, Proto, RingSize, Sources, SynCookies, VipAt,
+};
 use fiberlb_api::v1;
 
 pub use check::{Check, CheckKind, Tls};
@@ -84,6 +86,8 @@ pub struct Listener {
     pub quic: bool,
     /// Slots of the ring.
     pub ring: RingSize,
+    /// When sources have to prove themselves.
+    pub syn_cookies: SynCookies,
 }
 
 /// Backends that are alike.
@@ -165,6 +169,16 @@ pub fn shown_vip(at: VipAt) -> (String, u16) {
         VipAt::Prefix(prefix, port) => {
             (format!("{}/{}", prefix.addr, prefix.len), port.unwrap_or(0))
         }
+    }
+}
+
+/// The word of documents for SYN cookies; none for UDP.
+pub fn shown_cookies(proto: Proto, cookies: SynCookies) -> &'static str {
+    match (proto, cookies) {
+        (Proto::Udp, _) => "",
+        (Proto::Tcp, SynCookies::Auto) => "auto",
+        (Proto::Tcp, SynCookies::Always) => "always",
+        (Proto::Tcp, SynCookies::Off) => "off",
     }
 }
 

@@ -2,15 +2,15 @@
 
 use control_kit::api_error::ApiError;
 use engine::CallError;
+use fiberlb::attach::Attached;
 use fiberlb::desired::{BackendState, Mode, Proto, VipAt, mapped};
-use fiberlb::program::Attached;
 use fiberlb_api::v1;
 
 use crate::driver::Shared;
 use crate::error::unreachable;
 use crate::health::Verdict;
 use crate::model::Model;
-use crate::spec::{BackendKey, Balancer, Listener, Pool, shown_proto, shown_vip};
+use crate::spec::{BackendKey, Balancer, Listener, Pool, shown_cookies, shown_proto, shown_vip};
 use crate::tables::VipCounters;
 
 /// The status of the balancers that fit.
@@ -91,6 +91,7 @@ fn interfaces(shared: &Shared) -> Vec<v1::Interface> {
         attached: match interface.attached {
             Some(Attached::Native) => "native",
             Some(Attached::Generic) => "generic",
+            Some(Attached::Tc) => "tc",
             Some(Attached::TakenOver) => "taken-over",
             None => "none",
         }
@@ -115,6 +116,7 @@ fn listener_status(
         port: u32::from(port),
         pool: pool.name.clone(),
         panic: model.is_in_panic(balancer, pool),
+        syn_cookies: shown_cookies(listener.proto, listener.syn_cookies).to_owned(),
         backends: backends(model, balancer, pool, now_ms),
         ..v1::ListenerStatus::default()
     }
@@ -171,6 +173,12 @@ fn add(listener: &mut v1::ListenerStatus, counters: &VipCounters, mode: Mode) {
     listener.no_backend = stats.no_backend;
     listener.dropped = stats.dropped;
     listener.replies = stats.replies;
+    let answers = &counters.answers;
+    listener.cookies_sent = answers.cookies_sent;
+    listener.cookies_proved = answers.cookies_proved;
+    listener.cookies_wrong = answers.cookies_wrong;
+    listener.too_big_told = answers.too_big_told;
+    listener.too_big_dropped = answers.too_big_dropped;
     for backend in &mut listener.backends {
         let Ok(addr) = backend.address.parse() else {
             continue;

@@ -16,7 +16,8 @@ use fiberlb::desired::{Desired, Proto, VipAt, mapped};
 use fiberlb::kernel::{KernelTables, Sweep};
 use fiberlb::tables::{Mirror, RingSpec};
 use fiberlb_abi::{
-    Event, Flow, FlowKey, PrefixKey, Real, RealStats, SourceKey, Vip, VipKey, VipStats, vip_flags,
+    AnswerStats, Event, Flow, FlowKey, PrefixKey, Real, RealStats, SourceKey, Vip, VipKey,
+    VipStats, vip_flags,
 };
 use tokio::sync::watch;
 
@@ -28,6 +29,8 @@ const SWAP_PAUSE: Duration = Duration::from_micros(500);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Between two walks over the flow table.
 const SWEEP_PAUSE: Duration = Duration::from_secs(5);
+/// Walks over the flow table between two keys of cookies: ten minutes. A cookie holds for two minutes at most.
+const COOKIE_KEY_SWEEPS: u64 = 120;
 /// Events that are kept for who looks.
 const EVENTS_MAX: usize = 64;
 /// Events that are taken at once.
@@ -49,6 +52,8 @@ pub struct Applied {
 pub struct VipCounters {
     /// The VIP's own.
     pub stats: VipStats,
+    /// What the program answered itself.
+    pub answers: AnswerStats,
     /// Those of its backends.
     pub reals: Vec<RealCounters>,
 }
@@ -311,7 +316,18 @@ impl TablesOwner {
                 seen.expired += sweep.expired;
                 seen.open = sweep.open.values().sum();
             }
+            self.rotate_cookie_key();
             engine::sleep(SWEEP_PAUSE).await;
+        }
+    }
+
+    /// Now and then makes cookies with another key.
+    fn rotate_cookie_key(&self) {
+        if !self.seen.borrow().sweeps.is_multiple_of(COOKIE_KEY_SWEEPS) {
+            return;
+        }
+        if let Err(error) = self.tables.borrow_mut().rotate_cookie_key() {
+            tracing::warn!(%error, "SYN cookies keep their key");
         }
     }
 
@@ -340,6 +356,7 @@ impl TablesOwner {
             };
             let mut counters = VipCounters {
                 stats: self.tables.borrow().vip_stats(slot).unwrap_or_default(),
+                answers: self.tables.borrow().answer_stats(slot).unwrap_or_default(),
                 reals: Vec::with_capacity(reals.len()),
             };
             for (id, real) in reals {

@@ -25,12 +25,14 @@
 //! | `[coronafs.nbd_tls]` | none | `cert`, `key` and `ca`: PEM files, for NBD at an address |
 //! | `[coronafs.remote_tls]` | none | `cert`, `key` and `ca`: PEM files, shown to and asked of other nodes whose volumes are served here |
 //! | `fiberlb.interfaces` | none | names of interfaces whose packets are balanced; without any the tables are kept and nothing is attached |
+//! | `fiberlb.attach` | auto | `native` (XDP in the driver), `generic` (XDP after it), `tc` (traffic control: `dnat` and `direct` alone, no SYN cookies); `auto` takes the first that an interface can |
 //! | `fiberlb.pin_dir` | /sys/fs/bpf/ultracloud/fiberlb | a directory of a bpffs, where flows outlive the process; "" for none |
 //! | `fiberlb.detach_on_stop` | false | whether a stop takes the program and its flows away |
 //! | `fiberlb.object` | `ULTRACLOUD_FIBERLB_OBJECT`, else /usr/lib/ultracloud/fiberlb.o | the program that `cargo xtask bpf` builds |
 //! | `fiberlb.flows_max` | 1048576 | 1024 to 67108864 flows that are remembered; fixed while they are pinned |
 //! | `fiberlb.flow_idle_s` | 900 | 10 to 604800 seconds until a flow that nobody uses is forgotten |
 //! | `fiberlb.new_flows_per_s` | 0: no limit | new flows a second and CPU that are remembered |
+//! | `fiberlb.syn_cookies_above_per_s` | `new_flows_per_s`, else 10000 | new flows of TCP a second, CPU and VIP above which a source has to prove that it is there; 0 is never |
 //! | `fiberlb.tunnel_source_v4`, `fiberlb.tunnel_source_v6` | none | sources of outer headers, for the modes `ipip` and `gue` |
 //! | `fiberlb.gue_port` | 6080 | 1 to 65535 |
 //! | `chainfire.name` | default | the member's name |

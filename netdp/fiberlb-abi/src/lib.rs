@@ -13,6 +13,7 @@
 
 mod event;
 mod flow;
+mod gate;
 mod hash;
 mod limit;
 mod line;
@@ -22,11 +23,15 @@ mod vip;
 
 pub use event::{Event, event_kind};
 pub use flow::{Addr, Back, Flow, FlowKey, FlowV6, flow_kind, flow_state};
+pub use gate::{
+    AnswerRules, Gate, PROVED_MAX, cookie, cookie_period, is_cookie, is_proved, proved_as,
+    proved_tick,
+};
 pub use hash::{hash_flow, hash_source, hash_three, slot_of};
 pub use limit::{Bucket, Config};
 pub use line::{FlowKeyV4, Hashes, LOCKS_MAX, Line, NO_HOME, Shape, WAYS};
 pub use real::{Hop, Real, real_flags};
-pub use stats::{RealStats, VipStats};
+pub use stats::{AnswerStats, RealStats, VipStats};
 pub use vip::{
     PrefixKey, PrefixVip, QuicKey, RingLine, SourceKey, Vip, VipKey, algorithm, mode,
     source_action, vip_flags,
@@ -84,10 +89,22 @@ pub mod map {
     pub const CONFIG: &str = "config";
     /// One [`crate::Bucket`] a CPU.
     pub const INSERTS: &str = "inserts";
+    /// One [`crate::Bucket`] a CPU: the share of sources that proved themselves.
+    pub const PROVED_INSERTS: &str = "proved_inserts";
+    /// One [`crate::AnswerRules`].
+    pub const ANSWER_RULES: &str = "answer_rules";
+    /// One [`crate::Bucket`] a CPU: senders that may be told that a packet was too big.
+    pub const TELLINGS: &str = "tellings";
+    /// Slot -> [`crate::Gate`], a CPU.
+    pub const GATES: &str = "gates";
+    /// Source as [`crate::proved_as`] has it -> when it proved itself.
+    pub const PROVED: &str = "proved";
     /// Slot -> next turn of weighted round robin, a CPU.
     pub const TURNS: &str = "turns";
     /// Slot -> [`crate::VipStats`], a CPU.
     pub const VIP_STATS: &str = "vip_stats";
+    /// Slot -> [`crate::AnswerStats`], a CPU.
+    pub const ANSWER_STATS: &str = "answer_stats";
     /// Identifier -> [`crate::RealStats`], a CPU.
     pub const REAL_STATS: &str = "real_stats";
     /// [`crate::Event`]s.
@@ -106,6 +123,8 @@ pub mod map {
 pub mod program {
     /// The load balancer.
     pub const BALANCE: &str = "fiberlb";
+    /// The load balancer, for traffic control.
+    pub const BALANCE_TC: &str = "fiberlb_tc";
     /// The other end of its tunnels, on a backend.
     pub const DECAPSULATE: &str = "fiberlb_decap";
     /// Measures the load balancer.

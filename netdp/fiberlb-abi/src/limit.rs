@@ -40,15 +40,29 @@ impl Bucket {
     /// Takes one insertion's credit at `now_ns`; false when there is not enough.
     #[inline(always)]
     pub fn take(&mut self, now_ns: u64, config: &Config) -> bool {
-        let cost = u64::from(config.insert_cost_ns);
-        let credit = self
-            .credit_ns
-            .wrapping_add(now_ns.wrapping_sub(self.at_ns))
-            .min(config.insert_burst_ns);
+        self.spend(
+            now_ns,
+            u64::from(config.insert_cost_ns),
+            config.insert_burst_ns,
+        )
+    }
+
+    /// Takes `cost` at `now_ns` from what was saved up, of which there is at most `burst`.
+    #[inline(always)]
+    pub fn spend(&mut self, now_ns: u64, cost: u64, burst: u64) -> bool {
+        let credit = self.credit(now_ns, burst);
         self.at_ns = now_ns;
         let enough = credit >= cost;
         self.credit_ns = if enough { credit - cost } else { credit };
         enough
+    }
+
+    /// What is saved up at `now_ns`.
+    #[inline(always)]
+    pub fn credit(&self, now_ns: u64, burst: u64) -> u64 {
+        self.credit_ns
+            .wrapping_add(now_ns.wrapping_sub(self.at_ns))
+            .min(burst)
     }
 }
 

@@ -25,6 +25,23 @@ pub struct VipStats {
 }
 layout!(VipStats, 64);
 
+/// Of a VIP: what the program answered itself, apart from what each packet counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct AnswerStats {
+    /// SYNs that were answered with a cookie.
+    pub cookies_sent: u64,
+    /// Sources that proved themselves by one.
+    pub cookies_proved: u64,
+    /// Resets of no known flow, while cookies were asked for, that had none, an old one or a wrong one.
+    pub cookies_wrong: u64,
+    /// Packets too big for the way to the backend whose sender was told.
+    pub too_big_told: u64,
+    /// Packets too big whose sender was not told, as they may be fragmented or too many were told before.
+    pub too_big_dropped: u64,
+}
+layout!(AnswerStats, 40);
+
 /// Of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]

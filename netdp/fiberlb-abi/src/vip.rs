@@ -120,6 +120,10 @@ pub mod vip_flags {
     pub const DROP_FRAGMENTS: u16 = 32;
     /// Replies come in fragments too: a reverse entry without ports is kept.
     pub const FRAGMENTS: u16 = 64;
+    /// Sources of new flows of TCP have to prove themselves while there are too many.
+    pub const COOKIES_AUTO: u16 = 128;
+    /// They always have to.
+    pub const COOKIES_ALWAYS: u16 = 256;
 }
 
 /// What a VIP does with packets.

@@ -2,14 +2,15 @@
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::Addr;
 
-use crate::{Verdict, maps::*, wire, wire::*};
+use super::frame::Frame;
+use super::{wire, wire::*};
+use crate::{Verdict, maps::*};
 
 /// Strips a frame that came through a tunnel to here; `None` for every other one.
 #[inline(always)]
-pub fn strip(ctx: &XdpContext) -> Option<Verdict> {
+pub fn strip(ctx: &Frame) -> Option<Verdict> {
     let (dst, ip, proto) = outer(ctx)?;
     // SAFETY: only its presence is looked at.
     unsafe { TUNNEL_ENDS.get(&dst) }?;
@@ -41,7 +42,7 @@ pub fn strip(ctx: &XdpContext) -> Option<Verdict> {
 
 /// Destination, length and payload of an outer header that has no options and is no fragment.
 #[inline(always)]
-fn outer(ctx: &XdpContext) -> Option<(Addr, usize, u8)> {
+fn outer(ctx: &Frame) -> Option<(Addr, usize, u8)> {
     match wire::at::<Ethernet>(ctx, 0)?.ethertype {
         ETHERTYPE_V4 => {
             let ip = wire::at::<Ipv4>(ctx, ETHERNET)?;

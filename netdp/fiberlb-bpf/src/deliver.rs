@@ -2,14 +2,15 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::bpf_redirect;
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{Addr, Hop, mode};
 
+use super::flows::Target;
+use super::frame::{self, Frame};
+use super::packet::Packet;
+use super::{encap, too_big, wire, wire::*};
 use crate::checksum::{adjusted, change, change_addr, change_half};
-use crate::flows::Target;
-use crate::packet::Packet;
 use crate::table::Found;
-use crate::{Verdict, encap, maps::*, wire, wire::*};
+use crate::{Verdict, maps::*};
 
 /// Which end of a packet is translated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub enum End {
 
 /// Sends a client's packet to its backend.
 #[inline(always)]
-pub fn forward(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
+pub fn forward(ctx: &Frame, packet: &Packet, target: &Target) -> Verdict {
     let sent = match target.vip.mode {
         mode::DNAT => translate(
             ctx,
@@ -30,7 +31,15 @@ pub fn forward(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
         )
         .and_then(|()| send(ctx, &target.real.hop)),
         mode::DIRECT => direct(ctx, &target.real.hop),
-        _ => encap::wrap(ctx, packet, target),
+        _ => {
+            let sent = encap::wrap(ctx, packet, target);
+            if sent.is_none()
+                && let Some(verdict) = too_big::told(ctx, packet, target)
+            {
+                return verdict;
+            }
+            sent
+        }
     };
     counted(sent, packet.len, target)
 }
@@ -55,7 +64,7 @@ pub fn counted(sent: Option<Verdict>, len: u32, target: &Target) -> Verdict {
 
 /// Sends a backend's packet to its client.
 #[inline(always)]
-pub fn back(ctx: &XdpContext, packet: &Packet, found: &Found) -> Verdict {
+pub fn back(ctx: &Frame, packet: &Packet, found: &Found) -> Verdict {
     let slot = u32::from(found.flow.vip);
     let sent = translate(ctx, packet, End::Source, (&found.addr, found.back.port))
         .and_then(|()| send(ctx, &found.back.hop));
@@ -70,7 +79,7 @@ pub fn back(ctx: &XdpContext, packet: &Packet, found: &Found) -> Verdict {
 /// The frame as it is, to another machine of the link. Without a way there it cannot go by the stack,
 /// which would take the VIP for its own.
 #[inline(always)]
-pub fn direct(ctx: &XdpContext, hop: &Hop) -> Option<Verdict> {
+pub fn direct(ctx: &Frame, hop: &Hop) -> Option<Verdict> {
     if hop.ifindex == 0 {
         return None;
     }
@@ -79,7 +88,7 @@ pub fn direct(ctx: &XdpContext, hop: &Hop) -> Option<Verdict> {
 
 /// Writes the frame's addresses and sends it; without a next hop the stack routes it.
 #[inline(always)]
-pub fn send(ctx: &XdpContext, hop: &Hop) -> Option<Verdict> {
+pub fn send(ctx: &Frame, hop: &Hop) -> Option<Verdict> {
     if hop.ifindex == 0 {
         return Some(XDP_PASS);
     }
@@ -93,12 +102,7 @@ pub fn send(ctx: &XdpContext, hop: &Hop) -> Option<Verdict> {
 
 /// Gives one end of a packet another address and port (0 keeps it), and takes one from its hops.
 #[inline(always)]
-fn translate(
-    ctx: &XdpContext,
-    packet: &Packet,
-    end: End,
-    (addr, port): (&Addr, u16),
-) -> Option<()> {
+fn translate(ctx: &Frame, packet: &Packet, end: End, (addr, port): (&Addr, u16)) -> Option<()> {
     let changed = if packet.is_v4() {
         translate_v4(ctx, end, addr)?
     } else {
@@ -113,25 +117,14 @@ fn translate(
         End::Destination => &mut ports.dst,
     };
     let port = if port == 0 { *old } else { port };
-    let changed = changed + change_half(*old, port);
+    let ports = change_half(*old, port);
     *old = port;
-    if packet.is_udp() {
-        let udp = wire::at::<Udp>(ctx, packet.l4)?;
-        // 0 is no checksum (IPv4 only), so a sum that comes out as 0 is sent as its other form.
-        if udp.check != 0 {
-            let check = adjusted(udp.check, changed);
-            udp.check = if check == 0 { 0xffff } else { check };
-        }
-    } else {
-        let tcp = wire::at::<Tcp>(ctx, packet.l4)?;
-        tcp.check = adjusted(tcp.check, changed);
-    }
-    Some(())
+    frame::fix_checksum(ctx, packet, changed, ports)
 }
 
 /// Gives the change that checksums over the pseudo header see; `None` when no hops are left.
 #[inline(always)]
-pub fn translate_v4(ctx: &XdpContext, end: End, addr: &Addr) -> Option<u64> {
+pub fn translate_v4(ctx: &Frame, end: End, addr: &Addr) -> Option<u64> {
     let ip = wire::at::<Ipv4>(ctx, ETHERNET)?;
     if ip.ttl <= 1 {
         return None;
@@ -151,7 +144,7 @@ pub fn translate_v4(ctx: &XdpContext, end: End, addr: &Addr) -> Option<u64> {
 
 /// As [`translate_v4`].
 #[inline(always)]
-pub fn translate_v6(ctx: &XdpContext, end: End, addr: &Addr) -> Option<u64> {
+pub fn translate_v6(ctx: &Frame, end: End, addr: &Addr) -> Option<u64> {
     let ip = wire::at::<Ipv6>(ctx, ETHERNET)?;
     if ip.hops <= 1 {
         return None;

@@ -2,13 +2,14 @@
 
 use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
 use aya_ebpf::helpers::bpf_xdp_adjust_head;
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{Addr, hash_flow, mode};
 
+use super::flows::Target;
+use super::frame::Frame;
+use super::packet::Packet;
+use super::{deliver, wire, wire::*};
 use crate::checksum::fold;
-use crate::flows::Target;
-use crate::packet::Packet;
-use crate::{Verdict, deliver, maps::*, wire, wire::*};
+use crate::{Verdict, maps::*};
 
 /// Hop limit of outer headers.
 const HOPS: u8 = 64;
@@ -24,7 +25,7 @@ pub struct Inner {
 
 /// Puts a packet into a tunnel and sends it; `None` when the way is too narrow.
 #[inline(always)]
-pub fn wrap(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdict> {
+pub fn wrap(ctx: &Frame, packet: &Packet, target: &Target) -> Option<Verdict> {
     match wrap_packet(ctx, packet, target) {
         XDP_ABORTED => None,
         verdict => Some(verdict),
@@ -34,13 +35,13 @@ pub fn wrap(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdic
 /// Apart, and with a copy of the code: its [`Inner`] is not to take of the caller's share of the stack, and each
 /// call costs.
 #[inline(never)]
-fn wrap_packet(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
+fn wrap_packet(ctx: &Frame, packet: &Packet, target: &Target) -> Verdict {
     wrap_here(ctx, packet, target).unwrap_or(XDP_ABORTED)
 }
 
 /// As [`wrap`], within the caller.
 #[inline(always)]
-pub fn wrap_here(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<Verdict> {
+pub fn wrap_here(ctx: &Frame, packet: &Packet, target: &Target) -> Option<Verdict> {
     let inner = Inner {
         len: packet.len,
         v4: packet.is_v4(),
@@ -51,7 +52,7 @@ pub fn wrap_here(ctx: &XdpContext, packet: &Packet, target: &Target) -> Option<V
 
 /// As [`wrap`], for whatever goes to a backend.
 #[inline(always)]
-pub fn wrap_all(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verdict> {
+pub fn wrap_all(ctx: &Frame, target: &Target, inner: &Inner) -> Option<Verdict> {
     match wrap_once(ctx, target, inner) {
         XDP_ABORTED => None,
         verdict => Some(verdict),
@@ -61,19 +62,19 @@ pub fn wrap_all(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verd
 /// A function of BPF has five arguments at most and gives back a
 /// word, hence the struct and `XDP_ABORTED` for none.
 #[inline(never)]
-fn wrap_once(ctx: &XdpContext, target: &Target, inner: &Inner) -> Verdict {
+fn wrap_once(ctx: &Frame, target: &Target, inner: &Inner) -> Verdict {
     try_wrap(ctx, target, inner).unwrap_or(XDP_ABORTED)
 }
 
 #[inline(always)]
-fn try_wrap(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verdict> {
+fn try_wrap(ctx: &Frame, target: &Target, inner: &Inner) -> Option<Verdict> {
     let config = CONFIG.get(0)?;
     let gue = target.vip.mode == mode::GUE;
     let outer_v4 = target.real.addr.is_v4();
     let tos = tos(ctx, inner.v4)?;
     let ip = if outer_v4 { IPV4 } else { IPV6 };
-    let more = ip + if gue { UDP } else { 0 };
-    if target.real.mtu != 0 && inner.len + more as u32 > target.real.mtu {
+    let more = overhead(target);
+    if target.real.mtu != 0 && inner.len + more > target.real.mtu {
         return None;
     }
     // SAFETY: the context is the program's; pointers into the frame are made anew below.
@@ -111,9 +112,17 @@ fn try_wrap(ctx: &XdpContext, target: &Target, inner: &Inner) -> Option<Verdict>
     deliver::send(ctx, &target.real.hop)
 }
 
+/// How much longer a packet is within its tunnel.
+#[inline(always)]
+pub fn overhead(target: &Target) -> u32 {
+    let ip = if target.real.addr.is_v4() { IPV4 } else { IPV6 };
+    let udp = if target.vip.mode == mode::GUE { UDP } else { 0 };
+    (ip + udp) as u32
+}
+
 /// The inner packet's class and its congestion bits, which the outer header takes over (RFC 6040).
 #[inline(always)]
-fn tos(ctx: &XdpContext, v4: bool) -> Option<u8> {
+fn tos(ctx: &Frame, v4: bool) -> Option<u8> {
     if v4 {
         return Some(wire::at::<Ipv4>(ctx, ETHERNET)?.tos);
     }
@@ -123,7 +132,7 @@ fn tos(ctx: &XdpContext, v4: bool) -> Option<u8> {
 
 #[inline(always)]
 fn write_v4(
-    ctx: &XdpContext,
+    ctx: &Frame,
     (src, dst): (&Addr, &Addr),
     (payload, proto, tos): (u16, u8, u8),
 ) -> Option<()> {
@@ -153,7 +162,7 @@ fn write_v4(
 
 #[inline(always)]
 fn write_v6(
-    ctx: &XdpContext,
+    ctx: &Frame,
     (src, dst): (&Addr, &Addr),
     (payload, next, tos): (u16, u8, u8),
 ) -> Option<()> {

@@ -1,27 +1,28 @@
 //! The short way of IPv4: a whole packet without options, whose flow is known or whose VIP keeps none.
 //!
-//! What is not plain here goes the long way ([`crate::flows`]), which begins anew and decides alike: nothing
+//! What is not plain here goes the long way ([`super::flows`]), which begins anew and decides alike: nothing
 //! has been changed until then. The short way writes no flow, and makes no calls but to find a flow that is not
 //! at home, to look into a ring, and to send: where the kernel keeps processors from guessing where a return
 //! goes, each costs a misprediction. It is a function of its own so that the rare cases take no registers.
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{
     Addr, FlowKey, FlowKeyV4, Line, algorithm, flow_kind, mode, source_action, vip_flags,
 };
 
-use crate::flows::Target;
-use crate::packet::{FIN, Packet, RST, SYN};
+use super::flows::Target;
+use super::frame::Frame;
+use super::packet::{FIN, Packet, RST, SYN};
+use super::{deliver, encap, gate, too_big, wire::*};
 use crate::table::{self, Found, Near};
-use crate::{Verdict, choose, deliver, encap, maps::*, wire::*};
+use crate::{Verdict, choose, maps::*};
 
 const ADDRS: usize = ETHERNET + 12;
 const L4: usize = ETHERNET + IPV4;
 
 /// `None` when the packet is one for the long way.
 #[inline(always)]
-pub fn balance(ctx: &XdpContext) -> Option<Verdict> {
+pub fn balance(ctx: &Frame) -> Option<Verdict> {
     let (packet, key) = parse(ctx)?;
     match table::near(&key)? {
         Near::Known(line) => known(ctx, &packet, line),
@@ -30,7 +31,7 @@ pub fn balance(ctx: &XdpContext) -> Option<Verdict> {
 }
 
 #[inline(always)]
-fn parse(ctx: &XdpContext) -> Option<(Packet, FlowKeyV4)> {
+fn parse(ctx: &Frame) -> Option<(Packet, FlowKeyV4)> {
     let ip = at::<Ipv4>(ctx, ETHERNET)?;
     if ip.version_ihl != 0x45 || ip.fragment & FRAGMENT_V4 != 0 {
         return None;
@@ -70,7 +71,7 @@ fn parse(ctx: &XdpContext) -> Option<(Packet, FlowKeyV4)> {
 }
 
 #[inline(always)]
-fn forward(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
+fn forward(ctx: &Frame, packet: &Packet, target: &Target) -> Verdict {
     match target.vip.mode {
         mode::DNAT | mode::DIRECT => deliver::forward(ctx, packet, target),
         _ => tunnel(ctx, target.slot << 16 | target.id),
@@ -79,7 +80,7 @@ fn forward(ctx: &XdpContext, packet: &Packet, target: &Target) -> Verdict {
 
 /// Apart for its share of the stack; a slot above the identifier of a backend.
 #[inline(never)]
-fn tunnel(ctx: &XdpContext, to: u32) -> Verdict {
+fn tunnel(ctx: &Frame, to: u32) -> Verdict {
     let (slot, id) = (to >> 16, to & 0xffff);
     let (Some((packet, _)), Some(vip), Some(real)) =
         (parse(ctx), VIPS_BY_SLOT.get(slot), REALS_BY_ID.get(id))
@@ -93,13 +94,18 @@ fn tunnel(ctx: &XdpContext, to: u32) -> Verdict {
         real,
     };
     let sent = encap::wrap_here(ctx, &packet, &target);
+    if sent.is_none()
+        && let Some(verdict) = too_big::told(ctx, &packet, &target)
+    {
+        return verdict;
+    }
     deliver::counted(sent, packet.len, &target)
 }
 
 /// A packet of a flow that the table has. The first one of a second, and the first and last ones of a
 /// connection, change its entry and go the long way.
 #[inline(always)]
-fn known(ctx: &XdpContext, packet: &Packet, line: &'static mut Line) -> Option<Verdict> {
+fn known(ctx: &Frame, packet: &Packet, line: &'static mut Line) -> Option<Verdict> {
     if table::known_tick()? != line.flow.tick {
         return None;
     }
@@ -136,7 +142,7 @@ fn known(ctx: &XdpContext, packet: &Packet, line: &'static mut Line) -> Option<V
 
 /// A packet that the table has no flow of: of a VIP that keeps none, or of none of ours.
 #[inline(always)]
-fn unkept(ctx: &XdpContext, packet: &Packet, version: u32) -> Option<Verdict> {
+fn unkept(ctx: &Frame, packet: &Packet, version: u32) -> Option<Verdict> {
     let slot = choose::known_vip(&packet.key, version)?;
     if slot == choose::NO_VIP {
         return Some(XDP_PASS);
@@ -146,6 +152,7 @@ fn unkept(ctx: &XdpContext, packet: &Packet, version: u32) -> Option<Verdict> {
     if vip.flags & (needed | vip_flags::QUIC) != needed
         || vip.mode == mode::DNAT
         || vip.algorithm > algorithm::SOURCE
+        || gate::may_answer(packet, vip.flags)
     {
         return None;
     }

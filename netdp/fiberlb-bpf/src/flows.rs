@@ -5,15 +5,16 @@ use core::ptr::write_volatile;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{
     Config, Event, Flow, FlowV6, Real, Vip, algorithm, event_kind, flow_kind, flow_state, mode,
     real_flags, vip_flags,
 };
 
-use crate::packet::{ACK, FIN, Packet, RST, SYN};
+use super::frame::Frame as XdpContext;
+use super::packet::{ACK, FIN, Packet, RST, SYN};
+use super::{deliver, gate, quic, wire};
 use crate::table::{self, Found, tick};
-use crate::{Verdict, choose, deliver, maps::*, quic, wire};
+use crate::{Verdict, choose, maps::*};
 
 /// A chosen backend.
 pub struct Target {
@@ -162,6 +163,11 @@ fn try_begin(ctx: &XdpContext, packet: &Packet, stale: &Flow) -> Result<(u32, u3
         count_vip(slot, |stats| stats.refused += 1);
         return Err(XDP_DROP);
     }
+    if stale.kind == 0
+        && let Some(verdict) = gate::answer(ctx, packet, slot, vip.flags)
+    {
+        return Err(verdict);
+    }
     if packet.fragment && vip.flags & vip_flags::DROP_FRAGMENTS != 0 {
         count_vip(slot, |stats| stats.dropped += 1);
         return Err(XDP_DROP);
@@ -210,7 +216,8 @@ fn remember(ctx: &XdpContext, packet: &Packet, target: &Target, stale: &Flow) ->
         return 0;
     }
     let known = stale.kind != 0;
-    let cached = (known || within_limit()) && insert(ctx, packet, target);
+    let room = known || within_limit() || gate::within_share(packet);
+    let cached = room && insert(ctx, packet, target);
     if !cached {
         count_vip(slot, |stats| stats.uncached += 1);
         tell(packet, target, event_kind::UNCACHED);

@@ -5,19 +5,20 @@
 //! can check it, as the payload is cut.
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{Addr, Flow, flow_kind, hash_flow, mode, vip_flags};
 
+use super::deliver::{self, End};
+use super::flows::Target;
+use super::frame::Frame;
+use super::packet::{self, Message};
+use super::{encap, wire, wire::*};
 use crate::checksum::{adjusted, change, change_addr, change_half};
-use crate::deliver::{self, End};
-use crate::flows::Target;
-use crate::packet::{self, Message};
 use crate::table::{self, Found};
-use crate::{Verdict, choose, encap, maps::*, wire, wire::*};
+use crate::{Verdict, choose, maps::*};
 
 /// Sends an error where its flow goes. Apart from the rest, whose share of the stack is small.
 #[inline(never)]
-pub fn balance(ctx: &XdpContext) -> Verdict {
+pub fn balance(ctx: &Frame) -> Verdict {
     let Some(message) = packet::parse_error(ctx) else {
         return XDP_PASS;
     };
@@ -62,7 +63,7 @@ fn target(message: &Message, flow: Option<&Flow>) -> Option<Target> {
 }
 
 #[inline(always)]
-fn forward(ctx: &XdpContext, message: &Message, target: &Target) -> Verdict {
+fn forward(ctx: &Frame, message: &Message, target: &Target) -> Verdict {
     let sent = match target.vip.mode {
         mode::DNAT => translate(
             ctx,
@@ -86,7 +87,7 @@ fn forward(ctx: &XdpContext, message: &Message, target: &Target) -> Verdict {
 }
 
 #[inline(always)]
-fn back(ctx: &XdpContext, message: &Message, found: &Found) -> Verdict {
+fn back(ctx: &Frame, message: &Message, found: &Found) -> Verdict {
     let slot = u32::from(found.flow.vip);
     let sent = translate(ctx, message, End::Source, (&found.addr, found.back.port))
         .and_then(|()| deliver::send(ctx, &found.back.hop));
@@ -104,12 +105,7 @@ fn back(ctx: &XdpContext, message: &Message, found: &Found) -> Verdict {
 
 /// Translates the outer header's end, and the same machine's end in the packet inside: the other one.
 #[inline(always)]
-fn translate(
-    ctx: &XdpContext,
-    message: &Message,
-    outer: End,
-    (addr, port): (&Addr, u16),
-) -> Option<()> {
+fn translate(ctx: &Frame, message: &Message, outer: End, (addr, port): (&Addr, u16)) -> Option<()> {
     let v4 = message.key.src.is_v4();
     let pseudo = if v4 {
         deliver::translate_v4(ctx, outer, addr)?;

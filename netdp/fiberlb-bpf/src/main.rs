@@ -18,76 +18,40 @@
 
 mod checksum;
 mod choose;
-mod decap;
-mod deliver;
-mod encap;
-mod fast;
-mod flows;
-mod icmp;
 mod maps;
 #[cfg(feature = "measure")]
 mod measure;
-mod packet;
-mod quic;
 mod table;
-mod wire;
+mod tc;
+mod xdp;
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 
-use crate::packet::Parsed;
+#[cfg(feature = "measure")]
+use crate::xdp::{balance, wire};
 
-/// What a program gives back: one of `xdp_action`.
+/// What a program gives back: one of `xdp_action`, also in the parts that both kinds of programs share.
 type Verdict = u32;
 
 /// The load balancer.
 #[xdp]
 pub fn fiberlb(ctx: XdpContext) -> Verdict {
-    balance(&ctx)
+    xdp::balance(&ctx)
 }
 
-#[inline(always)]
-fn balance(ctx: &XdpContext) -> Verdict {
-    // Apart from here on: what holds for one version needs no look at the other's words.
-    let done = match wire::at::<wire::Ethernet>(ctx, 0).map(|ethernet| ethernet.ethertype) {
-        Some(wire::ETHERTYPE_V4) => fast::balance(ctx).unwrap_or_else(|| balance_v4(ctx)),
-        Some(wire::ETHERTYPE_V6) => balance_v6(ctx),
-        _ => xdp_action::XDP_PASS,
-    };
-    if done == IS_ICMP {
-        return icmp::balance(ctx);
-    }
-    done
-}
-
-/// No verdict: whoever finds out that it is ICMP has a share of the stack that [`icmp`] needs.
-const IS_ICMP: Verdict = Verdict::MAX;
-
-/// The long ways are functions of their own, with their own registers and share of the stack.
-#[inline(never)]
-fn balance_v4(ctx: &XdpContext) -> Verdict {
-    balance_parsed(ctx, packet::parse_v4(ctx))
-}
-
-#[inline(never)]
-fn balance_v6(ctx: &XdpContext) -> Verdict {
-    balance_parsed(ctx, packet::parse_v6(ctx))
-}
-
-#[inline(always)]
-fn balance_parsed(ctx: &XdpContext, parsed: Option<Parsed>) -> Verdict {
-    match parsed {
-        Some(Parsed::Flow(packet)) => flows::balance(ctx, &packet),
-        Some(Parsed::Icmp) => IS_ICMP,
-        None => xdp_action::XDP_PASS,
-    }
+/// The load balancer where an interface takes no XDP.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+pub fn fiberlb_tc(ctx: *mut __sk_buff) -> i32 {
+    tc::balance(ctx)
 }
 
 /// The far end of tunnels, on a backend.
 #[xdp]
 pub fn fiberlb_decap(ctx: XdpContext) -> Verdict {
-    decap::strip(&ctx).unwrap_or(xdp_action::XDP_PASS)
+    xdp::strip(&ctx)
 }
 
 #[panic_handler]

@@ -4,14 +4,16 @@ use aya_ebpf::bindings::{BPF_F_INNER_MAP, BPF_F_MMAPABLE, BPF_F_NO_COMMON_LRU};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use fiberlb_abi::{
-    Addr, Bucket, Config, FlowKey, FlowV6, LINES_PER_FLOW, LOCKS_MAX, Line, PrefixKey, PrefixVip,
-    QuicKey, Real, RealStats, RingLine, Shape, SourceKey, Vip, VipKey, VipStats,
+    Addr, AnswerRules, AnswerStats, Bucket, Config, FlowKey, FlowV6, Gate, LINES_PER_FLOW,
+    LOCKS_MAX, Line, PrefixKey, PrefixVip, QuicKey, Real, RealStats, RingLine, Shape, SourceKey,
+    Vip, VipKey, VipStats,
 };
 
 const VIPS: usize = fiberlb_abi::VIPS_MAX as usize;
 const REALS: usize = fiberlb_abi::REALS_MAX as usize;
 const FLOWS: usize = fiberlb_abi::FLOWS_MAX as usize;
 const LINES: usize = FLOWS * LINES_PER_FLOW as usize;
+const PROVED_LEN: usize = fiberlb_abi::PROVED_MAX as usize;
 const LOCKS_LEN: usize = LOCKS_MAX as usize + 1;
 
 /// Rings differ in length, and user space fills them through its own mapping.
@@ -53,6 +55,18 @@ pub static QUIC_IDS: HashMap<QuicKey, u32, { 2 * REALS }> = HashMap::new();
 pub static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "inserts")]
 pub static INSERTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map(name = "proved_inserts")]
+pub static PROVED_INSERTS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map(name = "answer_rules")]
+pub static ANSWER_RULES: Array<AnswerRules, 1> = Array::new();
+#[btf_map(name = "tellings")]
+pub static TELLINGS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
+#[btf_map(name = "gates")]
+pub static GATES: PerCpuArray<Gate, VIPS> = PerCpuArray::new();
+#[btf_map(name = "proved")]
+pub static PROVED: LruHashMap<Addr, u32, PROVED_LEN> = LruHashMap::new();
+#[btf_map(name = "answer_stats")]
+pub static ANSWER_STATS: PerCpuArray<AnswerStats, VIPS> = PerCpuArray::new();
 #[btf_map(name = "turns")]
 pub static TURNS: PerCpuArray<u32, VIPS> = PerCpuArray::new();
 #[btf_map(name = "vip_stats")]

@@ -1,9 +1,9 @@
 //! Parsing: what a frame is, and where its headers are.
 
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::{Addr, FlowKey};
 
-use crate::wire::*;
+use super::frame::{self, Frame as XdpContext};
+use super::wire::*;
 
 /// TCP's flags that matter here.
 pub const FIN: u8 = 1;
@@ -109,7 +109,7 @@ pub fn parse_v4(ctx: &XdpContext) -> Option<Parsed> {
 /// Whether the frame holds a packet of this length: tunnels repeat it in their own headers.
 #[inline(always)]
 fn holds(ctx: &XdpContext, len: u32) -> bool {
-    ETHERNET + len as usize <= ctx.data_end() - ctx.data()
+    ETHERNET + len as usize <= frame::len(ctx)
 }
 
 /// Mapped addresses on the wire would be taken for IPv4's in the tables, and the frame with them.

@@ -5,11 +5,12 @@
 //! and the next two bytes name the server. Initial and 0-RTT packets carry an identifier of the client's
 //! own making; they go where their addresses lead.
 
-use aya_ebpf::programs::XdpContext;
 use fiberlb_abi::QuicKey;
 
-use crate::packet::Packet;
-use crate::{choose, maps::*, wire, wire::UDP};
+use super::frame::Frame;
+use super::packet::Packet;
+use super::{wire, wire::UDP};
+use crate::{choose, maps::*};
 
 /// Long header's form bit.
 const LONG: u8 = 0x80;
@@ -36,7 +37,7 @@ struct Short {
 
 /// The live backend that a packet's connection identifier names.
 #[inline(always)]
-pub fn backend(ctx: &XdpContext, packet: &Packet, slot: u32) -> Option<u32> {
+pub fn backend(ctx: &Frame, packet: &Packet, slot: u32) -> Option<u32> {
     if !packet.is_udp() || packet.fragment {
         return None;
     }

@@ -221,22 +221,33 @@ fn put_v4(entry: &Scratch) -> bool {
     let Some(shape) = shape() else {
         return false;
     };
-    let lines = shape.lines;
+    let mut lines = shape.lines;
     let hashes = key.hashes(shape.seed);
-    let last = match lines {
-        lines if lines >= shape.lines_max => LAST,
-        lines if lines < LINES_EARLY => NEVER,
-        _ => SECOND,
-    };
     // Where it may be since the table was smaller.
     let old = if lines == shape.floor {
         NONE
     } else {
         fiberlb_find(key.addrs, key.ports)
     };
-    let mut done = put_at(hashes, lines, last);
-    if done == FULL && grow(lines) {
-        done = put_at(hashes, lines * 2, LAST);
+    let mut done = FULL;
+    let mut turn = 0;
+    while turn < GROWTHS_MAX && done == FULL {
+        let early = lines < LINES_EARLY && lines < shape.lines_max && turn == 0;
+        done = put_at(hashes, lines, if early { NEVER } else { SECOND });
+        if done == FULL {
+            if lines >= shape.lines_max {
+                break;
+            }
+            if !grow(lines) {
+                return false;
+            }
+            lines *= 2;
+        }
+        turn += 1;
+    }
+    if done == FULL {
+        fiberlb_make_way(hashes.second(lines), lines);
+        done = put_at(hashes, lines, LAST);
     }
     if done >= FULL {
         return false;
@@ -269,6 +280,68 @@ fn put_at(hashes: Hashes, lines: u32, last: u32) -> u32 {
 /// A table of fewer lines grows as soon as a first bucket is full: its pages are few, and most flows then
 /// lie at home.
 const LINES_EARLY: u32 = 1 << 16;
+
+/// Tries of a flow to find a place in ever larger tables, before it takes one that another flow has: flows that
+/// have not moved yet lie in the lower half of a table that grew, which so may be full in places.
+const GROWTHS_MAX: u32 = 4;
+
+/// Makes room in a bucket by one flow that has not moved since the table was smaller, if there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fiberlb_make_way(bucket: u32, lines: u32) -> u32 {
+    let mut step = 0;
+    while step < WAYS {
+        if fiberlb_move(bucket + step, lines) != 0 {
+            return 1;
+        }
+        step += 1;
+    }
+    0
+}
+
+/// Moves the flow of a line to its home in a table of so many lines, unless that is in the same bucket or full.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fiberlb_move(from: u32, lines: u32) -> u32 {
+    let (Some(old), Some(shape)) = (line_at(from), shape()) else {
+        return 0;
+    };
+    let key = old.key;
+    let home = key.hashes(shape.seed).home(lines);
+    if key.ports == 0 || home / WAYS == from / WAYS {
+        return 0;
+    }
+    let Some(lock) = LOCKS.get_ptr_mut(home / WAYS % LOCKS_MAX) else {
+        return 0;
+    };
+    if !acquire(lock) {
+        return 0;
+    }
+    let moved = move_locked(old, &key, home);
+    release(lock);
+    u32::from(moved)
+}
+
+#[inline(always)]
+fn move_locked(old: &mut Line, key: &FlowKeyV4, home: u32) -> bool {
+    let chosen = choose(key, home);
+    let (at, how) = (chosen as u32, (chosen >> 32) as u32);
+    if how != FREE {
+        return false;
+    }
+    unlink(at);
+    link(at, home, FIRST);
+    let Some(line) = line_at(at) else {
+        return false;
+    };
+    line.flow = old.flow;
+    line.back = old.back;
+    name(line, key);
+    if is(old, key) {
+        free(old);
+    }
+    true
+}
 
 /// Takes a flow out of its line.
 #[inline(always)]
@@ -443,13 +516,19 @@ fn write(entry: &Scratch, at: u32) -> u32 {
     let key = FlowKeyV4::of(&entry.key);
     line.flow = *flow;
     line.back = *back;
+    name(line, &key);
+    at
+}
+
+/// Says whose a line is, when all else of it is written.
+#[inline(always)]
+fn name(line: &mut Line, key: &FlowKeyV4) {
     // SAFETY: plain words; volatile and in this order, so that the flow is whole before it is found.
     unsafe {
         write_volatile(&mut line.key.addrs, key.addrs);
         asm!("");
         write_volatile(&mut line.key.ports, key.ports);
     }
-    at
 }
 
 /// Puts a flow anew that may lie where it was put when the table was smaller. Is called with a packet of

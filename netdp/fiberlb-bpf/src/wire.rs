@@ -5,7 +5,7 @@
 
 use core::mem::size_of;
 
-use aya_ebpf::programs::XdpContext;
+use super::frame::Frame;
 
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -116,7 +116,7 @@ const _: () = assert!(size_of::<Tcp>() == 20);
 
 /// A header at an offset, when the frame holds all of it.
 #[inline(always)]
-pub fn at<'a, T>(ctx: &'a XdpContext, offset: usize) -> Option<&'a mut T> {
+pub fn at<'a, T>(ctx: &'a Frame, offset: usize) -> Option<&'a mut T> {
     let start = ctx.data() + offset;
     if start + size_of::<T>() > ctx.data_end() {
         return None;

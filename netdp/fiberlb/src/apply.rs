@@ -18,7 +18,8 @@ use fiberlb_abi::{
 };
 
 use crate::desired::{
-    Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Vip, VipAt, mapped,
+    Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Proto, SynCookies, Vip,
+    VipAt, mapped,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::maglev;
@@ -380,6 +381,11 @@ fn slot_of(vip: &Vip, mirror: &Mirror) -> Option<u16> {
 
 fn entry(vip: &Vip, ring: &Ring, has_rules: bool, generation: u32) -> Entry {
     let flag = |flag: u16, set: bool| if set { flag } else { 0 };
+    let cookies = match (vip.proto, vip.syn_cookies) {
+        (Proto::Udp, _) | (_, SynCookies::Off) => 0,
+        (_, SynCookies::Auto) => vip_flags::COOKIES_AUTO,
+        (_, SynCookies::Always) => vip_flags::COOKIES_ALWAYS,
+    };
     Entry {
         flags: vip_flags::LIVE
             | flag(vip_flags::SOURCES, has_rules)
@@ -387,7 +393,8 @@ fn entry(vip: &Vip, ring: &Ring, has_rules: bool, generation: u32) -> Entry {
             | flag(vip_flags::QUIC, vip.quic)
             | flag(vip_flags::NO_FLOWS, vip.flows == FlowTable::None)
             | flag(vip_flags::DROP_FRAGMENTS, vip.fragments == Fragments::Drop)
-            | flag(vip_flags::FRAGMENTS, vip.fragments == Fragments::Forward),
+            | flag(vip_flags::FRAGMENTS, vip.fragments == Fragments::Forward)
+            | cookies,
         epoch: 0,
         algorithm: match vip.algorithm {
             Algorithm::FiveTuple => algorithm::FIVE_TUPLE,

@@ -40,6 +40,8 @@ pub struct Vip {
     pub fragments: Fragments,
     /// Whether connection identifiers of QUIC lead to backends.
     pub quic: bool,
+    /// Whether sources of new flows have to prove themselves; of TCP alone.
+    pub syn_cookies: SynCookies,
     /// Its backends, each address and port once.
     pub backends: Vec<Backend>,
 }
@@ -140,6 +142,17 @@ pub enum Fragments {
     /// All pieces go where the hash of their addresses and protocol leads. One VIP of an address and a
     /// protocol may have them.
     Forward,
+}
+
+/// When a source has to prove that it is there before it may begin a flow of TCP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SynCookies {
+    /// While there are too many SYNs (see `KernelTables::set_gate_rate`), or no room for flows.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Off,
 }
 
 /// One backend.
@@ -299,6 +312,9 @@ impl Vip {
         if self.quic && self.proto != Proto::Udp {
             return Err("QUIC is UDP's".into());
         }
+        if self.syn_cookies == SynCookies::Always && self.proto != Proto::Tcp {
+            return Err("SYN cookies are TCP's".into());
+        }
         let mut seen = HashSet::new();
         let mut servers = HashSet::new();
         for backend in &self.backends {
@@ -367,6 +383,7 @@ pub(crate) mod tests {
             flows: FlowTable::Kept,
             fragments: Fragments::Pass,
             quic: false,
+            syn_cookies: SynCookies::Auto,
             backends: backends.iter().map(|addr| backend(addr)).collect(),
         }
     }
@@ -430,6 +447,13 @@ pub(crate) mod tests {
                 "needs DNAT",
             ),
             (Box::new(|vip| vip.quic = true), "QUIC"),
+            (
+                Box::new(|vip| {
+                    vip.proto = Proto::Udp;
+                    vip.syn_cookies = SynCookies::Always;
+                }),
+                "SYN cookies",
+            ),
             (
                 Box::new(|vip| {
                     vip.algorithm = Algorithm::LeastFlows;

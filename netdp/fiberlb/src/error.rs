@@ -66,3 +66,14 @@ impl std::error::Error for Error {
 
 /// What this crate's functions give.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error with what caused it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

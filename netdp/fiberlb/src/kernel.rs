@@ -24,6 +24,7 @@ use fiberlb_abi::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::flows::Flows;
 pub use crate::flows::Sweep;
+use crate::gate::Gates;
 use crate::mapping::{Mapping, put_map};
 use crate::tables::{Mirror, PrefixAt, SourceAt, Tables, is_used};
 
@@ -54,6 +55,7 @@ pub struct KernelTables {
     real_stats: PerCpuArray<MapData, RealStats>,
     events: RingBuf<MapData>,
     tunnel_ends: HashMap<MapData, Addr, u32>,
+    pub(crate) gates: Gates,
 }
 
 /// A ring that is being filled.
@@ -121,6 +123,7 @@ impl KernelTables {
             real_stats: take(ebpf, map::REAL_STATS)?,
             events: take(ebpf, map::EVENTS)?,
             tunnel_ends: take(ebpf, map::TUNNEL_ENDS)?,
+            gates: Gates::take(ebpf)?,
         };
         let found = tables.config()?.layout;
         if found == 0 {
@@ -131,6 +134,7 @@ impl KernelTables {
                 format!("the pinned maps have layout {found}, this version has {LAYOUT}"),
             ));
         }
+        tables.fill_rules()?;
         Ok(tables)
     }
 
@@ -306,7 +310,10 @@ impl KernelTables {
 }
 
 /// Sets the counters of a number that is given out (again) to zero: they are another's from now on.
-fn zero<T: Pod + Default>(counters: &mut PerCpuArray<MapData, T>, at: u16) -> Result<()> {
+pub(crate) fn zero<T: Pod + Default>(
+    counters: &mut PerCpuArray<MapData, T>,
+    at: u16,
+) -> Result<()> {
     let cpus = nr_cpus()
         .map_err(|(what, error)| Error::with(ErrorKind::Kernel, what.to_owned(), error))?;
     let zeros = PerCpuValues::try_from(vec![T::default(); cpus]);
@@ -402,6 +409,7 @@ impl Tables for KernelTables {
         let old = self.vips.get(&u32::from(slot), 0).map_err(failed_read)?;
         if (old.flags ^ vip.flags) & vip.flags & vip_flags::LIVE != 0 {
             zero(&mut self.vip_stats, slot)?;
+            self.gates.zero(slot)?;
         }
         let done = self.vips.set(u32::from(slot), vip, 0);
         done.map_err(failed(format!("cannot write VIP {slot}")))

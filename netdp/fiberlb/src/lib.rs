@@ -1,6 +1,6 @@
 //! FiberLB's layer 4: TCP and UDP to VIPs, forwarded by a program in the kernel (XDP).
 //!
-//! This crate owns the program's tables. [`program`] loads and attaches it, [`desired`] says what the
+//! This crate owns the program's tables. [`program`] loads it, [`attach`] attaches it, [`desired`] says what the
 //! tables should hold, [`apply`] brings them there in bounded parts, [`kernel`] writes and reads them.
 //! [`maglev`] and [`ring`] decide which backend stands in which slot; how the program chooses a slot is
 //! in `fiberlb-abi`, which both sides share.
@@ -18,9 +18,11 @@
 //! It resolves no neighbours, checks no health and opens no sockets.
 
 pub mod apply;
+pub mod attach;
 pub mod desired;
 mod error;
 mod flows;
+mod gate;
 pub mod kernel;
 pub mod maglev;
 mod mapping;
@@ -29,4 +31,4 @@ pub mod program;
 pub mod ring;
 pub mod tables;
 
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, with_causes};

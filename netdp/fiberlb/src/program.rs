@@ -1,16 +1,14 @@
-//! The program in the kernel: loaded, attached, replaced.
+//! The program in the kernel, loaded; [`crate::attach`] puts it before interfaces.
 //!
-//! With a directory of bpffs to pin to, maps and attachments outlive the process. The next one opens the
-//! pinned maps, loads its own program over them and puts it in the place of the old one in one step
-//! (`bpf_link_update`), so no packet meets an interface without a program and no flow is forgotten.
+//! With a directory of bpffs to pin to, maps outlive the process. The next one opens the pinned maps and loads
+//! its own program over them, so no flow is forgotten.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, MapData, PerCpuArray};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
+use aya::programs::links::PinnedLink;
+use aya::programs::{ProgramError, TestRun, TestRunOptions, TestRunResult, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use fiberlb_abi::{Config, LAYOUT, LINES_PER_FLOW, WAYS, map, program};
 
@@ -55,31 +53,20 @@ pub struct Measuring {
     pub received: PerCpuArray<MapData, u64>,
 }
 
-/// How an interface runs a program.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Attached {
-    /// In the driver.
-    Native,
-    /// After the driver, on packets that the stack has already made.
-    Generic,
-    /// As it was: a pinned attachment was taken over.
-    TakenOver,
-}
-
 /// The programs in the kernel. Dropping it detaches what is not pinned.
 #[derive(Debug)]
 pub struct FiberLb {
-    ebpf: Ebpf,
-    pins: Option<PathBuf>,
+    pub(crate) ebpf: Ebpf,
+    pub(crate) pins: Option<PathBuf>,
     /// Attachments that are pinned, by interface: held so that they can be ended.
-    pinned: BTreeMap<u32, PinnedLink>,
+    pub(crate) pinned: BTreeMap<u32, PinnedLink>,
 }
 
 /// 64 GiB.
 const LINES_MAX: u32 = 1 << 30;
 
 /// Names of the maps that are pinned.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 25] = [
     map::VIP_SLOTS,
     map::VIP_PREFIXES,
     map::VIPS,
@@ -99,10 +86,16 @@ pub const MAPS: [&str; 19] = [
     map::REAL_STATS,
     map::EVENTS,
     map::TUNNEL_ENDS,
+    map::PROVED_INSERTS,
+    map::ANSWER_RULES,
+    map::TELLINGS,
+    map::GATES,
+    map::PROVED,
+    map::ANSWER_STATS,
 ];
 
 impl Program {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Balance => program::BALANCE,
             Self::Decapsulate => program::DECAPSULATE,
@@ -170,60 +163,6 @@ impl FiberLb {
         })
     }
 
-    /// Attaches a program to an interface: in the driver, else after it. An attachment that an earlier
-    /// process pinned is taken over, with this program in the place of its own.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Kernel`].
-    pub fn attach(&mut self, program: Program, ifindex: u32) -> Result<Attached> {
-        let pin = self
-            .pins
-            .as_ref()
-            .map(|dir| dir.join(format!("{}-{ifindex}", program.name())));
-        let failed = |error| {
-            let what = format!("cannot attach {} to interface {ifindex}", program.name());
-            Error::with(ErrorKind::Kernel, what, error)
-        };
-        if let Some(pin) = &pin
-            && pin.exists()
-        {
-            let link = take_over(xdp_mut(&mut self.ebpf, program)?, pin)?;
-            self.pinned.insert(ifindex, link);
-            return Ok(Attached::TakenOver);
-        }
-        let xdp = xdp_mut(&mut self.ebpf, program)?;
-        let (link, how) = match xdp.attach_to_if_index(ifindex, XdpMode::Driver) {
-            Ok(link) => (link, Attached::Native),
-            Err(native) => {
-                tracing::info!(ifindex, error = %native, "no XDP in the driver");
-                let link = xdp.attach_to_if_index(ifindex, XdpMode::Skb);
-                (link.map_err(failed)?, Attached::Generic)
-            }
-        };
-        if let Some(pin) = &pin {
-            let link = xdp.take_link(link).map_err(failed)?;
-            self.pinned.insert(ifindex, pin_link(link, pin)?);
-        }
-        Ok(how)
-    }
-
-    /// Ends a pinned attachment.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Kernel`] when the pin cannot be removed.
-    pub fn detach(&mut self, ifindex: u32) -> Result<()> {
-        let Some(link) = self.pinned.remove(&ifindex) else {
-            return Ok(());
-        };
-        let what = format!("cannot remove the pin of interface {ifindex}");
-        let unpinned = link.unpin();
-        unpinned
-            .map(drop)
-            .map_err(|error| Error::with(ErrorKind::Kernel, what, error))
-    }
-
     /// Runs a program on a frame without any interface (`BPF_PROG_TEST_RUN`).
     ///
     /// # Errors
@@ -238,6 +177,16 @@ impl FiberLb {
             .map_err(|error| kernel("it is not XDP's", error))?;
         xdp.test_run(options)
             .map_err(|error| kernel("cannot run a program on a frame", error))
+    }
+
+    /// As [`FiberLb::test_run`], of the load balancer for traffic control.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Kernel`], also when the kernel refuses the program.
+    pub fn test_run_tc(&mut self, options: TestRunOptions<'_>) -> Result<TestRunResult> {
+        let ran = self.tc()?.test_run(options);
+        ran.map_err(|error| kernel("cannot run a program on a frame", error))
     }
 }
 
@@ -281,40 +230,20 @@ fn load_programs(ebpf: &mut Ebpf, programs: &[Program]) -> Result<()> {
     Ok(())
 }
 
-fn missing(program: Program) -> Error {
+pub(crate) fn missing(program: Program) -> Error {
     let what = format!("the object has no program {}", program.name());
     Error::new(ErrorKind::Object, what)
 }
 
-fn kernel(what: &str, error: ProgramError) -> Error {
+pub(crate) fn kernel(what: &str, error: ProgramError) -> Error {
     Error::with(ErrorKind::Kernel, what, error)
 }
 
-fn xdp_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut Xdp> {
+pub(crate) fn xdp_mut(ebpf: &mut Ebpf, program: Program) -> Result<&mut Xdp> {
     let found = ebpf
         .program_mut(program.name())
         .ok_or_else(|| missing(program))?;
     found
         .try_into()
         .map_err(|error| kernel("it is not XDP's", error))
-}
-
-/// Puts a program into a pinned attachment, in the place of the one before.
-fn take_over(xdp: &mut Xdp, pin: &Path) -> Result<PinnedLink> {
-    let what = format!("cannot take over {}", pin.display());
-    let open = || PinnedLink::from_pin(pin);
-    let link = open().map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))?;
-    let link = XdpLink::try_from(FdLink::from(link))
-        .map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))?;
-    xdp.attach_to_link(link)
-        .map_err(|error| Error::with(ErrorKind::Kernel, &*what, error))?;
-    open().map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))
-}
-
-fn pin_link(link: XdpLink, pin: &Path) -> Result<PinnedLink> {
-    let what = format!("cannot pin {}", pin.display());
-    let link =
-        FdLink::try_from(link).map_err(|error| Error::with(ErrorKind::Pinned, &*what, error))?;
-    link.pin(pin)
-        .map_err(|error| Error::with(ErrorKind::Pinned, what, error))
 }

@@ -8,7 +8,7 @@ use aya::programs::{TestRunAttrs, TestRunOptions};
 use fiberlb::apply::{Apply, SLICE};
 use fiberlb::desired::{
     Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Prefix, Proto, RingSize,
-    Sources, Vip, VipAt, mapped,
+    Sources, SynCookies, Vip, VipAt, mapped,
 };
 use fiberlb::kernel::{KernelTables, Sweep};
 use fiberlb::object;
@@ -97,6 +97,7 @@ fn vip(shape: Shape, hop: Hop) -> Vip {
         flows: shape.flows,
         fragments: Fragments::Forward,
         quic: false,
+        syn_cookies: SynCookies::Auto,
         backends: backends.collect(),
     }
 }

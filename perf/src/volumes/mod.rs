@@ -188,6 +188,12 @@ impl<'a> Bench<'a> {
                     let at = first + (round + turn) % count;
                     let window = Duration::from_secs(self.args.seconds);
                     let (cpu, p50) = self.window(at, window)?;
+                    let (cell, by) = (CELLS[self.series[at].cell].name, self.series[at].contender);
+                    let cpu_us = cpu.unwrap_or_default();
+                    eprintln!(
+                        "{cell} by {}: {cpu_us:.2} us CPU/op, p50 {p50:.1} us",
+                        by.name()
+                    );
                     self.series[at].cpu.extend(cpu);
                     self.series[at].p50.push(p50);
                 }

@@ -8,8 +8,8 @@ use engine::GuestList;
 use engine::sync::Notify;
 use futures_util::future::select;
 use shards::block::{BlockDevice, BlockError, EXTENTS_MAX, Extent, Geometry};
+use xts::Cipher;
 
-use crate::cipher::Cipher;
 use crate::data::Coding;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, CLUSTER};

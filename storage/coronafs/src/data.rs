@@ -5,6 +5,8 @@
 //! write that is dropped in flight, poisons the partition; a guest's memory that cannot be read does not. The file grows by allocated
 //! space, so that a full disk is met before a write is. It does not know volumes.
 
+mod opening;
+
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
@@ -16,18 +18,12 @@ use engine::fs::{File, OpenOptions};
 use engine::sync::{Notify, Semaphore, SemaphorePermit};
 use engine::{DmaBuf, GuestList};
 use segment_log::durable::{FlushGate, Poison, is_full};
+use xts::Cipher;
 
-use crate::cipher::Cipher;
 use crate::error::VolumeError;
 use crate::map::CLUSTER;
 use crate::space::{Epoch, Layer, Space};
 
-/// The smallest unit of what a guest reads and writes, in bytes: a sector of most disks.
-const SECTOR: u32 = 512;
-/// The unit where a disk's sectors are larger.
-const LARGE_SECTOR: u32 = 4096;
-/// What the file holds by which the disk is tried.
-const PROBE: u8 = 0x5a;
 /// How the bytes of a volume are on disk.
 #[derive(Clone, Copy)]
 pub(crate) struct Coding<'a> {
@@ -44,14 +40,13 @@ const BOUNCERS_MAX: usize = 65_536;
 const BUF_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of a bounce buffer.
 pub(crate) const BOUNCE: u64 = 256 << 10;
+/// Bytes that are copied and encrypted in one go, as they stay in the CPU's nearest cache.
+const NEAR: usize = 8 << 10;
 /// Clusters that are given space at once: 4 MiB.
 const BACK_CLUSTERS_MAX: u32 = 64;
 /// Free clusters in a row whose space is given back: 1 to 64 MiB.
 const HOLE_CLUSTERS_MIN: u32 = 16;
 const HOLE_CLUSTERS_MAX: u32 = 1024;
-/// How long a process that is ending may take.
-const LOCK_WAIT: Duration = Duration::from_mins(1);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// Those that may wait for the file to grow.
 const GROWERS_MAX: usize = 65_536;
 
@@ -180,7 +175,7 @@ impl DataFile {
         };
         let file = File::open(path, options).await;
         let file = file.map_err(|e| VolumeError::internal("cannot open the data file", &e))?;
-        lock(&file).await?;
+        opening::lock(&file).await?;
         let mut space = Space::new();
         let clusters = u32::try_from(file.opened_len() / CLUSTER).unwrap_or(u32::MAX);
         space.grow(clusters, false);
@@ -191,7 +186,7 @@ impl DataFile {
             growing: Semaphore::new(1, GROWERS_MAX),
             grow_bytes,
             space: RefCell::new(space),
-            sector: probe(path).await?,
+            sector: opening::probe(path).await?,
             freed: Notify::default(),
             bouncing: Semaphore::new(BOUNCES_BYTES_MAX, BOUNCERS_MAX),
             bounces: Cell::new(0),
@@ -227,11 +222,20 @@ impl DataFile {
                 let other = full.then(|| self.space.borrow_mut().take_backed(layer));
                 return other.flatten().ok_or(error);
             }
-            let _turn = self.growing.acquire(1).await?;
-            if self.space.borrow().free_count() == 0 {
-                self.grow().await?;
-            }
+            self.grow_past(0).await?;
         }
+    }
+
+    /// Grows the file unless it has more free clusters than these.
+    ///
+    /// # Errors
+    /// `Full`, `Busy`, `Internal`.
+    pub(crate) async fn grow_past(&self, free: u64) -> Result<(), VolumeError> {
+        let _turn = self.growing.acquire(1).await?;
+        if self.space.borrow().free_count() <= free {
+            self.grow().await?;
+        }
+        Ok(())
     }
 
     /// Gives a taken cluster space on the disk, and those behind it that may want some.
@@ -379,11 +383,13 @@ impl DataFile {
             let len = BOUNCE.min(into.len() - at);
             let buf = take_buf(len).await?;
             let mut buf = self.read_buf(buf, place + at).await?;
-            if let Some(coding) = coding {
-                coding.cipher.decrypt(coding.place + at, &mut buf);
+            for part in buf.chunks_mut(NEAR) {
+                if let Some(coding) = coding {
+                    coding.cipher.decrypt(coding.place + at, part);
+                }
+                into.copy_in(at, part).map_err(|e| bad_memory(&e))?;
+                at += part.len() as u64;
             }
-            into.copy_in(at, &buf).map_err(|e| bad_memory(&e))?;
-            at += len;
         }
         Ok(())
     }
@@ -418,9 +424,12 @@ impl DataFile {
             while at < from.len() {
                 let len = BOUNCE.min(from.len() - at);
                 let mut buf = take_buf(len).await?;
-                from.copy_out(at, &mut buf).map_err(|e| bad_memory(&e))?;
-                if let Some(coding) = coding {
-                    coding.cipher.encrypt(coding.place + at, &mut buf);
+                for (number, part) in buf.chunks_mut(NEAR).enumerate() {
+                    let at = at + (number * NEAR) as u64;
+                    from.copy_out(at, part).map_err(|e| bad_memory(&e))?;
+                    if let Some(coding) = coding {
+                        coding.cipher.encrypt(coding.place + at, part);
+                    }
                 }
                 self.write_buf(buf, place + at).await?;
                 at += len;
@@ -503,59 +512,6 @@ impl DataFile {
 pub(crate) async fn take_buf(bytes: u64) -> Result<DmaBuf, VolumeError> {
     let deadline = engine::now() + BUF_WAIT;
     Ok(engine::take_buf_until(bytes as usize, deadline).await?)
-}
-
-/// Waits until nobody else has the file. A process that was killed has it until the kernel has ended the
-/// last operation of its rings, whose tables of files refer to it: none of them, of the log neither, may
-/// meet what is written from here on.
-async fn lock(file: &File) -> Result<(), VolumeError> {
-    let deadline = engine::now() + LOCK_WAIT;
-    loop {
-        match file.lock().await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && engine::now() < deadline => {
-                engine::sleep(LOCK_RETRY).await;
-            }
-            Err(error) => {
-                return Err(VolumeError::internal(
-                    "the data file is in use by another process",
-                    &error,
-                ));
-            }
-            Ok(()) => return Ok(()),
-        }
-    }
-}
-
-/// Finds out what the disk takes, by a file beside the data file. It stays, as a full disk has no space
-/// for another; what it holds says that it was written, and so lies on the disk: what a file system
-/// only promised may be read in any unit.
-async fn probe(path: &Path) -> Result<u32, VolumeError> {
-    let path = path.with_file_name("probe");
-    let failed = |error: &io::Error| VolumeError::internal("cannot try the disk", error);
-    let options = OpenOptions {
-        write: true,
-        create: true,
-        direct: true,
-        ..OpenOptions::default()
-    };
-    let file = File::open(&path, options).await.map_err(|e| failed(&e))?;
-    let buf = engine::take_buf(LARGE_SECTOR as usize)?;
-    let (read, slice) = file.read_at(buf.slice(0..LARGE_SECTOR as usize), 0).await;
-    let read = read.map_err(|e| failed(&e))?;
-    let mut buf = slice.into_inner();
-    if read != buf.len() || buf.iter().any(|byte| *byte != PROBE) {
-        buf.fill(PROBE);
-        let (wrote, written) = file.write_at(buf, 0).await;
-        wrote.map_err(|e| failed(&e))?;
-        file.datasync().await.map_err(|e| failed(&e))?;
-        buf = written;
-    }
-    let part = buf.slice(0..SECTOR as usize);
-    match file.read_at(part, u64::from(SECTOR)).await.0 {
-        Ok(_) => Ok(SECTOR),
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(LARGE_SECTOR),
-        Err(error) => Err(failed(&error)),
-    }
 }
 
 fn whole(read: usize, len: u64, place: u64) -> Result<(), VolumeError> {

@@ -27,9 +27,9 @@ use aes_kw::cipher::KeyInit;
 use engine::fs::{File, OpenOptions};
 use segment_log::bytes::Writer;
 use segment_log::durable::{Poison, is_full};
+use xts::{Cipher, KeyBytes};
 use zeroize::Zeroizing;
 
-use crate::cipher::{Cipher, KeyBytes};
 use crate::error::VolumeError;
 use crate::types::KeyId;
 

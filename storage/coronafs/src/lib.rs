@@ -23,7 +23,6 @@
 
 mod attach;
 mod checkpoint;
-mod cipher;
 mod config;
 mod data;
 mod error;
@@ -37,6 +36,7 @@ mod ops;
 mod partition;
 mod record;
 mod recovery;
+mod runs;
 mod scrub;
 mod shard;
 mod shares;

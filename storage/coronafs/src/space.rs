@@ -11,12 +11,16 @@
 //!   written again.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use crate::error::VolumeError;
 
 /// A layer: what a volume wrote since its newest snapshot. Numbers are of this life only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Layer(pub(crate) u32);
+
+/// Words of the free clusters' bits that a search for a run looks at: 2 GiB of the file.
+const RUN_WORDS_MAX: usize = 512;
 
 /// Nobody's.
 const NO_LAYER: Layer = Layer(0);
@@ -199,6 +203,52 @@ impl Space {
         Some(cluster)
     }
 
+    /// Takes free clusters side by side that have space on the disk for certain: at least two and at most
+    /// `most` of them, behind `near` if they can be had. Not all of a large file is searched.
+    pub(crate) fn take_run(
+        &mut self,
+        near: Option<u32>,
+        most: u32,
+        layer: Layer,
+    ) -> Option<Range<u32>> {
+        let most = most.min(64);
+        let sizes = std::iter::successors(Some(most), |size| Some(size / 2));
+        let mut sizes = sizes.take_while(|size| *size >= 2);
+        let run = sizes.find_map(|size| {
+            let behind = near.map(|near| near + 1..near + 1 + size);
+            let behind = behind.filter(|run| run.clone().all(|one| self.is_ready(one)));
+            behind.or_else(|| self.find_run(size))
+        })?;
+        for cluster in run.clone() {
+            self.give_out(cluster, layer);
+        }
+        Some(run)
+    }
+
+    /// Whether a cluster is free and has space for certain.
+    fn is_ready(&self, cluster: u32) -> bool {
+        self.free.has(cluster) && self.backed.has(cluster)
+    }
+
+    /// The next `size` clusters side by side, inside of one word, that are free and have space.
+    fn find_run(&self, size: u32) -> Option<Range<u32>> {
+        let words = self.free.0.len().min(self.backed.0.len());
+        let start = self.cursor as usize / 64;
+        (0..words.min(RUN_WORDS_MAX)).find_map(|step| {
+            let at = (start + step) % words;
+            // A bit stays while as many as `have` from it on are set.
+            let mut word = self.free.0[at] & self.backed.0[at];
+            let mut have = 1;
+            while have < size && word != 0 {
+                let more = have.min(size - have);
+                word &= word >> more;
+                have += more;
+            }
+            let first = at as u32 * 64 + word.trailing_zeros();
+            (word != 0).then_some(first..first + size)
+        })
+    }
+
     fn give_out(&mut self, cluster: u32, layer: Layer) {
         self.free.set(cluster, false);
         self.free_count -= 1;
@@ -226,7 +276,7 @@ impl Space {
     }
 
     /// Clusters were given space on the disk.
-    pub(crate) fn back(&mut self, clusters: std::ops::Range<u32>) {
+    pub(crate) fn back(&mut self, clusters: Range<u32>) {
         for cluster in clusters {
             self.backed.set(cluster, true);
             self.no_hole(cluster);
@@ -240,12 +290,7 @@ impl Space {
 
     /// A run of at least `min` free clusters that may have space on the disk, from `from` on, at most
     /// `max` of them. They are taken until [`Space::end_hole`].
-    pub(crate) fn begin_hole(
-        &mut self,
-        from: u32,
-        min: u32,
-        max: u32,
-    ) -> Option<std::ops::Range<u32>> {
+    pub(crate) fn begin_hole(&mut self, from: u32, min: u32, max: u32) -> Option<Range<u32>> {
         let solid = |cluster: u32| self.free.has(cluster) && !self.holes.has(cluster);
         let mut start = from;
         while start < self.count() {
@@ -267,7 +312,7 @@ impl Space {
     }
 
     /// The run is free again, and holes when its space was given back. One that was not may still be.
-    pub(crate) fn end_hole(&mut self, run: std::ops::Range<u32>, done: bool) {
+    pub(crate) fn end_hole(&mut self, run: Range<u32>, done: bool) {
         self.free_count += run.len() as u64;
         self.hole_count += if done { run.len() as u64 } else { 0 };
         for cluster in run {

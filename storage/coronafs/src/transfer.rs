@@ -1,9 +1,10 @@
 //! Reading, writing and freeing ranges of a volume.
 //!
 //! A read of what lies in one piece, and a write of what the volume's layer has there in one piece, is
-//! one operation of the kernel. Any other write goes cluster by cluster, into the cluster that the
-//! layer owns there or a new one, and is mapped when it has completed. A block that is not whole in
-//! the write, and not there yet, is filled up with what it held before, through a buffer.
+//! one operation of the kernel. Of any other write, whole clusters go as [`crate::runs`] says; the rest goes
+//! cluster by cluster, into the cluster that the layer owns there or a new one. All of it is mapped when it
+//! has completed. A block that is not whole in the write, and not there yet, is filled up with what it held
+//! before, through a buffer.
 
 use engine::GuestList;
 use futures_util::future::join_all;
@@ -13,6 +14,7 @@ use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
 use crate::partition::For;
+use crate::space::Space;
 use crate::unflushed::{ENTRIES_MAX, Room};
 use crate::volume::Run;
 
@@ -57,7 +59,7 @@ impl Span {
         mask(self.start / BLOCK, self.end.div_ceil(BLOCK))
     }
 
-    fn parts(offset: u64, len: u64) -> impl Iterator<Item = Span> + Clone {
+    pub(crate) fn parts(offset: u64, len: u64) -> impl Iterator<Item = Span> + Clone {
         let end = offset + len;
         let clusters = offset / CLUSTER..end.div_ceil(CLUSTER);
         clusters.map(move |index| Span {
@@ -175,19 +177,14 @@ impl Attachment {
                 self.volume.note_done();
                 return outcome;
             }
-            let parts = Span::parts(offset, from.len());
-            let entries = parts.clone().count() * SPAN_ENTRIES;
+            let entries = Span::parts(offset, from.len()).count() * SPAN_ENTRIES;
             let Some(room_now) = room.take().or_else(|| self.inner.try_room(entries)) else {
                 using.end();
                 drop(pass);
                 room = Some(self.inner.room(entries, For::Space).await?);
                 continue;
             };
-            let writes = parts.map(|span| {
-                let at = span.index * CLUSTER + span.start - offset;
-                self.write_span(&room_now, span, Source::Guest(&from, at))
-            });
-            let outcome = first_error(join_all(writes).await);
+            let outcome = self.write_parts(&room_now, offset, &from).await;
             using.end();
             self.volume.note_done();
             drop((pass, room_now));
@@ -226,7 +223,7 @@ impl Attachment {
     }
 
     /// Writes a range inside of one cluster, and maps it.
-    async fn write_span(
+    pub(crate) async fn write_span(
         &self,
         room: &Room<'_>,
         span: Span,
@@ -235,9 +232,18 @@ impl Attachment {
         if self.volume.summed {
             return self.write_summed(room, span, source).await;
         }
-        let data = &self.inner.data;
-        let volume = &self.volume;
-        let _lock = volume.locks.lock(span.index).await;
+        let _lock = self.volume.locks.lock(span.index).await;
+        self.write_locked(room, span, source).await
+    }
+
+    /// The same, by whoever has the slot's lock.
+    pub(crate) async fn write_locked(
+        &self,
+        room: &Room<'_>,
+        span: Span,
+        source: Source<'_>,
+    ) -> Result<(), VolumeError> {
+        let (data, volume) = (&self.inner.data, &self.volume);
         let own = volume.own_piece(&data.space.borrow(), span.index);
         let piece = match own {
             Some(piece) => piece,
@@ -254,15 +260,27 @@ impl Attachment {
         };
         let wrote = wrote.await;
         let mut space = data.space.borrow_mut();
-        match wrote {
-            Ok(()) => {
-                volume.map_blocks(&mut space, room, span.index, piece.cluster, span.blocks());
-            }
-            Err(_) if volume.refers_to(span.index, piece.cluster) => {}
-            // Nobody has seen it.
-            Err(_) => space.end([piece.cluster]),
-        }
+        let blocks = (span.index, span.blocks());
+        self.map_written(&mut space, room, blocks, piece.cluster, &wrote);
         wrote
+    }
+
+    /// Blocks of a slot were written into a cluster of the layer's, or not: they lie there from now on, or the
+    /// cluster is free again if it was taken for them. The caller has the slot's lock.
+    pub(crate) fn map_written(
+        &self,
+        space: &mut Space,
+        room: &Room<'_>,
+        (index, blocks): (u64, u16),
+        cluster: u32,
+        wrote: &Result<(), VolumeError>,
+    ) {
+        match wrote {
+            Ok(()) => self.volume.map_blocks(space, room, index, cluster, blocks),
+            Err(_) if self.volume.refers_to(index, cluster) => {}
+            // Nobody has seen it.
+            Err(_) => space.end([cluster]),
+        }
     }
 
     /// When the slot lies in too many pieces, moves what the write does not cover into its own.

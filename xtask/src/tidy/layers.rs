@@ -11,8 +11,9 @@ use toml::{Table, Value};
 use super::tree::{Finding, SourceFile, Tree};
 
 /// Edges between crates of one rank-3 area: (from, to).
-const SIBLINGS: [(&str, &str); 5] = [
+const SIBLINGS: [(&str, &str); 6] = [
     ("coronafs", "segment-log"),
+    ("coronafs", "xts"),
     ("fiberlb", "fiberlb-abi"),
     ("fiberlb-bpf", "fiberlb-abi"),
     ("lightningstor", "segment-log"),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use control_kit::link::Link;
+use fiberlb::with_causes;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -21,7 +22,6 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::attach::shown;
 use crate::spec::{CheckKind, Tls};
 
 /// Asks one backend.
@@ -96,7 +96,7 @@ impl Asker {
     }
 
     async fn http(&self, link: Link, path: &str) -> Result<u16, String> {
-        let failed = |error: hyper::Error| format!("HTTP: {}", shown(&error));
+        let failed = |error: hyper::Error| format!("HTTP: {}", with_causes(&error));
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(link)).await.map_err(failed)?;
         let request = hyper::Request::get(path)
@@ -133,7 +133,7 @@ impl Asker {
             std::future::ready(link)
         });
         let channel = endpoint.connect_with_connector(connector).await;
-        let channel = channel.map_err(|error| format!("gRPC: {}", shown(&error)))?;
+        let channel = channel.map_err(|error| format!("gRPC: {}", with_causes(&error)))?;
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };

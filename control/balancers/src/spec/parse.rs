@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use fiberlb::desired::{
     self, Algorithm, BackendState, Desired, FlowTable, Fragments, Mode, Prefix, Proto, RingSize,
-    Sources, Vip, VipAt,
+    Sources, SynCookies, Vip, VipAt,
 };
 use fiberlb_api::v1;
 
@@ -294,6 +294,7 @@ pub(crate) fn vip_of(listener: &Listener, pool: &Pool) -> Vip {
         flows: listener.flows,
         fragments: listener.fragments,
         quic: listener.quic,
+        syn_cookies: listener.syn_cookies,
         backends: backends.collect(),
     }
 }
@@ -332,6 +333,11 @@ const FRAGMENTS: [(&str, Fragments); 3] = [
 ];
 const FLOWS: [(&str, FlowTable); 2] = [("kept", FlowTable::Kept), ("none", FlowTable::None)];
 const RINGS: [(&str, RingSize); 2] = [("large", RingSize::Large), ("small", RingSize::Small)];
+const SYN_COOKIES: [(&str, SynCookies); 3] = [
+    ("auto", SynCookies::Auto),
+    ("always", SynCookies::Always),
+    ("off", SynCookies::Off),
+];
 const ADMIN: [(&str, Admin); 3] = [
     ("up", Admin::Up),
     ("drain", Admin::Drain),
@@ -383,6 +389,8 @@ fn parse_listener(
     let fragments = word(&written.fragments, &FRAGMENTS);
     let fragments = faults.take("fragments", fragments, Fragments::Pass);
     let ring = faults.take("ring", word(&written.ring, &RINGS), RingSize::Large);
+    let cookies = word(&written.syn_cookies, &SYN_COOKIES);
+    let syn_cookies = faults.take("syn_cookies", cookies, SynCookies::Auto);
     let sources = sources(faults, written.sources.as_ref());
     Some(Listener {
         name: written.name.clone(),
@@ -396,6 +404,7 @@ fn parse_listener(
         fragments,
         quic: written.quic,
         ring,
+        syn_cookies,
     })
 }
 

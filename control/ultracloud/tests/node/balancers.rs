@@ -130,11 +130,16 @@ impl Lab {
 
     /// Starts the node within the router.
     fn node(&self) -> Node {
+        self.node_with("")
+    }
+
+    /// The same with more lines of FiberLB's config.
+    fn node_with(&self, lines: &str) -> Node {
         let config = self.dir.path().join("node.toml");
         let pins = self.dir.path().join("bpf/fiberlb");
         let text = format!(
             "roles = [\"lightningstor\", \"fiberlb\"]\n[shards]\ncount = 1\npool_mib = 16\n[fiberlb]\n\
-             interfaces = [\"to-1\", \"to-2\", \"to-3\", \"to-4\"]\npin_dir = \"{}\"\n",
+             interfaces = [\"to-1\", \"to-2\", \"to-3\", \"to-4\"]\npin_dir = \"{}\"\n{lines}",
             pins.display()
         );
         std::fs::write(&config, text).unwrap();
@@ -362,5 +367,68 @@ fn a_dead_backend_is_seen_and_packets_are_explained() {
     lab.done(&node, "DELETE", "/v1/load-balancers/web", &Value::Null);
     let explained = lab.done(&node, "GET", path, &Value::Null);
     assert_eq!(explained["verdict"], "no-vip", "{explained}");
+    node.drain();
+}
+
+#[test]
+fn sources_prove_themselves_and_traffic_control_refuses_what_needs_xdp() {
+    let lab = Lab::new();
+    let _servers: Vec<Piped> = (2..=4).map(|machine| lab.server(machine)).collect();
+    let all = "/v1/load-balancers";
+    let with = |field: &str, value: &str| {
+        let mut document = document();
+        document["balancers"][0]["listeners"][0][field] = value.into();
+        document
+    };
+    let status = |node: &Node| {
+        let path = "/v1/load-balancer-status?name=web";
+        lab.done(node, "GET", path, &Value::Null)
+    };
+    let node = lab.node();
+    lab.done(&node, "PUT", all, &with("syn_cookies", "always"));
+    lab.wait_for(&node, ["up", "up", "up"]);
+    assert_eq!(lab.answers(30), ["b2", "b3", "b4"]);
+    let running = status(&node);
+    let listener = &running["balancers"][0]["listeners"][0];
+    assert_eq!(listener["syn_cookies"], "always", "{running}");
+    assert_eq!(listener["cookies_proved"], 1, "{running}");
+    assert_eq!(running["interfaces"][0]["attached"], "native", "{running}");
+    let metrics = lab
+        .router
+        .run(&format!("curl -s -S http://{}/metrics", node.admin));
+    let counted =
+        "uc_fiberlb_vip_proved_sources_total{owner=\"root\",balancer=\"web\",listener=\"http\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
+    lab.done(&node, "PUT", all, &document());
+    node.drain();
+
+    let node = lab.node_with("attach = \"tc\"\n");
+    lab.wait_for(&node, ["up", "up", "up"]);
+    let interfaces = status(&node)["interfaces"].clone();
+    let interfaces = interfaces.as_array().unwrap();
+    assert!(
+        interfaces.iter().all(|one| one["attached"] == "tc"),
+        "{interfaces:?}"
+    );
+    assert_eq!(lab.answers(30), ["b2", "b3", "b4"]);
+    for document in [with("syn_cookies", "always"), {
+        let mut tunnels = with("mode", "ipip");
+        for backend in tunnels["balancers"][0]["pools"][0]["backends"]
+            .as_array_mut()
+            .unwrap()
+        {
+            backend["port"] = 0.into();
+        }
+        tunnels
+    }] {
+        let (code, refused) = lab.call(&node, "PUT", all, &document);
+        let said = refused["error"]["message"].as_str().unwrap();
+        assert_eq!(code, 400, "{refused}");
+        assert!(said.starts_with("balancers[0].listeners[0]: "), "{said}");
+        assert!(
+            said.contains("needs XDP, and interface to-1 is attached by tc"),
+            "{said}"
+        );
+    }
     node.drain();
 }

@@ -62,7 +62,10 @@ pub fn xdp(host: &Host, has_af_xdp: bool) -> Check {
     }
     let modes = modes(host);
     if missing.is_empty() {
-        return Check::ok("xdp", format!("possible: {modes}; no program was loaded"));
+        return Check::ok(
+            "xdp",
+            format!("possible: {modes}, else tc; no program was loaded"),
+        );
     }
     let next = "FiberLB needs it, as PrismNet will; give the unit the rights, or take a \
                 distribution's kernel";
@@ -125,7 +128,7 @@ mod tests {
         assert_eq!(good.state, State::Ok);
         assert_eq!(
             good.found,
-            "possible: generic on eth1 (e1000), native on eth0 (virtio_net); no program was loaded"
+            "possible: generic on eth1 (e1000), native on eth0 (virtio_net), else tc; no program was loaded"
         );
         let bad = xdp(&host, false);
         assert_eq!(bad.state, State::Warn);

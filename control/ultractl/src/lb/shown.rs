@@ -105,12 +105,34 @@ fn listener(text: &mut String, listener: &v1::ListenerStatus) {
         listener.no_backend,
         listener.dropped,
     );
+    answers(text, listener);
     let rows: Vec<Vec<String>> = listener.backends.iter().map(backend_row).collect();
     let heads = [
         "BACKEND", "ADDRESS", "STATE", "HEALTH", "WEIGHT", "OPEN", "FLOWS", "PACKETS", "HOP", "WHY",
     ];
     for line in table(&heads, &rows).lines() {
         let _ = writeln!(text, "    {line}");
+    }
+}
+
+/// What the program answered itself.
+fn answers(text: &mut String, listener: &v1::ListenerStatus) {
+    if !listener.syn_cookies.is_empty() {
+        let _ = writeln!(
+            text,
+            "    SYN cookies {}: {} sent, {} sources proved, {} wrong",
+            listener.syn_cookies,
+            listener.cookies_sent,
+            listener.cookies_proved,
+            listener.cookies_wrong,
+        );
+    }
+    let (told, dropped) = (listener.too_big_told, listener.too_big_dropped);
+    if told + dropped > 0 {
+        let _ = writeln!(
+            text,
+            "    too big for the tunnel: {told} packets whose sender was told, {dropped} that were dropped"
+        );
     }
 }
 

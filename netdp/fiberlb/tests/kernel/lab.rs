@@ -4,7 +4,7 @@ use aya::programs::TestRunOptions;
 use fiberlb::apply::Apply;
 use fiberlb::desired::{
     Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Proto, RingSize,
-    Sources, Vip, VipAt,
+    Sources, SynCookies, Vip, VipAt,
 };
 use fiberlb::kernel::KernelTables;
 use fiberlb::program::{FiberLb, Options, Program};
@@ -46,8 +46,8 @@ impl Lab {
             flows_max,
             pins: None,
         };
-        let (lb, tables) =
-            FiberLb::load(&object, &options).unwrap_or_else(|error| panic!("{}", shown(&error)));
+        let (lb, tables) = FiberLb::load(&object, &options)
+            .unwrap_or_else(|error| panic!("{}", fiberlb::with_causes(&error)));
         let mirror = tables.read().unwrap();
         assert_eq!(mirror, Mirror::default());
         let mut lab = Self {
@@ -112,14 +112,27 @@ impl Lab {
         (verdict, out)
     }
 
-    pub fn send(&self, text: &str) -> (&'static str, Vec<u8>) {
-        self.run(Program::Balance, &frame::build(text))
-    }
-
-    pub fn check(&self, program: Program, cases: &[Case]) {
+    /// As [`Lab::check`] for the program of traffic control, to which `redirect` is what XDP's `tx` is too.
+    pub fn check_tc(&mut self, cases: &[Case]) {
         for case in cases {
             let input = frame::build(case.input);
-            let (verdict, got) = self.run(program, &input);
+            let mut got = vec![0; input.len() + 128];
+            let options = TestRunOptions {
+                data_in: Some(&input),
+                data_out: Some(&mut got),
+                ..TestRunOptions::default()
+            };
+            let result = self
+                .lb
+                .test_run_tc(options)
+                .unwrap_or_else(|error| panic!("{}", fiberlb::with_causes(&error)));
+            got.truncate(result.data_size_out as usize);
+            let verdict = match result.return_value.cast_signed() {
+                -1 => "pass",
+                2 => "drop",
+                7 => "redirect",
+                other => panic!("verdict {other}"),
+            };
             assert_eq!(verdict, case.verdict, "{}", case.name);
             let wanted = match case.output {
                 "" => input,
@@ -128,6 +141,41 @@ impl Lab {
             let difference = frame::difference(&got, &wanted);
             assert!(got == wanted, "{}: {difference}", case.name);
         }
+    }
+
+    pub fn send(&self, text: &str) -> (&'static str, Vec<u8>) {
+        self.run(Program::Balance, &frame::build(text))
+    }
+
+    pub fn check(&self, program: Program, cases: &[Case]) {
+        for case in cases {
+            let Case {
+                name,
+                input,
+                verdict,
+                output,
+            } = *case;
+            self.check_one(program, (name, input), verdict, output);
+        }
+    }
+
+    /// One case, for tables that are computed.
+    pub fn check_one(
+        &self,
+        program: Program,
+        (name, input): (&str, &str),
+        verdict: &str,
+        output: &str,
+    ) {
+        let input = frame::build(input);
+        let (got_verdict, got) = self.run(program, &input);
+        assert_eq!(got_verdict, verdict, "{name}");
+        let wanted = match output {
+            "" => input,
+            text => frame::build(text),
+        };
+        let difference = frame::difference(&got, &wanted);
+        assert!(got == wanted, "{name}: {difference}");
     }
 
     /// Which of the machines named in frames a packet went to.
@@ -140,17 +188,6 @@ impl Lab {
         let found = names.iter().find(|name| frame::mac(name) == out[..6]);
         (*found.unwrap()).to_owned()
     }
-}
-
-/// An error with its causes.
-pub fn shown(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A backend on the far side of another interface, under the MAC address of a name.
@@ -177,6 +214,7 @@ pub fn vip(proto: Proto, addr: &str, port: u16, mode: Mode, backends: Vec<Backen
         flows: FlowTable::Kept,
         fragments: Fragments::Pass,
         quic: false,
+        syn_cookies: SynCookies::Auto,
         backends,
     }
 }

@@ -6,11 +6,15 @@
 
 mod direct;
 mod dnat;
+mod flood;
 mod flows;
 mod frame;
+mod gate;
 mod icmp;
 mod lab;
 mod net;
 mod network;
 mod policy;
 mod table;
+mod tc;
+mod too_big;

@@ -93,7 +93,7 @@ impl Machine {
     }
 
     /// MAC addresses here and there.
-    fn macs(&self) -> [[u8; 6]; 2] {
+    pub fn macs(&self) -> [[u8; 6]; 2] {
         [[2, 0, 0, 0, self.number, 1], [2, 0, 0, 0, self.number, 2]]
     }
 
@@ -182,6 +182,16 @@ fn answer(stream: &TcpStream, name: &str) {
 pub struct Client(BufReader<TcpStream>);
 
 impl Client {
+    /// Asks with so many bytes more in the request.
+    pub fn ask_with(&mut self, more: usize) -> String {
+        let padding = format!("X-Padding: {}\r\n", "x".repeat(more));
+        let stream = self.0.get_mut();
+        stream
+            .write_all(padding.as_bytes())
+            .expect("it is connected");
+        self.ask()
+    }
+
     /// Who answers.
     pub fn ask(&mut self) -> String {
         let request = b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n";

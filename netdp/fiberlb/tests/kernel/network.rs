@@ -2,43 +2,60 @@
 //! connections that stay open through rings, drains and restarts.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::lab::{shown, vip};
+use crate::lab::vip;
 use crate::net::{Machine, become_router, run};
 use fiberlb::apply::Apply;
+use fiberlb::attach::{AttachMode, Attached};
 use fiberlb::desired::{Backend, BackendState, Desired, Mode, Proto, Vip, mapped};
 use fiberlb::kernel::KernelTables;
-use fiberlb::program::{Attached, FiberLb, Options, Program};
+use fiberlb::program::{FiberLb, Options, Program};
 use fiberlb::tables::Mirror;
 use fiberlb_abi::Config;
 
-struct Running {
-    lb: FiberLb,
-    tables: KernelTables,
+pub struct Running {
+    pins: PathBuf,
+    pub lb: FiberLb,
+    pub tables: KernelTables,
     mirror: Mirror,
 }
 
-fn start(pins: &Path) -> Running {
+pub fn start(pins: &Path) -> Running {
     let object = fiberlb::object::read(None).unwrap_or_else(|error| panic!("{error}"));
     let options = Options {
         flows_max: 4096,
         pins: Some(pins.to_owned()),
     };
-    let (lb, tables) =
-        FiberLb::load(&object, &options).unwrap_or_else(|error| panic!("{}", shown(&error)));
+    let (lb, tables) = FiberLb::load(&object, &options)
+        .unwrap_or_else(|error| panic!("{}", fiberlb::with_causes(&error)));
     let mirror = tables.read().unwrap();
-    Running { lb, tables, mirror }
+    Running {
+        pins: pins.to_owned(),
+        lb,
+        tables,
+        mirror,
+    }
 }
 
 impl Running {
-    fn attach(&mut self, machines: &[&Machine]) -> Vec<Attached> {
-        let attach = |machine: &&Machine| self.lb.attach(Program::Balance, machine.ifindex());
-        let attached = machines.iter().map(attach).collect::<Result<_, _>>();
-        attached.unwrap_or_else(|error| panic!("{}", shown(&error)))
+    /// Where it pins what it attaches.
+    pub fn pins(&self) -> &Path {
+        &self.pins
     }
 
-    fn apply(&mut self, vips: Vec<Vip>) {
+    pub fn attach(&mut self, machines: &[&Machine]) -> Vec<Attached> {
+        self.attach_as(machines, AttachMode::Auto)
+    }
+
+    pub fn attach_as(&mut self, machines: &[&Machine], mode: AttachMode) -> Vec<Attached> {
+        let lb = &mut self.lb;
+        let attach = |machine: &&Machine| lb.attach(Program::Balance, machine.ifindex(), mode);
+        let attached = machines.iter().map(attach).collect::<Result<_, _>>();
+        attached.unwrap_or_else(|error| panic!("{}", fiberlb::with_causes(&error)))
+    }
+
+    pub fn apply(&mut self, vips: Vec<Vip>) {
         let desired = Desired {
             generation: 1,
             vips,
@@ -59,16 +76,16 @@ fn backend(machine: &Machine, addr: &str, port: Option<u16>) -> Backend {
 }
 
 /// A bpffs that goes with this thread's mounts.
-fn bpffs(dir: &Path) {
+pub fn bpffs(dir: &Path) {
     run(&format!("mount -t bpf bpf {}", dir.display()));
 }
 
-fn answers(client: &Machine, url: &str, times: usize) -> BTreeSet<String> {
+pub fn answers(client: &Machine, url: &str, times: usize) -> BTreeSet<String> {
     let ask = |_| client.run(&format!("curl -s -S --max-time 10 {url}"));
     (0..times).map(ask).collect()
 }
 
-fn names(names: &[&str]) -> BTreeSet<String> {
+pub fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
@@ -149,6 +166,37 @@ fn connections_outlive_rings_drains_and_restarts() {
     assert!(!links.contains("xdp"), "{links}");
 }
 
+/// Where tunnels come from, and the port of GUE.
+pub fn tunnels() -> Config {
+    Config {
+        sample_mask: u32::MAX,
+        gue_port: 6080_u16.to_be(),
+        tunnel_v4: mapped("10.255.0.1".parse().unwrap()),
+        tunnel_v6: mapped("2001:db8:ff::1".parse().unwrap()),
+        ..Config::default()
+    }
+}
+
+/// Ends tunnels to these addresses, in the machine whose thread this is.
+pub fn tunnel_end(addrs: &[&str]) -> FiberLb {
+    let object = fiberlb::object::read(None).unwrap();
+    let options = Options {
+        flows_max: 64,
+        pins: None,
+    };
+    let (mut lb, mut tables) = FiberLb::load(&object, &options).unwrap();
+    tables.set_config(&tunnels()).unwrap();
+    for addr in addrs {
+        let addr = mapped(addr.parse().unwrap());
+        tables.set_tunnel_end(&addr, true).unwrap();
+    }
+    let eth0 = run("ip -o link show eth0");
+    let index = eth0.split(':').next().unwrap().trim().parse().unwrap();
+    let mode = AttachMode::Auto;
+    lb.attach(Program::Decapsulate, index, mode).unwrap();
+    lb
+}
+
 #[test]
 fn tunnels_reach_backends_that_answer_clients_themselves() {
     become_router();
@@ -157,33 +205,12 @@ fn tunnels_reach_backends_that_answer_clients_themselves() {
     let [client, one, two] = [1, 2, 3].map(Machine::new);
     let mut lb = start(dir.path());
     lb.attach(&[&client]);
-    let config = Config {
-        sample_mask: u32::MAX,
-        gue_port: 6080_u16.to_be(),
-        tunnel_v4: mapped("10.255.0.1".parse().unwrap()),
-        tunnel_v6: mapped("2001:db8:ff::1".parse().unwrap()),
-        ..Config::default()
-    };
-    lb.tables.set_config(&config).unwrap();
+    lb.tables.set_config(&tunnels()).unwrap();
     let mut ends = Vec::new();
     for (machine, name, addr) in [(&one, "b1", "10.2.0.2"), (&two, "b2", "10.3.0.2")] {
         machine.run("ip addr add 192.0.2.1/32 dev lo");
         machine.serve("0.0.0.0:80", name);
-        let end = machine.spawn(move || {
-            let object = fiberlb::object::read(None).unwrap();
-            let options = Options {
-                flows_max: 64,
-                pins: None,
-            };
-            let (mut lb, mut tables) = FiberLb::load(&object, &options).unwrap();
-            tables.set_config(&config).unwrap();
-            let addr = mapped(addr.parse().unwrap());
-            tables.set_tunnel_end(&addr, true).unwrap();
-            let eth0 = run("ip -o link show eth0");
-            let index = eth0.split(':').next().unwrap().trim().parse().unwrap();
-            lb.attach(Program::Decapsulate, index).unwrap();
-            lb
-        });
+        let end = machine.spawn(move || tunnel_end(&[addr]));
         ends.push(end.join().unwrap());
     }
     let backends = vec![

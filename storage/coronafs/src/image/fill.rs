@@ -14,7 +14,8 @@ use futures_util::future::join_all;
 
 use super::record::ImageChange;
 use super::{Filling, Images, digest};
-use crate::cipher::Cipher;
+use xts::Cipher;
+
 use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};

@@ -135,3 +135,28 @@ fn a_cluster_that_has_space_is_found_behind_those_that_have_none() {
     space.end([70]);
     assert_eq!(space.take_backed(layer), Some(70));
 }
+
+#[test]
+fn a_run_is_taken_behind_what_is_near_or_where_it_fits() {
+    let mut space = space(200);
+    let layer = space.new_layer();
+    assert_eq!(space.take_run(Some(9), 4, layer), Some(10..14));
+    assert!(space.owns(layer, 10) && space.owns(layer, 13));
+    // The next word, as a run lies in one.
+    assert_eq!(space.take_run(None, 64, layer), Some(64..128));
+    assert_eq!(space.take_run(Some(11), 3, layer), Some(128..131));
+    assert_eq!(space.free_count(), 200 - 4 - 64 - 3);
+}
+
+#[test]
+fn a_run_is_as_long_as_there_is_room_and_never_one_cluster() {
+    let mut space = Space::new();
+    space.grow(64, false);
+    let layer = space.new_layer();
+    assert_eq!(space.take_run(None, 8, layer), None, "none has space");
+    space.back(3..4);
+    space.back(10..13);
+    assert_eq!(space.take_run(None, 8, layer), Some(10..12));
+    assert_eq!(space.take_run(None, 8, layer), None);
+    assert_eq!(space.free_count(), 62);
+}

@@ -9,6 +9,7 @@ mod faults;
 mod image;
 mod killed;
 mod model;
+mod runs;
 mod shares;
 mod sharing;
 mod sums;

@@ -94,15 +94,42 @@ fn every_published_algorithm_and_mode_has_its_word() {
     }
 }
 
+#[test]
+fn syn_cookies_are_auto_unless_the_document_says_otherwise() {
+    let of = |word: &str| {
+        let mut balancer = web();
+        balancer.listeners[0].syn_cookies = word.into();
+        parse_alone(&[balancer]).unwrap()[0].listeners[0].syn_cookies
+    };
+    assert_eq!(of(""), SynCookies::Auto);
+    for (word, cookies) in SYN_COOKIES {
+        assert_eq!(of(word), cookies);
+        assert_eq!(crate::spec::shown_cookies(Proto::Tcp, cookies), word);
+    }
+}
+
 type Change = fn(&mut v1::LoadBalancer);
 
 /// Each makes one fault, at one place.
-const CHANGES: [(Change, &str, &str); 24] = [
+const CHANGES: [(Change, &str, &str); 26] = [
     (|b| b.name = "Web".into(), "balancers[0].name", "a-z"),
     (
         |b| b.owner = "alice".into(),
         "balancers[0].owner",
         "the document's is root",
+    ),
+    (
+        |b| b.listeners[0].syn_cookies = "maybe".into(),
+        ".listeners[0].syn_cookies",
+        "none of auto, always, off",
+    ),
+    (
+        |b| {
+            b.listeners[0].protocol = "udp".into();
+            b.listeners[0].syn_cookies = "always".into();
+        },
+        ".listeners[0]",
+        "SYN cookies are TCP's",
     ),
     (
         |b| b.listeners[0].protocol = "sctp".into(),

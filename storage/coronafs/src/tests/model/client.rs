@@ -3,15 +3,16 @@
 use super::*;
 
 /// Sectors of its stripes of a volume, in runs of a stripe.
-fn stripe(rng: &mut Rng, sectors: usize, client: u64) -> Option<(usize, usize)> {
-    let stripes = sectors.div_ceil(STRIPE);
+fn stripe(rng: &mut Rng, sectors: usize, client: u64, seed: u64) -> Option<(usize, usize)> {
+    let len = if seed % 5 == 4 { LONG_STRIPE } else { STRIPE };
+    let stripes = sectors.div_ceil(len);
     let mine = (stripes + CLIENTS as usize - 1 - client as usize) / CLIENTS as usize;
     if mine == 0 {
         return None;
     }
     let stripe = rng.below(mine as u64) as usize * CLIENTS as usize + client as usize;
-    let first = stripe * STRIPE;
-    Some((first, STRIPE.min(sectors - first)))
+    let first = stripe * len;
+    Some((first, len.min(sectors - first)))
 }
 
 /// A volume to work on, which stays attached until the work is done.
@@ -38,9 +39,17 @@ pub(super) async fn run(world: Shared, mut rng: Rng, client: u64) {
         };
         match rng.below(12) {
             0 | 1 => flush(&world, id, &device).await,
-            2 | 3 => look(&world, id, &device, stripe(&mut rng, sectors, client)).await,
+            2 | 3 => {
+                look(
+                    &world,
+                    id,
+                    &device,
+                    stripe(&mut rng, sectors, client, world.seed),
+                )
+                .await;
+            }
             choice => {
-                if let Some((first, count)) = stripe(&mut rng, sectors, client) {
+                if let Some((first, count)) = stripe(&mut rng, sectors, client, world.seed) {
                     let skip = rng.below(count as u64) as usize;
                     let left = count - skip;
                     let count = 1 + rng.below(left as u64) as usize;

@@ -35,8 +35,9 @@ use image::Image;
 const SEEDS: u64 = 200;
 const CLIENTS: u64 = 3;
 const GENERATIONS: u64 = 4;
-/// Sectors of a stripe; stripes go round the clients.
+/// Sectors of a stripe; stripes go round the clients. Those of every fifth seed hold whole clusters.
 const STRIPE: usize = 37;
+const LONG_STRIPE: usize = 451;
 const VOLUMES_MAX: usize = 4;
 const SNAPSHOTS_MAX: usize = 6;
 

@@ -137,3 +137,36 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .build();
     runtime.context("cannot start a runtime")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// A command's own argument of the name of one that all commands take would give it its value.
+    fn check(command: &clap::Command, mut taken: BTreeSet<String>) {
+        let (everywhere, own): (Vec<_>, Vec<_>) = command
+            .get_arguments()
+            .partition(|argument| argument.is_global_set());
+        for argument in own.iter().chain(&everywhere) {
+            let id = argument.get_id().as_str();
+            assert!(!taken.contains(id), "{}: {id}", command.get_name());
+        }
+        taken.extend(
+            everywhere
+                .iter()
+                .map(|argument| argument.get_id().to_string()),
+        );
+        for sub in command.get_subcommands() {
+            check(sub, taken.clone());
+        }
+    }
+
+    #[test]
+    fn no_command_takes_the_name_of_an_argument_of_all() {
+        let cli = Cli::command();
+        cli.clone().debug_assert();
+        check(&cli, BTreeSet::new());
+    }
+}

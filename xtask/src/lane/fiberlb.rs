@@ -492,6 +492,9 @@ impl Story<'_> {
         drop(flood);
         let outcome = Story::end_unbroken(load)?;
         ensure!(asked > 10, "only {asked} requests beside the flood");
+        for count in ["cookies_sent", "cookies_proved"] {
+            ensure!(number(&status[count]) > Some(0), "no {count}: {status}");
+        }
         out.keep(
             "flood",
             &json!({ "syns": FLOOD, "requests_beside": asked, "web": status, "flows": outcome }),

@@ -30,7 +30,8 @@ pub struct Attach {
     /// What it is to be called here.
     name: String,
     /// Where the other node serves it: HOST:PORT, or unix:PATH.
-    endpoint: String,
+    #[arg(value_name = "ENDPOINT")]
+    served_at: String,
     /// The name of the NBD export; attachments of volumes have the empty one.
     #[arg(long, default_value = "", hide_default_value = true)]
     export: String,
@@ -83,7 +84,7 @@ pub async fn run(client: &mut Client, command: Command, format: Format) -> Resul
 async fn attach(client: &mut Client, attach: Attach, format: Format) -> Result<()> {
     let request = v1::AttachRemoteVolumeRequest {
         name: attach.name,
-        endpoint: attach.endpoint,
+        endpoint: attach.served_at,
         export: attach.export,
         tls: attach.tls,
         queues: attach.queues,

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use fiberlb::attach::{AttachMode, Attached, PINS};
+use fiberlb::attach::{AttachMode, Attached, PINS, PINS_OF_TUNNELS};
 use fiberlb::desired::{Mode, Proto, SynCookies};
 use fiberlb::program::{FiberLb, MAPS, Program};
 use fiberlb::with_causes;
@@ -13,11 +13,52 @@ use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use crate::spec::Listener;
 
+/// What becomes of an interface's packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// They are balanced.
+    Balance,
+    /// Those that come through a tunnel to here leave it.
+    EndTunnels,
+}
+
+impl Purpose {
+    fn program(self) -> Program {
+        match self {
+            Purpose::Balance => Program::Balance,
+            Purpose::EndTunnels => Program::Decapsulate,
+        }
+    }
+
+    /// How it may be attached: tunnels end in XDP alone.
+    fn mode(self, asked: AttachMode) -> AttachMode {
+        match (self, asked) {
+            (Purpose::EndTunnels, AttachMode::Tc) => AttachMode::Auto,
+            _ => asked,
+        }
+    }
+
+    /// Names of its pins, before a dash and the interface's index.
+    fn pins(self) -> &'static [&'static str] {
+        match self {
+            Purpose::Balance => &PINS,
+            Purpose::EndTunnels => &PINS_OF_TUNNELS,
+        }
+    }
+
+    fn of_pin(name: &str) -> Option<Purpose> {
+        let mut all = [Purpose::Balance, Purpose::EndTunnels].into_iter();
+        all.find(|purpose| purpose.pins().contains(&name))
+    }
+}
+
 /// One interface of the config.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Interface {
     /// Its name.
     pub name: String,
+    /// What it is for.
+    pub purpose: Purpose,
     /// Its index, once it is there.
     pub index: Option<u32>,
     /// How it is attached.
@@ -40,10 +81,11 @@ impl Attachments {
         lb: FiberLb,
         mode: AttachMode,
         pins: Option<PathBuf>,
-        names: &[String],
+        names: impl Iterator<Item = (Purpose, String)>,
     ) -> Attachments {
-        let interfaces = names.iter().map(|name| Interface {
-            name: name.clone(),
+        let interfaces = names.map(|(purpose, name)| Interface {
+            name,
+            purpose,
             index: None,
             attached: None,
             error: Some("the node starts".to_owned()),
@@ -90,7 +132,7 @@ impl Attachments {
                 continue;
             }
             interface.index = Some(index);
-            match self.attach_to(&mut lb, index) {
+            match self.attach_to(&mut lb, interface.purpose, index) {
                 Ok(attached) => {
                     tracing::info!(interface = interface.name, ?attached, "attached");
                     interface.attached = Some(attached);
@@ -111,16 +153,22 @@ impl Attachments {
             .unwrap_or_else(PoisonError::into_inner) = all;
     }
 
-    fn attach_to(&self, lb: &mut FiberLb, index: u32) -> Result<Attached, String> {
-        let error = match lb.attach(Program::Balance, index, self.mode) {
+    fn attach_to(
+        &self,
+        lb: &mut FiberLb,
+        purpose: Purpose,
+        index: u32,
+    ) -> Result<Attached, String> {
+        let (program, mode) = (purpose.program(), purpose.mode(self.mode));
+        let error = match lb.attach(program, index, mode) {
             Ok(attached) => return Ok(attached),
             Err(error) => error,
         };
-        // The pins of an interface that is gone, whose index another one has got.
+        // The pins of an interface that is gone, whose index another one has got, or that had another purpose.
         let pins = self.pins.iter().flat_map(|dir| pins_of(dir, index));
         let removed = pins.filter(|pin| std::fs::remove_file(pin).is_ok()).count();
         if removed > 0
-            && let Ok(attached) = lb.attach(Program::Balance, index, self.mode)
+            && let Ok(attached) = lb.attach(program, index, mode)
         {
             return Ok(attached);
         }
@@ -130,13 +178,15 @@ impl Attachments {
     /// Ends attachments that an earlier process has pinned, of interfaces that the config has no more; blocks.
     pub fn detach_others(&self) {
         let Some(dir) = &self.pins else { return };
-        let kept: Vec<u32> = self.interfaces().iter().filter_map(|i| i.index).collect();
-        for (pin, index) in pinned(dir) {
-            if kept.contains(&index) {
+        let all = self.interfaces().into_iter();
+        let kept: Vec<_> = all.filter_map(|i| Some((i.purpose, i.index?))).collect();
+        for (pin, of) in pinned(dir) {
+            if kept.contains(&of) {
                 continue;
             }
+            let (purpose, index) = of;
             match std::fs::remove_file(&pin) {
-                Ok(()) => tracing::info!(index, "an interface is not balanced any more"),
+                Ok(()) => tracing::info!(index, ?purpose, "an interface is not attached any more"),
                 Err(error) => {
                     tracing::error!(index, pin = %pin.display(), %error, "the pin stays");
                 }
@@ -166,20 +216,21 @@ impl Attachments {
     }
 }
 
-fn pins_of(dir: &Path, index: u32) -> [PathBuf; 2] {
-    PINS.map(|name| dir.join(format!("{name}-{index}")))
+fn pins_of(dir: &Path, index: u32) -> impl Iterator<Item = PathBuf> {
+    let names = PINS.iter().chain(&PINS_OF_TUNNELS);
+    names.map(move |name| dir.join(format!("{name}-{index}")))
 }
 
 /// Pinned attachments of a directory.
-fn pinned(dir: &Path) -> Vec<(PathBuf, u32)> {
+fn pinned(dir: &Path) -> Vec<(PathBuf, (Purpose, u32))> {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return Vec::new();
     };
     let pins = entries.flatten().filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
         let (program, index) = name.split_once('-')?;
-        let is_ours = PINS.contains(&program);
-        Some((entry.path(), index.parse().ok().filter(|_| is_ours)?))
+        let of = (Purpose::of_pin(program)?, index.parse().ok()?);
+        Some((entry.path(), of))
     });
     pins.collect()
 }

@@ -39,5 +39,5 @@ pub use fiberlb::attach::AttachMode;
 
 pub use api::{HasBalancers, SERVICE, verbs};
 pub use metrics::debug;
-pub use node::{BalancerNode, FLOWS_MAX, NodeConfig, NodeError, Tunnels};
+pub use node::{BalancerNode, FLOWS_MAX, NodeConfig, NodeError, TunnelEnds, Tunnels};
 pub use service::BalancerService;

@@ -1,6 +1,6 @@
 //! FiberLB on a node: program, tables, documents, from start to stop.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use fiberlb::with_causes;
 use fiberlb_abi::Config;
 use tokio::task::JoinHandle;
 
-use crate::attach::{Attachments, needs_xdp};
+use crate::attach::{Attachments, Purpose, needs_xdp};
 use crate::driver::{self, Counts, Shared};
 use crate::model::Model;
 use crate::spec::{self, Balancer};
@@ -42,6 +42,15 @@ pub struct Tunnels {
     pub gue_port: u16,
 }
 
+/// Tunnels that end here, as on a machine of backends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TunnelEnds {
+    /// Interfaces that they come in by.
+    pub interfaces: Vec<String>,
+    /// Addresses that they lead to.
+    pub addrs: Vec<IpAddr>,
+}
+
 /// Everything that a node is told.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -65,6 +74,8 @@ pub struct NodeConfig {
     pub syn_cookies_above_per_s: u32,
     /// Where tunnels come from.
     pub tunnels: Tunnels,
+    /// Tunnels that end here.
+    pub tunnel_ends: TunnelEnds,
     /// Whether a stop takes the program and its flows away.
     pub detach_on_stop: bool,
 }
@@ -298,7 +309,14 @@ fn load(config: &NodeConfig) -> Result<Loaded, NodeError> {
     })?;
     tables.set_gate_rate(config.syn_cookies_above_per_s)?;
     let mirror = tables.read()?;
-    let attachments = Attachments::new(lb, config.attach, config.pins.clone(), &config.interfaces);
+    let ends = config.tunnel_ends.addrs.iter().map(|addr| mapped(*addr));
+    tables.set_tunnel_ends(&ends.collect())?;
+    let balanced = config.interfaces.iter();
+    let balanced = balanced.map(|name| (Purpose::Balance, name.clone()));
+    let ends = config.tunnel_ends.interfaces.iter();
+    let ends = ends.map(|name| (Purpose::EndTunnels, name.clone()));
+    let pins = config.pins.clone();
+    let attachments = Attachments::new(lb, config.attach, pins, balanced.chain(ends));
     attachments.attach();
     attachments.detach_others();
     Ok(Loaded {

@@ -6,6 +6,7 @@ use fiberlb::attach::Attached;
 use fiberlb::desired::{BackendState, Mode, Proto, VipAt, mapped};
 use fiberlb_api::v1;
 
+use crate::attach::Purpose;
 use crate::driver::Shared;
 use crate::error::unreachable;
 use crate::health::Verdict;
@@ -87,6 +88,11 @@ fn interfaces(shared: &Shared) -> Vec<v1::Interface> {
     let all = shared.attachments.interfaces().into_iter();
     all.map(|interface| v1::Interface {
         name: interface.name,
+        purpose: match interface.purpose {
+            Purpose::Balance => "balance",
+            Purpose::EndTunnels => "end-tunnels",
+        }
+        .to_owned(),
         index: interface.index.unwrap_or(0),
         attached: match interface.attached {
             Some(Attached::Native) => "native",

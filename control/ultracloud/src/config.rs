@@ -34,6 +34,8 @@
 //! | `fiberlb.new_flows_per_s` | 0: no limit | new flows a second and CPU that are remembered |
 //! | `fiberlb.syn_cookies_above_per_s` | `new_flows_per_s`, else 10000 | new flows of TCP a second, CPU and VIP above which a source has to prove that it is there; 0 is never |
 //! | `fiberlb.tunnel_source_v4`, `fiberlb.tunnel_source_v6` | none | sources of outer headers, for the modes `ipip` and `gue` |
+//! | `fiberlb.tunnel_ends` | none | addresses of this machine at which tunnels of load balancers end, as a backend's |
+//! | `fiberlb.tunnel_end_interfaces` | none | interfaces by which those tunnels come in; none of `interfaces` |
 //! | `fiberlb.gue_port` | 6080 | 1 to 65535 |
 //! | `chainfire.name` | default | the member's name |
 //! | `chainfire.listen` | 127.0.0.1:2379 | an address and port for clients |

@@ -46,6 +46,8 @@ pub enum Attached {
 
 /// Names of pins of the load balancer, before a dash and the interface's number.
 pub const PINS: [&str; 2] = [program::BALANCE, program::BALANCE_TC];
+/// As [`PINS`], of the end of tunnels.
+pub const PINS_OF_TUNNELS: [&str; 1] = [program::DECAPSULATE];
 
 impl FiberLb {
     /// Attaches a program to an interface. An attachment that an earlier process pinned is taken over where

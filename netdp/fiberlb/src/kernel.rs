@@ -3,7 +3,7 @@
 //! Rings are filled through a mapping of memory, not by system calls: a ring of 65,537 slots is 128 KiB
 //! to write. What the program counts is read here too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -169,6 +169,20 @@ impl KernelTables {
             absent_is_fine(self.tunnel_ends.remove(addr))
         };
         done.map_err(failed("cannot write the ends of tunnels"))
+    }
+
+    /// Sets at which addresses tunnels end here, and nowhere else.
+    pub fn set_tunnel_ends(&mut self, addrs: &BTreeSet<Addr>) -> Result<()> {
+        let keys = self.tunnel_ends.keys();
+        let before = keys.collect::<std::result::Result<Vec<Addr>, _>>();
+        let before = before.map_err(failed("cannot read the ends of tunnels"))?;
+        for addr in addrs {
+            self.set_tunnel_end(addr, true)?;
+        }
+        for addr in before.iter().filter(|addr| !addrs.contains(addr)) {
+            self.set_tunnel_end(addr, false)?;
+        }
+        Ok(())
     }
 
     /// Reads back what is in the tables.

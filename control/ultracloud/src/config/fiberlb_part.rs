@@ -1,11 +1,11 @@
 //! FiberLB's part of the config.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use balancers::{AttachMode, NodeConfig, Tunnels};
+use balancers::{AttachMode, NodeConfig, TunnelEnds, Tunnels};
 use control_kit::config::Source;
 use serde::Deserialize;
 use toml::Spanned;
@@ -35,21 +35,65 @@ pub(super) struct RawFiberLb {
     tunnel_source_v4: Option<Ipv4Addr>,
     tunnel_source_v6: Option<Ipv6Addr>,
     gue_port: Option<Spanned<u16>>,
+    tunnel_ends: Vec<Spanned<IpAddr>>,
+    tunnel_end_interfaces: Vec<Spanned<String>>,
+}
+
+/// Puts the names of interfaces under a key to those that are taken already.
+fn interfaces(
+    names: Vec<Spanned<String>>,
+    key: &str,
+    taken: &mut Vec<String>,
+    source: Source<'_>,
+) -> Result<Vec<String>> {
+    let mut own = Vec::new();
+    for name in names {
+        let bytes = name.get_ref().len();
+        if !(1..=INTERFACE_BYTES_MAX).contains(&bytes) || name.get_ref().contains('/') {
+            let what = format!("{key} has a name that no interface can have");
+            return source.refuse(&name.span(), &what);
+        }
+        if own.contains(name.get_ref()) {
+            return source.refuse(&name.span(), &format!("{key} has an interface twice"));
+        }
+        if taken.contains(name.get_ref()) {
+            let what = "an interface is balanced, or tunnels end at it, and not both";
+            return source.refuse(&name.span(), what);
+        }
+        own.push(name.into_inner());
+    }
+    taken.extend_from_slice(&own);
+    Ok(own)
+}
+
+/// The end of tunnels, which needs both addresses and interfaces.
+fn tunnel_ends(
+    addrs: Vec<Spanned<IpAddr>>,
+    names: Vec<Spanned<String>>,
+    taken: &mut Vec<String>,
+    source: Source<'_>,
+) -> Result<TunnelEnds> {
+    let alone = match (&addrs[..], &names[..]) {
+        ([addr, ..], []) => Some(addr.span()),
+        ([], [name, ..]) => Some(name.span()),
+        _ => None,
+    };
+    if let Some(span) = alone {
+        let what = "fiberlb.tunnel_ends and fiberlb.tunnel_end_interfaces go together";
+        return source.refuse(&span, what);
+    }
+    let key = "fiberlb.tunnel_end_interfaces";
+    Ok(TunnelEnds {
+        interfaces: interfaces(names, key, taken, source)?,
+        addrs: addrs.into_iter().map(Spanned::into_inner).collect(),
+    })
 }
 
 pub(super) fn validate(raw: RawFiberLb, data_dir: &Path, source: Source<'_>) -> Result<NodeConfig> {
-    let mut interfaces = Vec::new();
-    for name in raw.interfaces {
-        let bytes = name.get_ref().len();
-        if !(1..=INTERFACE_BYTES_MAX).contains(&bytes) || name.get_ref().contains('/') {
-            let what = "fiberlb.interfaces has a name that no interface can have";
-            return source.refuse(&name.span(), what);
-        }
-        if interfaces.contains(name.get_ref()) {
-            return source.refuse(&name.span(), "fiberlb.interfaces has an interface twice");
-        }
-        interfaces.push(name.into_inner());
-    }
+    let mut taken = Vec::new();
+    let balanced = interfaces(raw.interfaces, "fiberlb.interfaces", &mut taken, source)?;
+    let (addrs, names) = (raw.tunnel_ends, raw.tunnel_end_interfaces);
+    let tunnel_ends = tunnel_ends(addrs, names, &mut taken, source)?;
     let pins = raw.pin_dir.unwrap_or_else(|| PIN_DIR.into());
     let flows = source.number(
         raw.flows_max,
@@ -82,7 +126,8 @@ pub(super) fn validate(raw: RawFiberLb, data_dir: &Path, source: Source<'_>) -> 
     Ok(NodeConfig {
         attach,
         root: data_dir.join(ROOT),
-        interfaces,
+        interfaces: balanced,
+        tunnel_ends,
         pins: (!pins.as_os_str().is_empty()).then_some(pins),
         object: raw.object,
         flows_max: flows,

@@ -4,8 +4,10 @@
 //! The node runs in a namespace that is the router between those of the machines. It needs root, and the
 //! program that `cargo xtask test` builds.
 
+mod modes;
+
 use std::io::{BufRead, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -104,7 +106,7 @@ impl Lab {
         std::fs::create_dir(&bpf).unwrap();
         router.run(&format!("mount -t bpf bpf {}", bpf.display()));
         router.run("ip link set lo up");
-        router.run("/usr/sbin/sysctl -q -w net.ipv4.ip_forward=1");
+        router.run("/usr/sbin/sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         let machine = |number| {
             let machine = Namespace::new(&["-n"]);
             let pid = machine.pid();
@@ -112,11 +114,16 @@ impl Lab {
                 "ip link add to-{number} type veth peer name eth0 netns {pid}"
             ));
             router.run(&format!("ip addr add 10.{number}.0.1/24 dev to-{number}"));
+            router.run(&format!(
+                "ip addr add fd00:{number}::1/64 dev to-{number} nodad"
+            ));
             router.run(&format!("ip link set to-{number} up"));
             machine.run("ip link set lo up");
             machine.run(&format!("ip addr add 10.{number}.0.2/24 dev eth0"));
+            machine.run(&format!("ip addr add fd00:{number}::2/64 dev eth0 nodad"));
             machine.run("ip link set eth0 up");
             machine.run(&format!("ip route add default via 10.{number}.0.1"));
+            machine.run(&format!("ip route add default via fd00:{number}::1"));
             machine.run("/usr/sbin/ethtool -K eth0 tx off tso off gso off gro on");
             machine
         };
@@ -135,17 +142,24 @@ impl Lab {
 
     /// The same with more lines of FiberLB's config.
     fn node_with(&self, lines: &str) -> Node {
-        let config = self.dir.path().join("node.toml");
         let pins = self.dir.path().join("bpf/fiberlb");
-        let text = format!(
-            "roles = [\"lightningstor\", \"fiberlb\"]\n[shards]\ncount = 1\npool_mib = 16\n[fiberlb]\n\
-             interfaces = [\"to-1\", \"to-2\", \"to-3\", \"to-4\"]\npin_dir = \"{}\"\n{lines}",
+        let lines = format!(
+            "interfaces = [\"to-1\", \"to-2\", \"to-3\", \"to-4\"]\npin_dir = \"{}\"\n{lines}",
             pins.display()
         );
+        Lab::node_on(&self.router, &self.dir, &lines)
+    }
+
+    /// Starts a node within a namespace, with these lines of FiberLB's config.
+    fn node_on(machine: &Namespace, dir: &TempDir, lines: &str) -> Node {
+        let config = dir.path().join("node.toml");
+        let text = format!(
+            "roles = [\"lightningstor\", \"fiberlb\"]\n[shards]\ncount = 1\npool_mib = 16\n[fiberlb]\n{lines}"
+        );
         std::fs::write(&config, text).unwrap();
-        let inner = command(&data_of(&self.dir));
+        let inner = command(&data_of(dir));
         // nsenter becomes the node, so that signals reach that.
-        let mut outer = self.router.command("");
+        let mut outer = machine.command("");
         outer.arg(inner.get_program()).args(inner.get_args());
         outer.arg("--config").arg(&config);
         outer.envs(
@@ -241,8 +255,15 @@ fn serves_within_a_namespace() {
     let Ok(name) = std::env::var(SERVES) else {
         return;
     };
-    let listener = TcpListener::bind("0.0.0.0:8080").unwrap();
+    let listener = TcpListener::bind("[::]:8080").unwrap();
+    let datagrams = UdpSocket::bind("0.0.0.0:5353").unwrap();
     println!("\nserves");
+    let line = format!("{name}\n");
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = datagrams.recv_from(&mut [0; 64]) {
+            let _ = datagrams.send_to(line.as_bytes(), from);
+        }
+    });
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let name = name.clone();

@@ -66,8 +66,12 @@ pub fn status(status: &v1::Status) -> String {
     };
     for interface in &status.interfaces {
         let (name, attached) = (&interface.name, &interface.attached);
+        let purpose = match &*interface.purpose {
+            "end-tunnels" => ", where tunnels end",
+            _ => "",
+        };
         let _ = match &*interface.error {
-            "" => writeln!(text, "interface {name}: {attached}"),
+            "" => writeln!(text, "interface {name}: {attached}{purpose}"),
             why => writeln!(text, "interface {name}: NOT ATTACHED: {why}"),
         };
     }

@@ -62,7 +62,7 @@ impl Document {
     /// Describes a verb.
     ///
     /// # Panics
-    /// If a path parameter is no field of the request.
+    /// If a path parameter is no field of the request, or another message has the name of one of its own.
     pub fn add<Req: ApiMessage, Resp: ApiMessage>(&mut self, service: &str, verb: &Verb) {
         self.register::<Resp>();
         self.register_parts::<Req>();
@@ -89,15 +89,28 @@ impl Document {
 
     fn register<T: ToSchema + PartialSchema>(&mut self) {
         self.register_parts::<T>();
-        let schemas = &mut self.components().schemas;
-        schemas.insert(T::name().into_owned(), T::schema());
+        self.define(T::name().into_owned(), T::schema());
     }
 
     /// The schemas that a type's own refers to.
     fn register_parts<T: ToSchema>(&mut self) {
         let mut parts = Vec::new();
         T::schemas(&mut parts);
-        self.components().schemas.extend(parts);
+        for (name, schema) in parts {
+            self.define(name, schema);
+        }
+    }
+
+    /// # Panics
+    /// If another message has the name: the document would say of one what is the other's.
+    fn define(&mut self, name: String, schema: RefOr<Schema>) {
+        let schemas = &mut self.components().schemas;
+        let before = schemas.get(&name);
+        assert!(
+            before.is_none_or(|before| *before == schema),
+            "two messages are called {name}: give one another name"
+        );
+        schemas.insert(name, schema);
     }
 
     fn components(&mut self) -> &mut Components {
@@ -168,4 +181,32 @@ fn with_answers<Resp: ApiMessage>(operation: OperationBuilder, verb: &Verb) -> O
     ERRORS.iter().fold(operation, |operation, (status, what)| {
         operation.response(*status, answer(what, &ErrorBody::name()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(ToSchema)]
+    #[schema(as = Same)]
+    #[allow(dead_code)]
+    struct One {
+        of_one: u32,
+    }
+
+    #[derive(ToSchema)]
+    #[schema(as = Same)]
+    #[allow(dead_code)]
+    struct Other {
+        of_other: u32,
+    }
+
+    #[test]
+    #[should_panic(expected = "two messages are called Same")]
+    fn two_messages_of_one_name_are_refused() {
+        let mut document = Document::new("test");
+        document.register::<One>();
+        document.register::<One>();
+        document.register::<Other>();
+    }
 }

@@ -65,7 +65,7 @@ fn told(lab: &Lab, port: u16, packet: &str, times: usize) -> Vec<String> {
         "for _ in {{1..{times}}}; do
             exec 3<>/dev/udp/192.0.2.1/{port}
             printf '{packet}' >&3
-            read -r -t 10 name <&3 && echo $name
+            timeout 10 head -n 1 <&3 || break
         done | sort -u"
     );
     let output = lab.machines[0].command("bash -c").arg(script).output();

@@ -434,8 +434,13 @@ fn put_locked(entry: &Scratch, at: u32, which: u32) -> u32 {
     if how == OLDEST && which != LAST {
         return FULL;
     }
+    // A flow that was led to as to its second bucket is at home here since the table grew.
+    let comes_home =
+        how == KNOWN && which == FIRST && line_at(line).is_some_and(|line| line.home == NO_HOME);
     if how != KNOWN {
         unlink(line);
+    }
+    if how != KNOWN || comes_home {
         link(line, at, which);
     }
     write(entry, line)

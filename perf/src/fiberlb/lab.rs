@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use aya::programs::{TestRunAttrs, TestRunOptions};
 use fiberlb::apply::{Apply, SLICE};
+use fiberlb::attach::{AttachMode, Attached};
 use fiberlb::desired::{
     Algorithm, Backend, BackendState, Desired, FlowTable, Fragments, Mode, Prefix, Proto, RingSize,
     Sources, SynCookies, Vip, VipAt, mapped,
 };
 use fiberlb::kernel::{KernelTables, Sweep};
 use fiberlb::object;
-use fiberlb::program::{Attached, FiberLb, Measuring, Options, Program};
+use fiberlb::program::{FiberLb, Measuring, Options, Program};
 use fiberlb::tables::{Mirror, Tables as _};
 use fiberlb_abi::{Config, Hop};
 
@@ -211,7 +212,7 @@ impl Lab {
 
     /// Attaches a program to an interface of the network where the calling thread is.
     pub fn attach(&mut self, program: Program, ifindex: u32) -> Result<()> {
-        let attached = self.lb.attach(program, ifindex)?;
+        let attached = self.lb.attach(program, ifindex, AttachMode::Native)?;
         ensure!(
             attached == Attached::Native,
             "interface {ifindex} has no XDP of its own"

@@ -71,10 +71,11 @@ fn parse(ctx: &Frame) -> Option<(Packet, FlowKeyV4)> {
 }
 
 #[inline(always)]
-fn forward(ctx: &Frame, packet: &Packet, target: &Target) -> Verdict {
+fn forward(ctx: &Frame, packet: &Packet, target: &Target) -> Option<Verdict> {
     match target.vip.mode {
-        mode::DNAT | mode::DIRECT => deliver::forward(ctx, packet, target),
-        _ => tunnel(ctx, target.slot << 16 | target.id),
+        mode::DNAT | mode::DIRECT => Some(deliver::forward(ctx, packet, target)),
+        _ if too_big::room(packet, target).is_some() => None,
+        _ => Some(tunnel(ctx, target.slot << 16 | target.id)),
     }
 }
 
@@ -94,11 +95,6 @@ fn tunnel(ctx: &Frame, to: u32) -> Verdict {
         real,
     };
     let sent = encap::wrap_here(ctx, &packet, &target);
-    if sent.is_none()
-        && let Some(verdict) = too_big::told(ctx, &packet, &target)
-    {
-        return verdict;
-    }
     deliver::counted(sent, packet.len, &target)
 }
 
@@ -137,7 +133,7 @@ fn known(ctx: &Frame, packet: &Packet, line: &'static mut Line) -> Option<Verdic
         vip,
         real,
     };
-    Some(forward(ctx, packet, &target))
+    forward(ctx, packet, &target)
 }
 
 /// A packet that the table has no flow of: of a VIP that keeps none, or of none of ours.
@@ -168,5 +164,5 @@ fn unkept(ctx: &Frame, packet: &Packet, version: u32) -> Option<Verdict> {
         vip,
         real: choose::live(id)?,
     };
-    Some(forward(ctx, packet, &target))
+    forward(ctx, packet, &target)
 }

@@ -21,14 +21,18 @@ const QUOTE_V6: usize = 1280 - IPV6 - ICMP;
 /// Hop limit of answers.
 const HOPS: u8 = 64;
 
+/// What the tunnel has room for, when a packet is too big for it.
+#[inline(always)]
+pub fn room(packet: &Packet, target: &Target) -> Option<u32> {
+    let mtu = target.real.mtu;
+    let room = mtu.saturating_sub(encap::overhead(target));
+    (mtu != 0 && packet.len > room).then_some(room)
+}
+
 /// Tells the sender of a packet that was not sent, when it was too big. `None` when it was not.
 #[inline(always)]
 pub fn told(ctx: &Frame, packet: &Packet, target: &Target) -> Option<Verdict> {
-    let mtu = target.real.mtu;
-    let room = mtu.saturating_sub(encap::overhead(target));
-    if mtu == 0 || packet.len <= room {
-        return None;
-    }
+    let room = room(packet, target)?;
     let first = packet.has_ports;
     Some(fiberlb_too_big(
         ctx.ctx,

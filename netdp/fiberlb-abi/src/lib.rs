@@ -112,7 +112,7 @@ pub mod map {
     /// Addresses whose tunnels this machine ends.
     pub const TUNNEL_ENDS: &str = "tunnel_ends";
     /// How many flows a measurement walks over.
-    pub const WALK: &str = "walk";
+    pub const WALK: &str = ".data.walk";
     /// The interface by which a measurement sends.
     pub const SEND_BY: &str = "send_by";
     /// Packets that a measurement received, a CPU.

@@ -12,12 +12,12 @@ use aya_ebpf::programs::XdpContext;
 
 use crate::{Verdict, wire, wire::*};
 
-/// How many flows packets walk over.
-#[btf_map(name = "walk")]
-static WALK: Array<u32, 1> = Array::new();
-/// Whose turn it is.
-#[btf_map(name = "walk_at")]
-static WALK_AT: PerCpuArray<u32, 1> = PerCpuArray::new();
+/// How many flows packets walk over. A section by itself is a map to user space, and takes nothing of the stack
+/// here, which is short.
+#[unsafe(link_section = ".data.walk")]
+static mut WALK: u32 = 0;
+/// Whose turn it is. One word for all CPUs, of which one measures.
+static mut WALK_AT: u32 = 0;
 
 /// The interface that packets are sent by.
 #[btf_map(name = "send_by")]
@@ -34,22 +34,25 @@ const FRAME: usize = 64;
 
 /// The number of the flow whose turn it is.
 #[inline(always)]
-fn next_flow() -> Option<u32> {
-    let flows = *WALK.get(0)?;
-    let next = WALK_AT.get_ptr_mut(0)?;
-    // SAFETY: the entry is this CPU's, and programs on a CPU do not interrupt each other.
+fn next_flow() -> u32 {
+    let next = &raw mut WALK_AT;
+    // SAFETY: aligned words that are read and written whole; any value of them is good.
     unsafe {
-        let at = *next;
-        *next = if at + 1 < flows { at + 1 } else { 0 };
-        Some(at)
+        let at = next.read_volatile();
+        let flows = (&raw const WALK).read_volatile();
+        next.write_volatile(if at + 1 < flows { at + 1 } else { 0 });
+        at
     }
 }
 
 /// Makes the frame, UDP without options, the next flow's as it came from its client.
 #[inline(always)]
 fn refill(ctx: &XdpContext) -> Option<()> {
-    let at = next_flow()?;
-    let v6 = unwrap(ctx)?;
+    let at = next_flow();
+    if ctx.data_end() - ctx.data() != FRAME && unwrap(ctx) == 0 {
+        return None;
+    }
+    let v6 = wire::at::<Ethernet>(ctx, 0)?.ethertype == ETHERTYPE_V6;
     let client = (CLIENTS + (at >> 14)).to_be();
     let l4 = if v6 {
         let ip = wire::at::<Ipv6>(ctx, ETHERNET)?;
@@ -70,24 +73,26 @@ fn refill(ctx: &XdpContext) -> Option<()> {
     Some(())
 }
 
-/// Takes off the outer header of the run before, and says whether the frame is IPv6's.
+/// Takes off the outer header of the run before. Apart, as most runs have none and the stack is short.
+#[inline(never)]
+fn unwrap(ctx: &XdpContext) -> u32 {
+    u32::from(try_unwrap(ctx).is_some())
+}
+
 #[inline(always)]
-fn unwrap(ctx: &XdpContext) -> Option<bool> {
+fn try_unwrap(ctx: &XdpContext) -> Option<()> {
     let mut more = ctx.data_end() - ctx.data() - FRAME;
     // SAFETY: there is no instruction. From a length that it knows, the compiler would leave out checks that
     // the verifier wants to see.
     unsafe { asm!("", inout("r1") more, options(nostack)) };
-    if more != 0 {
-        // SAFETY: the context is the program's; pointers into the frame are made anew below.
-        if unsafe { bpf_xdp_adjust_head(ctx.ctx, more as i32) } != 0 {
-            return None;
-        }
-        let v6 = *wire::at::<u8>(ctx, ETHERNET)? >> 4 == 6;
-        let ethernet = wire::at::<Ethernet>(ctx, 0)?;
-        ethernet.ethertype = if v6 { ETHERTYPE_V6 } else { ETHERTYPE_V4 };
-        return Some(v6);
+    // SAFETY: the context is the program's; pointers into the frame are made anew below.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, more as i32) } != 0 {
+        return None;
     }
-    Some(wire::at::<Ethernet>(ctx, 0)?.ethertype == ETHERTYPE_V6)
+    let v6 = *wire::at::<u8>(ctx, ETHERNET)? >> 4 == 6;
+    let ethernet = wire::at::<Ethernet>(ctx, 0)?;
+    ethernet.ethertype = if v6 { ETHERTYPE_V6 } else { ETHERTYPE_V4 };
+    Some(())
 }
 
 /// Refills and does no more.
@@ -111,7 +116,7 @@ pub fn measure_walk(ctx: XdpContext) -> Verdict {
 /// Writes all headers: the frame's memory may hold what became of it when it was sent before.
 #[inline(always)]
 fn send(ctx: &XdpContext) -> Option<Verdict> {
-    let at = next_flow()?;
+    let at = next_flow();
     let frame = wire::at::<[u16; 21]>(ctx, 0)?;
     // From 02:00:00:00:00:09 to 02:00:00:00:00:01.
     let macs = [2, 0, 0x0100, 2, 0, 0x0900];

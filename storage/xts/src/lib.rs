@@ -307,40 +307,49 @@ mod tests {
         }
     }
 
-    /// A guest's bytes, which begin and end at any byte of its memory, and what lies around them.
+    /// Few and many, from and to any byte, and what lies around them stays.
     #[test]
     fn bytes_on_their_way_to_and_from_a_guest_are_as_in_place() {
+        const ALL: usize = 256 * UNIT;
         let key = KeyBytes::new(std::array::from_fn(|at| (at * 5) as u8));
-        let mem = GuestMem::anonymous(64 * UNIT).unwrap();
+        let mem = GuestMem::anonymous(ALL).unwrap();
+        let mut buf = vec![0; ALL];
+        let aligned = buf.as_ptr().align_offset(64);
+        let few = [
+            (1, 0),
+            (2, 8),
+            (7, 511),
+            (8, 1),
+            (16, 64),
+            (17, 33),
+            (33, 500),
+        ];
+        let many = [(64, 0), (65, 32), (80, 96), (128, 33), (200, 4096)];
         for cipher in [Cipher::new(&key), library(&key)] {
-            for (units, skew) in [
-                (1, 0),
-                (2, 8),
-                (7, 511),
-                (8, 1),
-                (16, 64),
-                (17, 33),
-                (33, 500),
-            ] {
-                let (len, place) = (units * UNIT, 29 * UNIT as u64);
-                let plain: Vec<u8> = (0..len).map(|at| (at / 5) as u8).collect();
-                let mut wanted = plain.clone();
-                cipher.encrypt(place, &mut wanted);
-                mem.copy_in(0, &[0xEE; 64 * UNIT]).unwrap();
-                mem.copy_in(skew, &plain).unwrap();
-                let window = mem.window(skew, len, 1).unwrap();
-                let mut buf = vec![0xDD; len + 3];
-                cipher.encrypt_out(place, &window, &mut buf[3..]);
-                assert_eq!(buf[3..], wanted, "{units} units at {skew}");
-                assert_eq!(buf[..3], [0xDD; 3]);
-                mem.fill_zero(skew, len).unwrap();
-                cipher.decrypt_in(place, &buf[3..], &window);
-                let mut seen = vec![0; 64 * UNIT];
-                mem.copy_out(0, &mut seen).unwrap();
-                let (before, rest) = seen.split_at(skew as usize);
-                assert_eq!(rest[..len], plain, "{units} units at {skew}");
-                let mut around = before.iter().chain(&rest[len..]);
-                assert!(around.all(|byte| *byte == 0xEE), "{units} units at {skew}");
+            for (units, skew) in few.into_iter().chain(many) {
+                for off in [0, 3] {
+                    let (len, place) = (units * UNIT, 29 * UNIT as u64);
+                    let plain: Vec<u8> = (0..len).map(|at| (at / 5) as u8).collect();
+                    let mut wanted = plain.clone();
+                    cipher.encrypt(place, &mut wanted);
+                    mem.copy_in(0, &[0xEE; ALL]).unwrap();
+                    mem.copy_in(skew, &plain).unwrap();
+                    let window = mem.window(skew, len, 1).unwrap();
+                    buf.fill(0xDD);
+                    let (before, rest) = buf.split_at_mut(aligned + off);
+                    cipher.encrypt_out(place, &window, &mut rest[..len]);
+                    assert!(rest[..len] == wanted, "{units} units at {skew}");
+                    let mut around = before.iter().chain(&rest[len..]);
+                    assert!(around.all(|byte| *byte == 0xDD), "{units} units at {skew}");
+                    mem.fill_zero(skew, len).unwrap();
+                    cipher.decrypt_in(place, &rest[..len], &window);
+                    let mut seen = vec![0; ALL];
+                    mem.copy_out(0, &mut seen).unwrap();
+                    let (before, rest) = seen.split_at(skew as usize);
+                    assert!(rest[..len] == plain, "{units} units at {skew}");
+                    let mut around = before.iter().chain(&rest[len..]);
+                    assert!(around.all(|byte| *byte == 0xEE), "{units} units at {skew}");
+                }
             }
         }
     }

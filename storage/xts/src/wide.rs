@@ -9,10 +9,10 @@
 use std::arch::asm;
 use std::arch::x86_64::{
     __m128i, __m256i, _MM_HINT_T0, _mm_aesimc_si128, _mm_aeskeygenassist_si128, _mm_prefetch,
-    _mm_shuffle_epi32, _mm_slli_si128, _mm_xor_si128, _mm256_aesdec_epi128,
+    _mm_sfence, _mm_shuffle_epi32, _mm_slli_si128, _mm_xor_si128, _mm256_aesdec_epi128,
     _mm256_aesdeclast_epi128, _mm256_aesenc_epi128, _mm256_aesenclast_epi128, _mm256_loadu_si256,
     _mm256_or_si256, _mm256_set_epi64x, _mm256_shuffle_epi8, _mm256_slli_epi64, _mm256_srli_epi64,
-    _mm256_storeu_si256, _mm256_xor_si256,
+    _mm256_storeu_si256, _mm256_stream_si256, _mm256_xor_si256,
 };
 
 use zerocopy::IntoBytes;
@@ -30,6 +30,8 @@ const UNITS: usize = 2 * SIDE;
 const SINGLES: usize = 24;
 /// Bytes that are fetched ahead: what the disk or another core wrote lies in no near cache.
 const AHEAD: usize = 4 * UNIT;
+/// Bytes of a walk that goes past the cache; of less, more is still near when it is asked for.
+const PASSING_BYTES_MIN: usize = 32 << 10;
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 
@@ -74,20 +76,28 @@ impl Wide {
     /// # Safety
     /// As [`Walk`] says.
     pub(super) unsafe fn run(&self, number: u64, walk: Walk, way: Way) {
+        let (encrypt, decrypt) = (&self.encrypt, &self.decrypt);
         // SAFETY: there is no such value on a CPU without the instructions: `new` has asked for each. The
-        // memory is as the caller says.
+        // memory is as the caller says, and `passes` has looked at where it begins.
         unsafe {
-            match way {
-                Way::Encrypt => self.units::<false>(&self.encrypt, number, walk),
-                Way::Decrypt => self.units::<true>(&self.decrypt, number, walk),
+            match (way, passes(walk)) {
+                (Way::Encrypt, false) => self.units::<false, false>(encrypt, number, walk),
+                (Way::Encrypt, true) => self.units::<false, true>(encrypt, number, walk),
+                (Way::Decrypt, false) => self.units::<true, false>(decrypt, number, walk),
+                (Way::Decrypt, true) => self.units::<true, true>(decrypt, number, walk),
             }
         }
     }
 
     /// # Safety
-    /// As [`Walk`] says.
+    /// As [`Walk`] says; where it passes the cache, its stores are aligned.
     #[target_feature(enable = "avx2,vaes")]
-    unsafe fn units<const DECRYPTS: bool>(&self, keys: &WideKeys, number: u64, walk: Walk) {
+    unsafe fn units<const DECRYPTS: bool, const PASSES: bool>(
+        &self,
+        keys: &WideKeys,
+        number: u64,
+        walk: Walk,
+    ) {
         let mut tweaks = self.tweaks(number);
         let (mut one, mut other) = (Masks::of(tweaks[0]), Masks::of(0));
         let (mut masks, mut next) = (&mut one, &mut other);
@@ -101,10 +111,14 @@ impl Wide {
             let mut ahead = Ahead::new(from, into, tweaks[then % UNITS]);
             // SAFETY: as above; the halves are one behind the other.
             unsafe {
-                half::<DECRYPTS, 0>(keys, from, into, masks, &mut ahead, next);
-                half::<DECRYPTS, 1>(keys, from, into, masks, &mut ahead, next);
+                half::<DECRYPTS, PASSES, 0>(keys, from, into, masks, &mut ahead, next);
+                half::<DECRYPTS, PASSES, 1>(keys, from, into, masks, &mut ahead, next);
             }
             std::mem::swap(&mut masks, &mut next);
+        }
+        if PASSES {
+            // Such stores are not in the order of others: whoever is told next must find the bytes.
+            _mm_sfence();
         }
     }
 
@@ -133,6 +147,13 @@ impl Wide {
         }
         zerocopy::transmute!(work)
     }
+}
+
+/// Whether what is written goes past the cache. So many bytes are for another core or a device, which has the
+/// lines of the last time yet: to take each back from it costs more than all the rounds.
+fn passes(walk: Walk) -> bool {
+    let moves = !std::ptr::eq(walk.from, walk.into);
+    moves && walk.bytes >= PASSING_BYTES_MIN && walk.into.addr().is_multiple_of(2 * CELL)
 }
 
 /// What is added to the blocks of a unit: its tweak, and for each other block twice that of the one before.
@@ -215,7 +236,7 @@ impl Ahead {
 
     /// Makes the mask of a block.
     #[inline]
-    fn single<const HALF: usize>(&mut self, next: &mut Masks, at: usize) {
+    fn single<const PASSES: bool, const HALF: usize>(&mut self, next: &mut Masks, at: usize) {
         next.singles()[HALF * SINGLES / 2 + at] = [self.single.low, self.single.high];
         self.single.double();
     }
@@ -223,7 +244,7 @@ impl Ahead {
     /// Makes the masks of two blocks behind the singles.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn pair<const HALF: usize>(&mut self, next: &mut Masks, at: usize) {
+    fn pair<const PASSES: bool, const HALF: usize>(&mut self, next: &mut Masks, at: usize) {
         let pairs = &mut next.0[SINGLES / 2..];
         pairs[HALF * (SIDE - SINGLES / 2 / 2) + at] = zerocopy::transmute!(self.pair);
         self.pair = quadrupled(self.pair);
@@ -231,12 +252,19 @@ impl Ahead {
 
     /// Fetches a line of a later unit, or what lies behind the walk: that never faults.
     #[inline]
-    fn fetch<const HALF: usize>(&mut self, _: &mut Masks, at: usize) {
+    fn fetch<const PASSES: bool, const HALF: usize>(&mut self, _: &mut Masks, at: usize) {
         let at = HALF * UNIT / 2 + at * LINE;
-        // SAFETY: every CPU of this kind has the instruction, which takes any address.
+        // SAFETY: they are hints, which take any address and which a CPU may leave alone.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.from.wrapping_add(at).cast());
-            _mm_prefetch::<_MM_HINT_T0>(self.into.wrapping_add(at).cast());
+            if !PASSES {
+                // For us alone: a line that another core has too would be fetched again by the store.
+                asm!(
+                    "prefetchw [{}]",
+                    in(reg) self.into.wrapping_add(at),
+                    options(nostack, preserves_flags),
+                );
+            }
         }
     }
 }
@@ -244,10 +272,11 @@ impl Ahead {
 /// Works on half a unit.
 ///
 /// # Safety
-/// A unit can be read at `from` and written at `into`, which is the same place or does not overlap.
+/// A unit can be read at `from` and written at `into`, which is the same place or does not overlap. It is a
+/// multiple of a register when it passes the cache.
 #[inline]
 #[target_feature(enable = "avx2,vaes")]
-unsafe fn half<const DECRYPTS: bool, const HALF: usize>(
+unsafe fn half<const DECRYPTS: bool, const PASSES: bool, const HALF: usize>(
     keys: &WideKeys,
     from: *const u8,
     into: *mut u8,
@@ -267,7 +296,7 @@ unsafe fn half<const DECRYPTS: bool, const HALF: usize>(
     macro_rules! rounds {
         ($($key:literal: $($step:ident $at:literal),*;)*) => {$(
             work = round::<DECRYPTS>(&keys[$key], work);
-            $(ahead.$step::<HALF>(next, $at);)*
+            $(ahead.$step::<PASSES, HALF>(next, $at);)*
         )*};
     }
     rounds! {
@@ -295,8 +324,14 @@ unsafe fn half<const DECRYPTS: bool, const HALF: usize>(
             _mm256_aesenclast_epi128(work, key)
         };
         let place = into.wrapping_add((HALF * SIDE + at) * 2 * CELL);
-        // SAFETY: as above.
-        unsafe { _mm256_storeu_si256(place.cast(), bytes) };
+        // SAFETY: as above; aligned where it has to be.
+        unsafe {
+            if PASSES {
+                _mm256_stream_si256(place.cast(), bytes);
+            } else {
+                _mm256_storeu_si256(place.cast(), bytes);
+            }
+        }
     }
 }
 

@@ -174,14 +174,14 @@ impl Library {
             unsafe {
                 walk.from
                     .add(at)
-                    .copy_to_nonoverlapping(part.as_mut_ptr(), part.len())
+                    .copy_to_nonoverlapping(part.as_mut_ptr(), part.len());
             };
             self.group(number.wrapping_add((at / UNIT) as u64), part, way);
             // SAFETY: as above.
             unsafe {
                 walk.into
                     .add(at)
-                    .copy_from_nonoverlapping(part.as_ptr(), part.len())
+                    .copy_from_nonoverlapping(part.as_ptr(), part.len());
             };
         }
     }
@@ -332,7 +332,7 @@ mod tests {
                     let plain: Vec<u8> = (0..len).map(|at| (at / 5) as u8).collect();
                     let mut wanted = plain.clone();
                     cipher.encrypt(place, &mut wanted);
-                    mem.copy_in(0, &[0xEE; ALL]).unwrap();
+                    mem.copy_in(0, &vec![0xEE; ALL]).unwrap();
                     mem.copy_in(skew, &plain).unwrap();
                     let window = mem.window(skew, len, 1).unwrap();
                     buf.fill(0xDD);

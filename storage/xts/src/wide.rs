@@ -341,7 +341,16 @@ unsafe fn half<const DECRYPTS: bool, const PASSES: bool, const HALF: usize>(
 #[target_feature(enable = "avx2,vaes")]
 fn round<const DECRYPTS: bool>(key: &Pair, work: [__m256i; SIDE]) -> [__m256i; SIDE] {
     let key = register(key);
-    let [mut a, mut b, mut c, mut d, mut e, mut f, mut g, mut h] = work.map(|work| {
+    let [
+        mut r0,
+        mut r1,
+        mut r2,
+        mut r3,
+        mut r4,
+        mut r5,
+        mut r6,
+        mut r7,
+    ] = work.map(|work| {
         if DECRYPTS {
             _mm256_aesdec_epi128(work, key)
         } else {
@@ -352,18 +361,18 @@ fn round<const DECRYPTS: bool>(key: &Pair, work: [__m256i; SIDE]) -> [__m256i; S
     unsafe {
         asm!(
             "/* {} {} {} {} {} {} {} {} */",
-            inout(ymm_reg) a,
-            inout(ymm_reg) b,
-            inout(ymm_reg) c,
-            inout(ymm_reg) d,
-            inout(ymm_reg) e,
-            inout(ymm_reg) f,
-            inout(ymm_reg) g,
-            inout(ymm_reg) h,
+            inout(ymm_reg) r0,
+            inout(ymm_reg) r1,
+            inout(ymm_reg) r2,
+            inout(ymm_reg) r3,
+            inout(ymm_reg) r4,
+            inout(ymm_reg) r5,
+            inout(ymm_reg) r6,
+            inout(ymm_reg) r7,
             options(nomem, nostack, preserves_flags),
         );
     }
-    [a, b, c, d, e, f, g, h]
+    [r0, r1, r2, r3, r4, r5, r6, r7]
 }
 
 #[inline]

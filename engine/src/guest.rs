@@ -284,6 +284,13 @@ impl GuestWindow {
         self.len == 0
     }
 
+    /// Where it lies in this process, for what works on the bytes themselves. Whoever shares them may change
+    /// them at any time: no reference to them may be made.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
     /// Whether the memory is broken ([`GuestMem::is_broken`]).
     #[inline]
     pub fn is_broken(&self) -> bool {

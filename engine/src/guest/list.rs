@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{GuestIov, GuestMem, invalid};
+use super::{GuestIov, GuestMem, GuestWindow, invalid};
 use crate::backend::Span;
 
 /// Most ranges in one vectored operation (the kernel's limit).
@@ -158,6 +158,13 @@ impl GuestList {
         })
     }
 
+    /// Whether every range is a whole number of units long.
+    pub fn is_whole_in(&self, unit: u64) -> bool {
+        self.ranges
+            .iter()
+            .all(|range| range.len.is_multiple_of(unit))
+    }
+
     /// Whether the memory of any range is broken ([`GuestMem::is_broken`]).
     pub fn is_broken(&self) -> bool {
         self.ranges.iter().any(|range| range.mem.is_broken())
@@ -256,6 +263,24 @@ impl GuestList {
     pub fn fill_zero(&self, part: Range<u64>) -> io::Result<()> {
         self.walk(part, |range, skip, len| {
             range.mem.fill_zero(range.offset + skip, len as usize)
+        })
+    }
+
+    /// Shows each range of a part, for what works on the memory itself.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the memory is broken.
+    ///
+    /// # Panics
+    /// When the part is not inside the list.
+    pub fn each_window(
+        &self,
+        part: Range<u64>,
+        mut piece: impl FnMut(GuestWindow),
+    ) -> io::Result<()> {
+        self.walk(part, |range, skip, len| {
+            piece(range.mem.window(range.offset + skip, len as usize, 1)?);
+            range.mem.whole()
         })
     }
 

@@ -76,6 +76,8 @@ fn memory_that_is_cut_short_is_broken_and_the_process_lives() {
     assert!(list.is_broken());
     assert!(list.copy_in(0, &[1]).is_err());
     assert!(list.fill_zero(0..1).is_err());
+    let refused = list.each_window(0..4096, drop).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::UnexpectedEof);
     other.copy_in(0, &[1]).unwrap();
     assert!(!other.is_broken());
 }
@@ -178,6 +180,31 @@ fn lists_copy_across_their_ranges() {
     assert_eq!((list.len(), list.ranges()), (3, 1));
     list.truncate(0);
     assert!(list.is_empty());
+}
+
+#[test]
+fn windows_of_a_part_follow_its_ranges() {
+    let (one, two) = (
+        GuestMem::anonymous(4096).unwrap(),
+        GuestMem::anonymous(4096).unwrap(),
+    );
+    let mut list = GuestList::new();
+    list.push(&one, iov(100, 6)).unwrap();
+    list.push(&two, iov(0, 4)).unwrap();
+    list.push(&one, iov(8, 2)).unwrap();
+    assert!(list.is_whole_in(2));
+    assert!(!list.is_whole_in(4));
+    list.copy_in(0, b"abcdefghijkl").unwrap();
+    let mut seen = Vec::new();
+    let copied = list.each_window(4..11, |window| {
+        for at in 0..window.len() {
+            // SAFETY: inside of the window, and nobody else has the memory.
+            seen.push(unsafe { window.as_ptr().add(at).read_volatile() });
+        }
+        seen.push(b' ');
+    });
+    copied.unwrap();
+    assert_eq!(seen, b"ef ghij k ");
 }
 
 #[test]

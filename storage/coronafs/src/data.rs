@@ -32,6 +32,41 @@ pub(crate) struct Coding<'a> {
     pub(crate) place: u64,
 }
 
+impl Coding<'_> {
+    /// Encrypts a guest's bytes from position `at` of its list on, until the buffer is full.
+    fn encrypt_out(self, from: &GuestList, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let place = self.place + at;
+        let part = at..at + into.len() as u64;
+        if !from.is_whole_in(xts::UNIT as u64) {
+            from.copy_out(at, into)?;
+            self.cipher.encrypt(place, into);
+            return Ok(());
+        }
+        let mut done = 0;
+        from.each_window(part, |window| {
+            let into = &mut into[done..done + window.len()];
+            self.cipher.encrypt_out(place + done as u64, &window, into);
+            done += window.len();
+        })
+    }
+
+    /// Decrypts a buffer into a guest's memory, from position `at` of its list on.
+    fn decrypt_in(self, from: &mut [u8], into: &GuestList, at: u64) -> io::Result<()> {
+        let place = self.place + at;
+        let part = at..at + from.len() as u64;
+        if !into.is_whole_in(xts::UNIT as u64) {
+            self.cipher.decrypt(place, from);
+            return into.copy_in(at, from);
+        }
+        let mut done = 0;
+        into.each_window(part, |window| {
+            let from = &from[done..done + window.len()];
+            self.cipher.decrypt_in(place + done as u64, from, &window);
+            done += window.len();
+        })
+    }
+}
+
 /// Bytes of buffers of ours that transfers have at once; more wait.
 const BOUNCES_BYTES_MAX: u64 = 4 << 20;
 /// Those that may wait for them.
@@ -40,8 +75,6 @@ const BOUNCERS_MAX: usize = 65_536;
 const BUF_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of a bounce buffer.
 pub(crate) const BOUNCE: u64 = 256 << 10;
-/// Bytes that are copied and encrypted in one go, as they stay in the CPU's nearest cache.
-const NEAR: usize = 8 << 10;
 /// Clusters that are given space at once: 4 MiB.
 const BACK_CLUSTERS_MAX: u32 = 64;
 /// Free clusters in a row whose space is given back: 1 to 64 MiB.
@@ -383,13 +416,12 @@ impl DataFile {
             let len = BOUNCE.min(into.len() - at);
             let buf = take_buf(len).await?;
             let mut buf = self.read_buf(buf, place + at).await?;
-            for part in buf.chunks_mut(NEAR) {
-                if let Some(coding) = coding {
-                    coding.cipher.decrypt(coding.place + at, part);
-                }
-                into.copy_in(at, part).map_err(|e| bad_memory(&e))?;
-                at += part.len() as u64;
-            }
+            let put = match coding {
+                Some(coding) => coding.decrypt_in(&mut buf, into, at),
+                None => into.copy_in(at, &buf),
+            };
+            put.map_err(|e| bad_memory(&e))?;
+            at += len;
         }
         Ok(())
     }
@@ -424,13 +456,11 @@ impl DataFile {
             while at < from.len() {
                 let len = BOUNCE.min(from.len() - at);
                 let mut buf = take_buf(len).await?;
-                for (number, part) in buf.chunks_mut(NEAR).enumerate() {
-                    let at = at + (number * NEAR) as u64;
-                    from.copy_out(at, part).map_err(|e| bad_memory(&e))?;
-                    if let Some(coding) = coding {
-                        coding.cipher.encrypt(coding.place + at, part);
-                    }
-                }
+                let got = match coding {
+                    Some(coding) => coding.encrypt_out(&from, at, &mut buf),
+                    None => from.copy_out(at, &mut buf),
+                };
+                got.map_err(|e| bad_memory(&e))?;
                 self.write_buf(buf, place + at).await?;
                 at += len;
             }

@@ -1,7 +1,9 @@
 //! What an encrypted volume's blocks are on disk: AES-256 in XTS mode (IEEE 1619-2018, NIST SP 800-38E).
 //! Sans-IO.
 //!
-//! On a CPU with VAES the rounds are ours too (`wide`), as nothing else there is as fast; elsewhere AES is
+//! Bytes are worked on in place, or on their way between a buffer of ours and a guest's memory, in one walk: a
+//! copy before or behind it costs half as much again. The guest may change its memory meanwhile: each byte of
+//! it is loaded once or stored once, and never looked at. On a CPU with VAES the rounds are ours too (`wide`), as nothing else there is as fast; elsewhere AES is
 //! the `aes` crate's. Both give the same bytes.
 //!
 //! A data unit is 512 bytes, and its number is that of its place in the volume, not in the data file. So
@@ -13,10 +15,11 @@ mod wide;
 
 use aes::Aes256;
 use aes::cipher::{Block, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use engine::GuestWindow;
 use zeroize::Zeroizing;
 
 /// Bytes of a data unit.
-const UNIT: usize = 512;
+pub const UNIT: usize = 512;
 /// Bytes of a block of the cipher.
 const CELL: usize = 16;
 /// Units that are worked on together: 4 KiB, so that the CPU has many blocks side by side.
@@ -67,7 +70,8 @@ impl Cipher {
     /// # Panics
     /// When place or length are no whole number of units.
     pub fn encrypt(&self, place: u64, bytes: &mut [u8]) {
-        self.run(place, bytes, Way::Encrypt);
+        // SAFETY: the bytes are ours alone.
+        unsafe { self.run(place, Walk::in_place(bytes), Way::Encrypt) };
     }
 
     /// Decrypts it.
@@ -75,19 +79,75 @@ impl Cipher {
     /// # Panics
     /// As [`Cipher::encrypt`].
     pub fn decrypt(&self, place: u64, bytes: &mut [u8]) {
-        self.run(place, bytes, Way::Decrypt);
+        // SAFETY: as above.
+        unsafe { self.run(place, Walk::in_place(bytes), Way::Decrypt) };
     }
 
-    fn run(&self, place: u64, bytes: &mut [u8], way: Way) {
+    /// Encrypts what a guest has into a buffer of the same length.
+    ///
+    /// # Panics
+    /// As [`Cipher::encrypt`], and when the lengths differ.
+    pub fn encrypt_out(&self, place: u64, from: &GuestWindow, into: &mut [u8]) {
+        assert_eq!(from.len(), into.len(), "as much is written as is read");
+        let walk = Walk {
+            from: from.as_ptr(),
+            into: into.as_mut_ptr(),
+            bytes: into.len(),
+        };
+        // SAFETY: a window is mapped while it lives, and `into` is ours alone.
+        unsafe { self.run(place, walk, Way::Encrypt) };
+    }
+
+    /// Decrypts a buffer into as much of a guest's memory.
+    ///
+    /// # Panics
+    /// As [`Cipher::encrypt_out`].
+    pub fn decrypt_in(&self, place: u64, from: &[u8], into: &GuestWindow) {
+        assert_eq!(from.len(), into.len(), "as much is written as is read");
+        let walk = Walk {
+            from: from.as_ptr(),
+            into: into.as_ptr(),
+            bytes: from.len(),
+        };
+        // SAFETY: as above, the other way.
+        unsafe { self.run(place, walk, Way::Decrypt) };
+    }
+
+    /// # Safety
+    /// As [`Walk`] says.
+    unsafe fn run(&self, place: u64, walk: Walk, way: Way) {
         assert!(
-            place.is_multiple_of(UNIT as u64) && bytes.len().is_multiple_of(UNIT),
+            place.is_multiple_of(UNIT as u64) && walk.bytes.is_multiple_of(UNIT),
             "units are encrypted whole"
         );
         let number = place / UNIT as u64;
-        match &self.rounds {
-            #[cfg(target_arch = "x86_64")]
-            Rounds::Wide(wide) => wide.run(number, bytes, way),
-            Rounds::Library(library) => library.run(number, bytes, way),
+        // SAFETY: as the caller says.
+        unsafe {
+            match &self.rounds {
+                #[cfg(target_arch = "x86_64")]
+                Rounds::Wide(wide) => wide.run(number, walk, way),
+                Rounds::Library(library) => library.run(number, walk, way),
+            }
+        }
+    }
+}
+
+/// Whole units on their way. What works on them wants all of `from` readable and all of `into` writable, which
+/// are the same place or do not overlap. Others may change either meanwhile, as no reference to them is made.
+#[derive(Clone, Copy)]
+struct Walk {
+    from: *const u8,
+    into: *mut u8,
+    bytes: usize,
+}
+
+impl Walk {
+    fn in_place(bytes: &mut [u8]) -> Walk {
+        let into = bytes.as_mut_ptr();
+        Walk {
+            from: into,
+            into,
+            bytes: bytes.len(),
         }
     }
 }
@@ -103,23 +163,44 @@ impl Library {
     }
 
     /// Works on whole units, the first of which has this number.
-    fn run(&self, mut number: u64, bytes: &mut [u8], way: Way) {
-        for group in bytes.chunks_mut(GROUP * UNIT) {
-            let mut tweaks: [Block<Aes256>; GROUP] = Default::default();
-            for tweak in &mut tweaks {
-                *tweak = u128::from(number).to_le_bytes().into();
-                number += 1;
-            }
-            self.tweaks.encrypt_blocks(&mut tweaks);
-            let masks = masks(tweaks.map(|tweak| u128::from_le_bytes(tweak.into())));
-            let (blocks, _) = Block::<Aes256>::slice_as_chunks_mut(group);
-            mask(blocks, masks.as_flattened());
-            match way {
-                Way::Encrypt => self.data.encrypt_blocks(blocks),
-                Way::Decrypt => self.data.decrypt_blocks(blocks),
-            }
-            mask(blocks, masks.as_flattened());
+    ///
+    /// # Safety
+    /// As [`Walk`] says.
+    unsafe fn run(&self, number: u64, walk: Walk, way: Way) {
+        let mut group = [0; GROUP * UNIT];
+        for at in (0..walk.bytes).step_by(group.len()) {
+            let part = &mut group[..(walk.bytes - at).min(GROUP * UNIT)];
+            // SAFETY: the part lies inside of both, and is neither.
+            unsafe {
+                walk.from
+                    .add(at)
+                    .copy_to_nonoverlapping(part.as_mut_ptr(), part.len());
+            };
+            self.group(number.wrapping_add((at / UNIT) as u64), part, way);
+            // SAFETY: as above.
+            unsafe {
+                walk.into
+                    .add(at)
+                    .copy_from_nonoverlapping(part.as_ptr(), part.len());
+            };
         }
+    }
+
+    fn group(&self, mut number: u64, group: &mut [u8], way: Way) {
+        let mut tweaks: [Block<Aes256>; GROUP] = Default::default();
+        for tweak in &mut tweaks {
+            *tweak = u128::from(number).to_le_bytes().into();
+            number = number.wrapping_add(1);
+        }
+        self.tweaks.encrypt_blocks(&mut tweaks);
+        let masks = masks(tweaks.map(|tweak| u128::from_le_bytes(tweak.into())));
+        let (blocks, _) = Block::<Aes256>::slice_as_chunks_mut(group);
+        mask(blocks, masks.as_flattened());
+        match way {
+            Way::Encrypt => self.data.encrypt_blocks(blocks),
+            Way::Decrypt => self.data.decrypt_blocks(blocks),
+        }
+        mask(blocks, masks.as_flattened());
     }
 }
 
@@ -151,6 +232,7 @@ fn doubled(tweak: u128) -> u128 {
 mod tests {
     use super::*;
 
+    use engine::GuestMem;
     use proptest::prelude::*;
 
     fn key(text: &str) -> KeyBytes {
@@ -223,6 +305,60 @@ mod tests {
             wide.decrypt(place, &mut one);
             prop_assert_eq!(one, plain);
         }
+    }
+
+    /// Few and many, from and to any byte, and what lies around them stays.
+    #[test]
+    fn bytes_on_their_way_to_and_from_a_guest_are_as_in_place() {
+        const ALL: usize = 256 * UNIT;
+        let key = KeyBytes::new(std::array::from_fn(|at| (at * 5) as u8));
+        let mem = GuestMem::anonymous(ALL).unwrap();
+        let mut buf = vec![0; ALL];
+        let aligned = buf.as_ptr().align_offset(64);
+        let few = [
+            (1, 0),
+            (2, 8),
+            (7, 511),
+            (8, 1),
+            (16, 64),
+            (17, 33),
+            (33, 500),
+        ];
+        let many = [(64, 0), (65, 32), (80, 96), (128, 33), (200, 4096)];
+        for cipher in [Cipher::new(&key), library(&key)] {
+            for (units, skew) in few.into_iter().chain(many) {
+                for off in [0, 3] {
+                    let (len, place) = (units * UNIT, 29 * UNIT as u64);
+                    let plain: Vec<u8> = (0..len).map(|at| (at / 5) as u8).collect();
+                    let mut wanted = plain.clone();
+                    cipher.encrypt(place, &mut wanted);
+                    mem.copy_in(0, &vec![0xEE; ALL]).unwrap();
+                    mem.copy_in(skew, &plain).unwrap();
+                    let window = mem.window(skew, len, 1).unwrap();
+                    buf.fill(0xDD);
+                    let (before, rest) = buf.split_at_mut(aligned + off);
+                    cipher.encrypt_out(place, &window, &mut rest[..len]);
+                    assert!(rest[..len] == wanted, "{units} units at {skew}");
+                    let mut around = before.iter().chain(&rest[len..]);
+                    assert!(around.all(|byte| *byte == 0xDD), "{units} units at {skew}");
+                    mem.fill_zero(skew, len).unwrap();
+                    cipher.decrypt_in(place, &rest[..len], &window);
+                    let mut seen = vec![0; ALL];
+                    mem.copy_out(0, &mut seen).unwrap();
+                    let (before, rest) = seen.split_at(skew as usize);
+                    assert!(rest[..len] == plain, "{units} units at {skew}");
+                    let mut around = before.iter().chain(&rest[len..]);
+                    assert!(around.all(|byte| *byte == 0xEE), "{units} units at {skew}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "as much is written as is read")]
+    fn a_guest_s_window_of_another_length_is_refused() {
+        let window = GuestMem::anonymous(UNIT).unwrap().window(0, UNIT, 1);
+        library(&KeyBytes::new([1; 64])).decrypt_in(0, &[0; 2 * UNIT], &window.unwrap());
     }
 
     #[test]

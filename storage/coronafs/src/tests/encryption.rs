@@ -100,6 +100,83 @@ fn an_encrypted_volume_reads_as_written_and_leaves_no_clear_text() {
     assert!(!is_in_clear(&sim, node));
 }
 
+/// Ranges of these lengths, again and again, each behind a gap.
+fn list_in_pieces(mem: &GuestMem, lens: &[u32], mut left: u32) -> GuestList {
+    let mut list = GuestList::new();
+    let mut offset = 0;
+    for len in lens.iter().cycle() {
+        let len = left.min(*len);
+        list.push(mem, GuestIov { offset, len }).unwrap();
+        offset += u64::from(len) + 24;
+        left -= len;
+        if left == 0 {
+            break;
+        }
+    }
+    list
+}
+
+#[test]
+fn ranges_of_any_length_hold_what_one_range_would() {
+    let (sim, node) = world(8);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let made = store.create(encrypted("v", 2 * MIB)).await.unwrap();
+        let device = attach(&store, made.id).await;
+        let mem = GuestMem::anonymous(2 * MIB as usize).unwrap();
+        // Whole units at any byte, parts of units, and a unit over many ranges.
+        let shapes: [&[u32]; 4] = [&[512, 4096, 1024], &[100, 5000], &[511, 1], &[7, 131_072]];
+        let (mut bytes, mut stamp) = (vec![0; 1200 * 512], 0_u64);
+        for wrote in shapes {
+            for seen in shapes {
+                // More than a buffer of ours where the ranges are not too many for it.
+                let sectors = if wrote == [511, 1] || seen == [511, 1] {
+                    200
+                } else {
+                    1200
+                };
+                let bytes = &mut bytes[..sectors * 512];
+                for sector in bytes.chunks_mut(512) {
+                    stamp += 1;
+                    sector.copy_from_slice(&stamp.to_le_bytes().repeat(64));
+                }
+                let from = list_in_pieces(&mem, wrote, bytes.len() as u32);
+                from.copy_in(0, bytes).unwrap();
+                device.write(3 * 512, from, false).await.unwrap();
+                let read = read(&device, 3 * 512, bytes.len()).await.unwrap();
+                assert!(read == *bytes, "written by {wrote:?}");
+                mem.fill_zero(0, mem.len()).unwrap();
+                let into = list_in_pieces(&mem, seen, bytes.len() as u32);
+                device.read(3 * 512, into.clone()).await.unwrap();
+                let mut read = vec![0; bytes.len()];
+                into.copy_out(0, &mut read).unwrap();
+                assert!(read == *bytes, "read by {seen:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_read_that_fails_leaves_what_the_guest_had() {
+    let (sim, node) = world(9);
+    let disk = sim.disk(node);
+    sim.run(node, 0, async move {
+        let store = open().await;
+        let made = store.create(encrypted("v", MIB)).await.unwrap();
+        let device = attach(&store, made.id).await;
+        write(&device, 0, &sectors(5, 256)).await.unwrap();
+        let list = list_of(&sectors(6, 256), 0);
+        disk.fail_next_read();
+        assert!(device.read(0, list.clone()).await.is_err());
+        let mut bytes = vec![0; 256 * 512];
+        list.copy_out(0, &mut bytes).unwrap();
+        assert_eq!(stamps(&bytes), [6; 256]);
+        device.read(0, list.clone()).await.unwrap();
+        list.copy_out(0, &mut bytes).unwrap();
+        assert_eq!(stamps(&bytes), [5; 256]);
+    });
+}
+
 #[test]
 fn another_master_key_is_refused_by_the_key_s_number_and_damages_nothing() {
     let (sim, node) = world(2);

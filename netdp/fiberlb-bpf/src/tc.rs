@@ -12,6 +12,8 @@ mod flows;
 mod frame;
 #[path = "icmp.rs"]
 mod icmp;
+#[path = "long.rs"]
+mod long;
 #[path = "packet.rs"]
 mod packet;
 #[path = "quic.rs"]
@@ -29,7 +31,6 @@ use aya_ebpf::helpers::bpf_redirect;
 
 use crate::Verdict;
 use frame::Frame;
-use packet::Parsed;
 use without::{encap, gate, too_big};
 
 /// What `bpf_redirect` says here.
@@ -50,37 +51,15 @@ pub fn balance(skb: *mut __sk_buff) -> i32 {
     }
 }
 
-/// What it says of ICMP, which is looked at from here, where little of the stack is used up.
-const ICMP: Verdict = Verdict::MAX;
-
 #[inline(always)]
 fn verdict(frame: &Frame) -> Verdict {
     let said = match wire::at::<wire::Ethernet>(frame, 0).map(|ethernet| ethernet.ethertype) {
-        Some(wire::ETHERTYPE_V4) => balance_v4(frame),
-        Some(wire::ETHERTYPE_V6) => balance_v6(frame),
+        Some(wire::ETHERTYPE_V4) => long::balance_v4(frame),
+        Some(wire::ETHERTYPE_V6) => long::balance_v6(frame),
         _ => XDP_PASS,
     };
     match said {
-        ICMP => icmp::balance(frame),
+        long::ICMP => icmp::balance(frame),
         said => said,
-    }
-}
-
-#[inline(never)]
-fn balance_v4(frame: &Frame) -> Verdict {
-    balance_parsed(frame, packet::parse_v4(frame))
-}
-
-#[inline(never)]
-fn balance_v6(frame: &Frame) -> Verdict {
-    balance_parsed(frame, packet::parse_v6(frame))
-}
-
-#[inline(always)]
-fn balance_parsed(frame: &Frame, parsed: Option<Parsed>) -> Verdict {
-    match parsed {
-        Some(Parsed::Flow(packet)) => flows::balance(frame, &packet),
-        Some(Parsed::Icmp) => ICMP,
-        None => XDP_PASS,
     }
 }

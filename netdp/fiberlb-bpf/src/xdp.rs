@@ -17,6 +17,8 @@ mod frame;
 mod gate;
 #[path = "icmp.rs"]
 mod icmp;
+#[path = "long.rs"]
+mod long;
 #[path = "packet.rs"]
 mod packet;
 #[path = "quic.rs"]
@@ -30,43 +32,19 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 
 use crate::Verdict;
 use frame::Frame;
-use packet::Parsed;
 
 /// Balances a frame.
 #[inline(always)]
 pub fn balance(ctx: &Frame) -> Verdict {
     // Apart from here on: what holds for one version needs no look at the other's words.
     let said = match wire::at::<wire::Ethernet>(ctx, 0).map(|ethernet| ethernet.ethertype) {
-        Some(wire::ETHERTYPE_V4) => fast::balance(ctx).unwrap_or_else(|| balance_v4(ctx)),
-        Some(wire::ETHERTYPE_V6) => balance_v6(ctx),
+        Some(wire::ETHERTYPE_V4) => fast::balance(ctx).unwrap_or_else(|| long::balance_v4(ctx)),
+        Some(wire::ETHERTYPE_V6) => long::balance_v6(ctx),
         _ => XDP_PASS,
     };
     match said {
-        ICMP => icmp::balance(ctx),
+        long::ICMP => icmp::balance(ctx),
         said => said,
-    }
-}
-
-/// What the long ways say of ICMP, which is looked at from above, where little of the stack is used up.
-const ICMP: Verdict = Verdict::MAX;
-
-/// The long ways are functions of their own, with their own registers and share of the stack.
-#[inline(never)]
-fn balance_v4(ctx: &Frame) -> Verdict {
-    balance_parsed(ctx, packet::parse_v4(ctx))
-}
-
-#[inline(never)]
-fn balance_v6(ctx: &Frame) -> Verdict {
-    balance_parsed(ctx, packet::parse_v6(ctx))
-}
-
-#[inline(always)]
-fn balance_parsed(ctx: &Frame, parsed: Option<Parsed>) -> Verdict {
-    match parsed {
-        Some(Parsed::Flow(packet)) => flows::balance(ctx, &packet),
-        Some(Parsed::Icmp) => ICMP,
-        None => XDP_PASS,
     }
 }
 

@@ -12,6 +12,7 @@ use fiberlb::tables::Mirror;
 use fiberlb_abi::{Config, Hop};
 
 use crate::frame;
+use crate::network::tunnels;
 
 /// The interface that test runs come from: the loopback of the namespace.
 pub const HERE: u32 = 1;
@@ -61,13 +62,7 @@ impl Lab {
     }
 
     pub fn configure(&mut self, change: impl FnOnce(&mut Config)) {
-        let mut config = Config {
-            sample_mask: u32::MAX,
-            gue_port: 6080_u16.to_be(),
-            tunnel_v4: fiberlb::desired::mapped("10.255.0.1".parse().unwrap()),
-            tunnel_v6: fiberlb::desired::mapped("2001:db8:ff::1".parse().unwrap()),
-            ..Config::default()
-        };
+        let mut config = tunnels();
         change(&mut config);
         self.tables.set_config(&config).unwrap();
     }

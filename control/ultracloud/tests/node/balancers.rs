@@ -172,8 +172,19 @@ impl Lab {
 
     /// A call of the API, as root.
     fn call(&self, node: &Node, method: &str, path: &str, body: &Value) -> (u16, Value) {
-        let token = std::fs::read_to_string(data_of(&self.dir).join("root-token")).unwrap();
-        let mut curl = self.router.command("curl -s -S --max-time 30");
+        Lab::call_on((&self.router, &self.dir), node, method, path, body)
+    }
+
+    /// The same of a node within a namespace, on a directory.
+    fn call_on(
+        (machine, dir): (&Namespace, &TempDir),
+        node: &Node,
+        method: &str,
+        path: &str,
+        body: &Value,
+    ) -> (u16, Value) {
+        let token = std::fs::read_to_string(data_of(dir).join("root-token")).unwrap();
+        let mut curl = machine.command("curl -s -S --max-time 30");
         curl.args(["-X", method, "-w", "\n%{http_code}"]);
         curl.args(["-H", &format!("authorization: Bearer {}", token.trim())]);
         if !body.is_null() {
@@ -230,8 +241,13 @@ impl Lab {
 
     /// Who answers so many requests of the client, each over a new connection.
     fn answers(&self, times: usize) -> Vec<String> {
-        let ask = |_| self.machines[0].run("curl -s -S --max-time 10 http://192.0.2.1/");
-        let mut answers: Vec<String> = (0..times).map(ask).collect();
+        self.answers_of(&["http://192.0.2.1/"], times)
+    }
+
+    /// The same of requests for these URLs in turn.
+    fn answers_of(&self, urls: &[&str], times: usize) -> Vec<String> {
+        let ask = |url: &&str| self.machines[0].run(&format!("curl -g -s -S --max-time 10 {url}"));
+        let mut answers: Vec<String> = urls.iter().cycle().take(times).map(ask).collect();
         answers.sort();
         answers.dedup();
         answers

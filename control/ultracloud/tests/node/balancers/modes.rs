@@ -50,15 +50,6 @@ fn document() -> Value {
     }] })
 }
 
-/// Who answers requests for these URLs, each with whoever else did.
-fn answered(lab: &Lab, urls: &[&str], times: usize) -> Vec<String> {
-    let ask = |url: &&str| lab.machines[0].run(&format!("curl -g -s -S --max-time 10 {url}"));
-    let mut answers: Vec<String> = urls.iter().cycle().take(times).map(ask).collect();
-    answers.sort();
-    answers.dedup();
-    answers
-}
-
 /// Who answers packets of UDP, each from another port.
 fn told(lab: &Lab, port: u16, packet: &str, times: usize) -> Vec<String> {
     let script = format!(
@@ -88,11 +79,9 @@ fn every_kind_of_vip_reaches_its_backends_through_a_node() {
         );
         let dir = tempfile::tempdir().unwrap();
         let end = Lab::node_on(this, &dir, &lines);
-        let token = std::fs::read_to_string(data_of(&dir).join("root-token")).unwrap();
-        let mut curl = this.command("curl -s -S -H");
-        curl.arg(format!("authorization: Bearer {}", token.trim()));
-        let status = curl.arg(format!("http://{}/v1/load-balancer-status", end.admin));
-        let status: Value = serde_json::from_slice(&status.output().unwrap().stdout).unwrap();
+        let path = "/v1/load-balancer-status";
+        let (code, status) = Lab::call_on((this, &dir), &end, "GET", path, &Value::Null);
+        assert_eq!(code, 200, "{status}");
         let interface = &status["interfaces"][0];
         assert_eq!(interface["purpose"], "end-tunnels", "{status}");
         assert_eq!(interface["attached"], "native", "{status}");
@@ -104,12 +93,12 @@ fn every_kind_of_vip_reaches_its_backends_through_a_node() {
 
     let all = ["b2", "b3", "b4"];
     assert_eq!(lab.answers(30), all);
-    assert_eq!(answered(&lab, &["http://[2001:db8::1]/"], 30), all, "IPv6");
+    assert_eq!(lab.answers_of(&["http://[2001:db8::1]/"], 30), all, "IPv6");
     let many = ["http://198.51.100.1:8080/", "http://198.51.100.14:8080/"];
-    assert_eq!(answered(&lab, &many, 40), all, "a prefix");
+    assert_eq!(lab.answers_of(&many, 40), all, "a prefix");
     for (mode, vip) in [("ipip", 2), ("gue", 3), ("direct", 4)] {
         let url = format!("http://192.0.2.{vip}:8080/");
-        assert_eq!(answered(&lab, &[&url], 30), all, "{mode}");
+        assert_eq!(lab.answers_of(&[&url], 30), all, "{mode}");
     }
     assert_eq!(told(&lab, 53, "x", 40), all, "UDP");
     assert_eq!(

@@ -18,6 +18,8 @@ pub const BLOCK: usize = 4096;
 /// Largest buffer.
 pub const MAX_BUF: usize = BLOCK << (ORDERS - 1);
 const ORDERS: usize = 10;
+/// Bytes of a huge page.
+const HUGE: usize = 2 << 20;
 
 /// The pool has no buffer of that size left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -496,13 +498,16 @@ fn order_of(len: usize) -> Option<u8> {
     (order < ORDERS).then_some(order as u8)
 }
 
+/// Maps an arena, in huge pages where the kernel has them: a transfer is then one run of memory to the kernel and
+/// to the device, where it would be as many as it has pages.
 fn map_arena(len: usize) -> std::io::Result<NonNull<u8>> {
+    let whole = len + HUGE;
     // SAFETY: an anonymous private mapping at an address of the kernel's choice touches nothing
     // that exists.
     let base = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
-            len,
+            whole,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
             -1,
@@ -512,7 +517,18 @@ fn map_arena(len: usize) -> std::io::Result<NonNull<u8>> {
     if base == libc::MAP_FAILED {
         return Err(std::io::Error::last_os_error());
     }
-    NonNull::new(base.cast()).ok_or_else(std::io::Error::last_os_error)
+    let before = base.align_offset(HUGE);
+    let arena = base.wrapping_byte_add(before);
+    // SAFETY: they are parts of the mapping; nobody has what lies around the arena. An advice changes no
+    // byte, and a kernel without huge pages refuses it.
+    unsafe {
+        if before > 0 {
+            libc::munmap(base, before);
+        }
+        libc::munmap(arena.wrapping_byte_add(len), HUGE - before);
+        libc::madvise(arena, len, libc::MADV_HUGEPAGE);
+    }
+    NonNull::new(arena.cast()).ok_or_else(std::io::Error::last_os_error)
 }
 
 #[cfg(test)]

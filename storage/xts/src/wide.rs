@@ -1,33 +1,35 @@
 //! The mode on CPUs with VAES: two blocks in a register, eight registers side by side, so that no round
 //! waits for the one before.
 //!
-//! The two ports that do AES are what bounds a walk, and any other work on the same registers may land on them.
-//! So the masks of a unit are made between the rounds of the unit before it, three quarters of them in general
-//! registers, which have ports of their own; with all of them there, the decoder becomes the bound. A walk
-//! loads each byte once, and stores it once.
+//! Two ports do AES, and each instruction beside it takes from them or, where another thread runs on the same
+//! core, from the decoder that both have. So the masks cost few: those of two units are made together, between
+//! the rounds of the two units before, with their lower and higher halves apart, as a number is then doubled
+//! twice by two shifts and a look-up. The loop has one half of a unit, and so fits the CPU's cache of decoded
+//! instructions. A walk loads each byte once, and stores it once.
 
 use std::arch::asm;
 use std::arch::x86_64::{
     __m128i, __m256i, _MM_HINT_T0, _mm_aesimc_si128, _mm_aeskeygenassist_si128, _mm_prefetch,
-    _mm_sfence, _mm_shuffle_epi32, _mm_slli_si128, _mm_xor_si128, _mm256_aesdec_epi128,
-    _mm256_aesdeclast_epi128, _mm256_aesenc_epi128, _mm256_aesenclast_epi128, _mm256_loadu_si256,
-    _mm256_or_si256, _mm256_set_epi64x, _mm256_shuffle_epi8, _mm256_slli_epi64, _mm256_srli_epi64,
-    _mm256_storeu_si256, _mm256_stream_si256, _mm256_xor_si256,
+    _mm_sfence, _mm_shuffle_epi32, _mm_slli_si128, _mm_xor_si128, _mm256_add_epi64,
+    _mm256_aesdec_epi128, _mm256_aesdeclast_epi128, _mm256_aesenc_epi128, _mm256_aesenclast_epi128,
+    _mm256_and_si256, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_loadu_si256,
+    _mm256_permute4x64_epi64, _mm256_permutevar_ps, _mm256_set_epi64x, _mm256_setr_epi32,
+    _mm256_setzero_si256, _mm256_shuffle_epi32, _mm256_slli_epi64, _mm256_srai_epi32,
+    _mm256_srli_epi64, _mm256_storeu_si256, _mm256_stream_si256, _mm256_unpackhi_epi64,
+    _mm256_unpacklo_epi64, _mm256_xor_si256,
 };
 
 use zerocopy::IntoBytes;
 use zeroize::Zeroizing;
 
-use super::{CELL, KeyBytes, UNIT, Walk, Way, doubled};
+use super::{CELL, KeyBytes, UNIT, Walk, Way};
 
 /// Rounds of AES-256, and one key more.
 const KEYS: usize = 15;
 /// Registers that are worked on together: half a unit.
 const SIDE: usize = 8;
-/// Units whose tweaks are made together.
-const UNITS: usize = 2 * SIDE;
-/// Blocks of a unit whose masks are made in general registers; those of the others are made in pairs.
-const SINGLES: usize = 24;
+/// What is made of the masks while the rounds of half a unit run: as many registers for each of two units.
+const STEPS: usize = SIDE / 2;
 /// Bytes that are fetched ahead: what the disk or another core wrote lies in no near cache.
 const AHEAD: usize = 4 * UNIT;
 /// Bytes of a walk that goes past the cache; of less, more is still near when it is asked for.
@@ -98,21 +100,24 @@ impl Wide {
         number: u64,
         walk: Walk,
     ) {
+        let units = walk.bytes / UNIT;
         let mut tweaks = self.tweaks(number);
-        let (mut one, mut other) = (Masks::of(tweaks[0]), Masks::of(0));
+        let (mut one, mut other) = (Masks::of(tweaks[0]), Masks::none());
         let (mut masks, mut next) = (&mut one, &mut other);
-        for at in 0..walk.bytes / UNIT {
-            let then = at + 1;
-            if then.is_multiple_of(UNITS) {
-                tweaks = self.tweaks(number.wrapping_add(then as u64));
+        let (mut from, mut into) = (walk.from, walk.into);
+        for two in 0..units.div_ceil(2) {
+            let then = two + 1;
+            if then.is_multiple_of(SIDE) {
+                tweaks = self.tweaks(number.wrapping_add(2 * then as u64));
             }
-            // SAFETY: a unit lies here on both sides.
-            let (from, into) = unsafe { (walk.from.add(at * UNIT), walk.into.add(at * UNIT)) };
-            let mut ahead = Ahead::new(from, into, tweaks[then % UNITS]);
-            // SAFETY: as above; the halves are one behind the other.
-            unsafe {
-                half::<DECRYPTS, PASSES, 0>(keys, from, into, masks, &mut ahead, next);
-                half::<DECRYPTS, PASSES, 1>(keys, from, into, masks, &mut ahead, next);
+            let mut ahead = Ahead::new(tweaks[then % SIDE]);
+            let halves = 2 * (units - 2 * two).min(2);
+            for (masks, next) in masks.halves().zip(next.steps()).take(halves) {
+                // SAFETY: half a unit lies here on both sides.
+                unsafe {
+                    half::<DECRYPTS, PASSES>(keys, from, into, masks, &mut ahead, next);
+                    (from, into) = (from.add(UNIT / 2), into.add(UNIT / 2));
+                }
             }
             std::mem::swap(&mut masks, &mut next);
         }
@@ -122,9 +127,9 @@ impl Wide {
         }
     }
 
-    /// The tweaks of units from this number on.
+    /// The tweaks of units from this number on, two in each.
     #[target_feature(enable = "avx2,vaes")]
-    fn tweaks(&self, number: u64) -> [u128; UNITS] {
+    fn tweaks(&self, number: u64) -> [__m256i; SIDE] {
         let keys = &*self.tweaks;
         let first = register(&keys[0]);
         let mut work = [first; SIDE];
@@ -145,7 +150,7 @@ impl Wide {
         for work in &mut work {
             *work = _mm256_aesenclast_epi128(*work, last);
         }
-        zerocopy::transmute!(work)
+        work
     }
 }
 
@@ -156,115 +161,114 @@ fn passes(walk: Walk) -> bool {
     moves && walk.bytes >= PASSING_BYTES_MIN && walk.into.addr().is_multiple_of(2 * CELL)
 }
 
-/// What is added to the blocks of a unit: its tweak, and for each other block twice that of the one before.
+/// What is added to the blocks of two units: the tweak of each, and for each other block twice that of the one
+/// before.
 #[repr(align(64))]
-struct Masks([Pair; 2 * SIDE]);
+struct Masks([[__m256i; 2 * SIDE]; 2]);
+
+/// Where masks of either unit go.
+type Step<'a> = (&'a mut [__m256i; STEPS], &'a mut [__m256i; STEPS]);
 
 impl Masks {
-    fn of(tweak: u128) -> Masks {
-        let mut masks = Masks([[0; 4]; 2 * SIDE]);
-        let mut mask = Single::of(tweak);
-        for block in masks.singles() {
-            *block = [mask.low, mask.high];
-            mask.double();
+    #[target_feature(enable = "avx2")]
+    fn none() -> Masks {
+        Masks([[_mm256_setzero_si256(); 2 * SIDE]; 2])
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn of(tweaks: __m256i) -> Masks {
+        let mut masks = Masks::none();
+        let mut ahead = Ahead::new(tweaks);
+        for step in masks.steps() {
+            for at in 0..STEPS {
+                (step.0[at], step.1[at]) = ahead.step();
+            }
         }
         masks
     }
 
-    fn singles(&mut self) -> &mut [[u64; 2]] {
-        self.0.as_flattened_mut().as_chunks_mut().0
+    /// Those of each half of a unit, one unit behind the other.
+    fn halves(&self) -> impl Iterator<Item = &[__m256i; SIDE]> {
+        self.0.as_flattened().as_chunks().0.iter()
+    }
+
+    fn steps(&mut self) -> impl Iterator<Item = Step<'_>> {
+        let [one, other] = &mut self.0;
+        one.as_chunks_mut()
+            .0
+            .iter_mut()
+            .zip(other.as_chunks_mut().0)
     }
 }
 
-/// A mask in general registers.
-#[derive(Clone, Copy)]
-struct Single {
-    low: u64,
-    high: u64,
-}
-
-impl Single {
-    fn of(tweak: u128) -> Single {
-        Single {
-            low: tweak as u64,
-            high: (tweak >> 64) as u64,
-        }
-    }
-
-    /// As [`doubled`], of which the compiler makes a shift over two registers that takes four times as long.
-    #[inline]
-    fn double(&mut self) {
-        // SAFETY: it works on three registers and the flags alone.
-        unsafe {
-            asm!(
-                "add {low}, {low}",
-                "adc {high}, {high}",
-                "sbb {over}, {over}",
-                "and {over:e}, 0x87",
-                "xor {low}, {over}",
-                low = inout(reg) self.low,
-                high = inout(reg) self.high,
-                over = out(reg) _,
-                options(pure, nomem, nostack),
-            );
-        }
-    }
-}
-
-/// What is done for later units while the rounds of one run.
+/// The masks of two blocks of each of two units, lower and higher halves apart: the first block of either unit,
+/// then the second.
 struct Ahead {
-    single: Single,
-    pair: __m256i,
-    from: *const u8,
-    into: *const u8,
+    low: __m256i,
+    high: __m256i,
 }
 
 impl Ahead {
-    /// For a unit that is now worked on, and the tweak of the next.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn new(from: *const u8, into: *const u8, tweak: u128) -> Ahead {
-        let over = tweak >> (128 - SINGLES);
-        let first = (tweak << SINGLES) ^ over ^ (over << 1) ^ (over << 2) ^ (over << 7);
+    fn new(tweaks: __m256i) -> Ahead {
+        let twice = doubled(tweaks);
+        let (low, high) = halves(tweaks, twice);
         Ahead {
-            single: Single::of(tweak),
-            pair: zerocopy::transmute!([first, doubled(first)]),
-            from: from.wrapping_add(AHEAD),
-            into: into.wrapping_add(AHEAD),
+            low: _mm256_permute4x64_epi64::<0b11_01_10_00>(low),
+            high: _mm256_permute4x64_epi64::<0b11_01_10_00>(high),
         }
     }
 
-    /// Makes the mask of a block.
-    #[inline]
-    fn single<const PASSES: bool, const HALF: usize>(&mut self, next: &mut Masks, at: usize) {
-        next.singles()[HALF * SINGLES / 2 + at] = [self.single.low, self.single.high];
-        self.single.double();
-    }
-
-    /// Makes the masks of two blocks behind the singles.
+    /// The masks of two blocks of each unit. It goes on to those behind them, which are four times as much.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn pair<const PASSES: bool, const HALF: usize>(&mut self, next: &mut Masks, at: usize) {
-        let pairs = &mut next.0[SINGLES / 2..];
-        pairs[HALF * (SIDE - SINGLES / 2 / 2) + at] = zerocopy::transmute!(self.pair);
-        self.pair = quadrupled(self.pair);
+    fn step(&mut self) -> (__m256i, __m256i) {
+        let masks = halves(self.low, self.high);
+        // What the polynomial makes of the two bits that leave a number.
+        let meant = _mm256_setr_epi32(0, 0x87, 0x10E, 0x189, 0, 0x87, 0x10E, 0x189);
+        let over = _mm256_srli_epi64::<62>(self.high);
+        let sum = _mm256_permutevar_ps(_mm256_castsi256_ps(meant), over);
+        let over = _mm256_srli_epi64::<62>(self.low);
+        self.low = _mm256_xor_si256(_mm256_slli_epi64::<2>(self.low), _mm256_castps_si256(sum));
+        self.high = _mm256_xor_si256(_mm256_slli_epi64::<2>(self.high), over);
+        masks
     }
+}
 
-    /// Fetches a line of a later unit, or what lies behind the walk: that never faults.
-    #[inline]
-    fn fetch<const PASSES: bool, const HALF: usize>(&mut self, _: &mut Masks, at: usize) {
-        let at = HALF * UNIT / 2 + at * LINE;
-        // SAFETY: they are hints, which take any address and which a CPU may leave alone.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.from.wrapping_add(at).cast());
-            if !PASSES {
-                // For us alone: a line that another core has too would be fetched again by the store.
-                asm!(
-                    "prefetchw [{}]",
-                    in(reg) self.into.wrapping_add(at),
-                    options(nostack, preserves_flags),
-                );
-            }
+/// The lower, and the higher, halves of the numbers of both, in turn.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn halves(one: __m256i, other: __m256i) -> (__m256i, __m256i) {
+    let low = _mm256_unpacklo_epi64(one, other);
+    (low, _mm256_unpackhi_epi64(one, other))
+}
+
+/// Twice both numbers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn doubled(pair: __m256i) -> __m256i {
+    let polynomial = _mm256_setr_epi32(0x87, 0, 1, 0, 0x87, 0, 1, 0);
+    let over = _mm256_srai_epi32::<31>(_mm256_shuffle_epi32::<0b00_01_00_11>(pair));
+    _mm256_xor_si256(
+        _mm256_add_epi64(pair, pair),
+        _mm256_and_si256(over, polynomial),
+    )
+}
+
+/// Fetches a line of a later unit, or what lies behind the walk: that never faults.
+#[inline]
+fn fetch<const PASSES: bool>(from: *const u8, into: *const u8, at: usize) {
+    // SAFETY: they are hints, which take any address and which a CPU may leave alone.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + at).cast());
+        if !PASSES {
+            // For us alone: a line that another core has too would be fetched again by the store.
+            asm!(
+                "prefetchw [{}]",
+                in(reg) into.wrapping_add(AHEAD + at),
+                options(nostack, preserves_flags),
+            );
         }
     }
 }
@@ -272,58 +276,49 @@ impl Ahead {
 /// Works on half a unit.
 ///
 /// # Safety
-/// A unit can be read at `from` and written at `into`, which is the same place or does not overlap. It is a
+/// Half a unit can be read at `from` and written at `into`, which is the same place or does not overlap. It is a
 /// multiple of a register when it passes the cache.
 #[inline]
 #[target_feature(enable = "avx2,vaes")]
-unsafe fn half<const DECRYPTS: bool, const PASSES: bool, const HALF: usize>(
+unsafe fn half<const DECRYPTS: bool, const PASSES: bool>(
     keys: &WideKeys,
     from: *const u8,
     into: *mut u8,
-    masks: &Masks,
+    masks: &[__m256i; SIDE],
     ahead: &mut Ahead,
-    next: &mut Masks,
+    next: Step<'_>,
 ) {
-    let masks: &[Pair; SIDE] = &masks.0.as_chunks().0[HALF];
     let first = register(&keys[0]);
     let mut work = [first; SIDE];
     for (at, work) in work.iter_mut().enumerate() {
-        let place = from.wrapping_add((HALF * SIDE + at) * 2 * CELL);
-        // SAFETY: inside of the unit, as the caller says; it may lie at any byte.
+        let place = from.wrapping_add(at * 2 * CELL);
+        // SAFETY: inside of the half, as the caller says; it may lie at any byte.
         let bytes = unsafe { _mm256_loadu_si256(place.cast()) };
-        *work = _mm256_xor_si256(_mm256_xor_si256(first, register(&masks[at])), bytes);
+        *work = _mm256_xor_si256(_mm256_xor_si256(first, masks[at]), bytes);
     }
-    macro_rules! rounds {
-        ($($key:literal: $($step:ident $at:literal),*;)*) => {$(
-            work = round::<DECRYPTS>(&keys[$key], work);
-            $(ahead.$step::<PASSES, HALF>(next, $at);)*
+    let (one, other) = next;
+    // Written out, as the compiler else keeps the loop and counts in it.
+    macro_rules! steps {
+        ($($step:literal)*) => {$(
+            work = round::<DECRYPTS>(&keys[3 * $step + 1], work);
+            (one[$step], other[$step]) = ahead.step();
+            work = round::<DECRYPTS>(&keys[3 * $step + 2], work);
+            fetch::<PASSES>(from, into, $step * LINE);
+            work = round::<DECRYPTS>(&keys[3 * $step + 3], work);
         )*};
     }
-    rounds! {
-        1: single 0;
-        2: single 1;
-        3: single 2, pair 0, fetch 0;
-        4: single 3;
-        5: single 4;
-        6: single 5, fetch 1;
-        7: single 6;
-        8: single 7;
-        9: single 8, pair 1, fetch 2;
-        10: single 9;
-        11: single 10;
-        12: single 11, fetch 3;
-        13: ;
-    }
+    steps!(0 1 2 3);
+    work = round::<DECRYPTS>(&keys[KEYS - 2], work);
     let last = register(&keys[KEYS - 1]);
     for (at, work) in work.into_iter().enumerate() {
         // The last round adds the mask too.
-        let key = _mm256_xor_si256(last, register(&masks[at]));
+        let key = _mm256_xor_si256(last, masks[at]);
         let bytes = if DECRYPTS {
             _mm256_aesdeclast_epi128(work, key)
         } else {
             _mm256_aesenclast_epi128(work, key)
         };
-        let place = into.wrapping_add((HALF * SIDE + at) * 2 * CELL);
+        let place = into.wrapping_add(at * 2 * CELL);
         // SAFETY: as above; aligned where it has to be.
         unsafe {
             if PASSES {
@@ -379,29 +374,6 @@ fn round<const DECRYPTS: bool>(key: &Pair, work: [__m256i; SIDE]) -> [__m256i; S
 #[target_feature(enable = "avx2")]
 fn register(pair: &Pair) -> __m256i {
     zerocopy::transmute!(*pair)
-}
-
-/// Four times both numbers. The two bits that leave a half pick what they mean from a table: in the upper
-/// half they are the lowest bits, and in the lower one what the polynomial makes of them, which is 9 bits long.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn quadrupled(pair: __m256i) -> __m256i {
-    let both = |bytes: [u8; 16]| {
-        let pair: __m256i = zerocopy::transmute!([bytes, bytes]);
-        pair
-    };
-    let none = 0x80;
-    // Where each byte of the sum has its bits from: the other half of the number.
-    let source = both([
-        8, 8, none, none, none, none, none, none, 0, none, none, none, none, none, none, none,
-    ]);
-    // And which part of the table says what they mean there.
-    let part = both([0, 4, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]);
-    let table = both([0x00, 0x87, 0x0E, 0x89, 0, 0, 1, 1, 0, 1, 2, 3, 0, 0, 0, 0]);
-    let over = _mm256_srli_epi64::<62>(pair);
-    let picks = _mm256_or_si256(_mm256_shuffle_epi8(over, source), part);
-    let sum = _mm256_shuffle_epi8(table, picks);
-    _mm256_xor_si256(_mm256_slli_epi64::<2>(pair), sum)
 }
 
 fn widened(keys: &Keys) -> Zeroizing<WideKeys> {

@@ -65,12 +65,6 @@ impl Inner {
         let _turn = self.turn().await?;
         self.check_new(&new.owner, &new.name)?;
         check_size(new.bytes)?;
-        if image.is_some() && new.checksums {
-            return Err(VolumeError::Invalid {
-                what: "checksums of a volume from an image".to_owned(),
-                allowed: "no checksums, or an import of the image",
-            });
-        }
         let id = VolumeId(self.next_id());
         let key = new.encrypted.then(|| KeyId(self.next_id()));
         if let Some(key) = key {

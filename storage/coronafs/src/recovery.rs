@@ -203,7 +203,7 @@ fn restore(
 
 /// Takes checksums of a slot's blocks over to where they lie.
 fn lay_sums(into: &mut BTreeMap<u32, BlockSums>, pieces: &[Piece], sums: &BlockSums) {
-    for piece in pieces {
+    for piece in pieces.iter().filter(|piece| piece.has_data()) {
         let here = sums.only(piece.mask);
         if here.known() != 0 {
             into.entry(piece.cluster).or_default().renew(&here);

@@ -321,7 +321,7 @@ impl Inner {
         };
         let mut bytes = 0;
         let mut outcome = Ok(());
-        for piece in pieces {
+        for piece in pieces.into_iter().filter(|piece| piece.has_data()) {
             let unseen = pass.unseen(piece);
             outcome = self.compare(map, index, unseen, &mut pass.found).await;
             if outcome.is_err() {
@@ -431,7 +431,8 @@ impl Inner {
         let _lock = lock.await;
         let pieces = self.with_map(map, |tree| tree.slot(index));
         let pieces = pieces.unwrap_or_default();
-        let piece = pieces.iter().find(|piece| piece.mask >> block & 1 == 1);
+        let mut data = pieces.iter().filter(|piece| piece.has_data());
+        let piece = data.find(|piece| piece.mask >> block & 1 == 1);
         let Some(piece) = piece else { return Ok(None) };
         let place = u64::from(piece.cluster) * CLUSTER + u64::from(block) * BLOCK;
         let _right = self.data.bouncing(2 * BLOCK).await?;

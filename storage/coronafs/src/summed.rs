@@ -20,22 +20,33 @@ use crate::attach::Attachment;
 use crate::data::{BOUNCE, take_buf};
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
+use crate::partition::Inner;
 use crate::scrub::{DamagedBlock, Found};
 use crate::sums::{BlockSums, sum_of};
 use crate::transfer::{Source, Span, first_error};
 use crate::unflushed::Room;
-use crate::volume::Run;
+use crate::volume::{Run, Volume};
 
 const BLOCK_BYTES: usize = BLOCK as usize;
 
-/// Where a write goes.
-struct Plan {
+/// Where blocks of a slot go.
+#[derive(Default)]
+pub(crate) struct Plan {
     /// Blocks of clusters that the layer owns.
-    targets: Vec<Piece>,
+    pub(crate) targets: Vec<Piece>,
     /// The one of them that was taken for it.
-    taken: Option<u32>,
+    pub(crate) taken: Option<u32>,
     /// What is moved there, too, as the slot lies in too many pieces.
     moves: Vec<Piece>,
+}
+
+impl Plan {
+    /// Bytes of buffers that it takes beside what is written: what is moved, a block of what was there, and one
+    /// of checksums.
+    pub(crate) fn buffers(&self) -> u64 {
+        let moved = if self.moves.is_empty() { 0 } else { CLUSTER };
+        moved + 2 * BLOCK
+    }
 }
 
 /// Runs of blocks of a mask.
@@ -164,8 +175,8 @@ impl Attachment {
     ) -> Result<(), VolumeError> {
         let volume = &self.volume;
         let _lock = volume.locks.lock(span.index).await;
-        let mut plan = self.plan(span).await?;
-        let wrote = self.write_plan(span, &mut plan, source).await;
+        let mut plan = self.inner.plan(volume, span.index, span.blocks()).await?;
+        let wrote = self.write_span_planned(span, &mut plan, source).await;
         let mut space = self.inner.data.space.borrow_mut();
         match &wrote {
             Ok(sums) => volume.map_summed(&mut space, room, span.index, &plan.targets, sums),
@@ -175,100 +186,19 @@ impl Attachment {
         wrote.map(|_| ())
     }
 
-    /// Chooses places for a write: in one cluster that the layer has there, or in some, or else in a new
-    /// one.
-    async fn plan(&self, span: Span) -> Result<Plan, VolumeError> {
-        let (data, volume) = (&self.inner.data, &self.volume);
-        let (layer, wanted) = (volume.layer.get(), span.blocks());
-        let pieces = volume.tree.borrow().slot(span.index);
-        let (mut targets, mut left) = (Vec::new(), wanted);
-        {
-            let space = data.space.borrow();
-            let owned = pieces
-                .iter()
-                .filter(|piece| space.owns(layer, piece.cluster));
-            let mut ready: Vec<Piece> = owned
-                .map(|piece| Piece {
-                    cluster: piece.cluster,
-                    mask: wanted & volume.writable(span.index, &pieces, piece.cluster),
-                })
-                .collect();
-            ready.sort_by_key(|place| std::cmp::Reverse(place.mask.count_ones()));
-            for place in ready {
-                let mask = place.mask & left;
-                if mask != 0 {
-                    targets.push(Piece { mask, ..place });
-                    left &= !mask;
-                }
-            }
-        }
-        let mut plan = Plan {
-            targets,
-            taken: None,
-            moves: Vec::new(),
-        };
-        if left == 0 {
-            return Ok(plan);
-        }
-        let cluster = data.take(volume.place_before(span.index), layer).await?;
-        plan.taken = Some(cluster);
-        if pieces.len() < self.inner.config.pieces_max {
-            plan.targets.push(Piece {
-                cluster,
-                mask: left,
-            });
-            return Ok(plan);
-        }
-        plan.targets = vec![Piece {
-            cluster,
-            mask: wanted,
-        }];
-        plan.moves = pieces;
-        for piece in &mut plan.moves {
-            piece.mask &= !wanted;
-        }
-        Ok(plan)
-    }
-
-    /// Writes what is planned, and has the checksums ready in memory. What was moved is in the plan's
-    /// target then.
-    async fn write_plan(
+    async fn write_span_planned(
         &self,
         span: Span,
         plan: &mut Plan,
         source: Source<'_>,
     ) -> Result<BlockSums, VolumeError> {
-        let data = &self.inner.data;
         let start = span.start / BLOCK * BLOCK;
         let bytes = span.end.next_multiple_of(BLOCK) - start;
-        let moved = if plan.moves.is_empty() { 0 } else { CLUSTER };
-        // Two more blocks: of what was there, and of checksums.
-        let _right = data.bouncing(bytes + moved + 2 * BLOCK).await?;
+        let _right = self.inner.data.bouncing(bytes + plan.buffers()).await?;
         let buf = self.filled(span, start, bytes, source).await?;
-        let mut sums = BlockSums::default();
-        for (block, bytes) in ((start / BLOCK) as u32..).zip(buf.chunks(BLOCK_BYTES)) {
-            sums.set(block, sum_of(bytes));
-        }
-        let pages = plan
-            .targets
-            .iter()
-            .map(|target| self.inner.sums.page_to_change(target.cluster));
-        let (wrote, pages) = join(self.write_targets(buf, start, plan), join_all(pages)).await;
-        wrote?;
-        let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
-        if let [target] = &mut plan.targets[..] {
-            for piece in &plan.moves {
-                let moved = self.move_blocks(*piece, target.cluster).await?;
-                target.mask |= moved.known();
-                sums.renew(&moved);
-            }
-        }
-        for (target, page) in plan.targets.iter().zip(pages) {
-            self.inner
-                .sums
-                .put(&page, target.cluster, &sums.only(target.mask));
-        }
-        Ok(sums)
+        self.inner
+            .write_planned(plan, (start / BLOCK) as u32, buf)
+            .await
     }
 
     /// What whole blocks hold once a span of them is written, as on disk.
@@ -299,20 +229,121 @@ impl Attachment {
         }
         Ok(buf)
     }
+}
+
+impl Inner {
+    /// Chooses places for blocks of a slot: in one cluster that the layer has there, or in some, or else in a new
+    /// one. The caller has the slot's lock.
+    pub(crate) async fn plan(
+        &self,
+        volume: &Volume,
+        index: u64,
+        wanted: u16,
+    ) -> Result<Plan, VolumeError> {
+        let (data, layer) = (&self.data, volume.layer.get());
+        let mut pieces = volume.tree.borrow().slot(index);
+        pieces.retain(|piece| piece.has_data());
+        let (mut targets, mut left) = (Vec::new(), wanted);
+        {
+            let space = data.space.borrow();
+            let owned = pieces
+                .iter()
+                .filter(|piece| space.owns(layer, piece.cluster));
+            let mut ready: Vec<Piece> = owned
+                .map(|piece| Piece {
+                    cluster: piece.cluster,
+                    mask: wanted & volume.writable(index, &pieces, piece.cluster),
+                })
+                .collect();
+            ready.sort_by_key(|place| std::cmp::Reverse(place.mask.count_ones()));
+            for place in ready {
+                let mask = place.mask & left;
+                if mask != 0 {
+                    targets.push(Piece { mask, ..place });
+                    left &= !mask;
+                }
+            }
+        }
+        let mut plan = Plan {
+            targets,
+            taken: None,
+            moves: Vec::new(),
+        };
+        if left == 0 {
+            return Ok(plan);
+        }
+        let cluster = data.take(volume.place_before(index), layer).await?;
+        plan.taken = Some(cluster);
+        if pieces.len() < self.config.pieces_max {
+            plan.targets.push(Piece {
+                cluster,
+                mask: left,
+            });
+            return Ok(plan);
+        }
+        plan.targets = vec![Piece {
+            cluster,
+            mask: wanted,
+        }];
+        plan.moves = pieces;
+        for piece in &mut plan.moves {
+            piece.mask &= !wanted;
+        }
+        Ok(plan)
+    }
+
+    /// Writes blocks as they are to be on disk to where they are planned, from a buffer that begins with block
+    /// `first` of the slot, and has the checksums ready in memory. What was moved is in the plan's target then.
+    /// The caller has the right to the buffer and to [`Plan::buffers`].
+    ///
+    /// # Errors
+    /// As [`crate::data::DataFile::write`].
+    pub(crate) async fn write_planned(
+        &self,
+        plan: &mut Plan,
+        first: u32,
+        buf: DmaBuf,
+    ) -> Result<BlockSums, VolumeError> {
+        let wanted = plan.targets.iter().fold(0, |all, target| all | target.mask);
+        let mut sums = BlockSums::default();
+        for (block, bytes) in (first..).zip(buf.chunks(BLOCK_BYTES)) {
+            if wanted >> block & 1 == 1 {
+                sums.set(block, sum_of(bytes));
+            }
+        }
+        let pages = plan
+            .targets
+            .iter()
+            .map(|target| self.sums.page_to_change(target.cluster));
+        let (wrote, pages) = join(self.write_targets(buf, first, plan), join_all(pages)).await;
+        wrote?;
+        let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if let [target] = &mut plan.targets[..] {
+            for piece in &plan.moves {
+                let moved = self.move_blocks(*piece, target.cluster).await?;
+                target.mask |= moved.known();
+                sums.renew(&moved);
+            }
+        }
+        for (target, page) in plan.targets.iter().zip(pages) {
+            self.sums
+                .put(&page, target.cluster, &sums.only(target.mask));
+        }
+        Ok(sums)
+    }
 
     async fn write_targets(
         &self,
         mut buf: DmaBuf,
-        start: u64,
+        first: u32,
         plan: &Plan,
     ) -> Result<(), VolumeError> {
-        let first = (start / BLOCK) as u32;
         for target in &plan.targets {
             for blocks in runs(target.mask) {
                 let from = (blocks.start - first) as usize * BLOCK_BYTES;
                 let part = from..from + bytes_of(&blocks) as usize;
                 let place = place_of(target.cluster, blocks.start);
-                buf = self.inner.data.write_part(buf, part, place).await?;
+                buf = self.data.write_part(buf, part, place).await?;
             }
         }
         Ok(())
@@ -321,12 +352,12 @@ impl Attachment {
     /// Copies the blocks of a piece to the same places of another cluster; those that are damaged stay
     /// where they are. Answers the checksums of those that it copied.
     async fn move_blocks(&self, piece: Piece, to: u32) -> Result<BlockSums, VolumeError> {
-        let (data, mut moved) = (&self.inner.data, BlockSums::default());
+        let (data, mut moved) = (&self.data, BlockSums::default());
         for blocks in runs(piece.mask) {
             let place = place_of(piece.cluster, blocks.start);
             let buf = take_buf(bytes_of(&blocks)).await?;
             let mut buf = data.read_buf(buf, place).await?;
-            let expected = self.inner.sums.at(place, bytes_of(&blocks)).await?;
+            let expected = self.sums.at(place, bytes_of(&blocks)).await?;
             let mut good = 0;
             for (at, block) in blocks.clone().enumerate() {
                 let bytes = &buf[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];

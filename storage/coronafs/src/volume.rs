@@ -298,11 +298,7 @@ impl Volume {
         places: &[Piece],
         sums: &BlockSums,
     ) {
-        self.change_slot(space, room, index, sums, |pieces| {
-            for place in places {
-                lay(pieces, *place);
-            }
-        });
+        self.fill_blocks(space, room, index, (places, sums), 0);
     }
 
     /// The blocks of a cluster of the volume's layer that a write to a slot may take.
@@ -330,18 +326,18 @@ impl Volume {
         });
     }
 
-    /// Blocks of a slot that had no pieces have these from now on. The caller holds the slot's lock.
+    /// Blocks of a slot that had no pieces lie in these from now on, or are zeros. The caller holds the slot's lock.
     pub(crate) fn fill_blocks(
         &self,
         space: &mut Space,
         room: &Room<'_>,
         index: u64,
-        data: Option<Piece>,
+        (places, sums): (&[Piece], &BlockSums),
         zeros: u16,
     ) {
-        self.change_slot(space, room, index, &BlockSums::NONE, |pieces| {
-            if let Some(data) = data {
-                lay(pieces, data);
+        self.change_slot(space, room, index, sums, |pieces| {
+            for place in places {
+                lay(pieces, *place);
             }
             add_zeros(pieces, zeros);
         });

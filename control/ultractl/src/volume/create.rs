@@ -26,7 +26,7 @@ pub struct Create {
     #[arg(long)]
     encrypted: bool,
     /// Keeps a checksum of each block, which every read verifies.
-    #[arg(long, conflicts_with = "image")]
+    #[arg(long)]
     checksums: bool,
 }
 

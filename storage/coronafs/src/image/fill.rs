@@ -21,6 +21,7 @@ use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
 use crate::partition::{Claim, For, Inner};
 use crate::record::Change;
+use crate::sums::BlockSums;
 use crate::unflushed::Room;
 use crate::volume::Volume;
 
@@ -276,43 +277,71 @@ impl Part<'_> {
 
     /// The caller is inside of the gate.
     async fn fill_absent(&self, room: &Room<'_>) -> Result<(), VolumeError> {
-        let (data, volume) = (&self.partition.data, &self.way.volume);
-        let index = self.index;
-        let _lock = volume.locks.lock(index).await;
+        let volume = &self.way.volume;
+        let _lock = volume.locks.lock(self.index).await;
         // Nobody else changes the slot from here on.
-        let absent = self.way.filling.absent(&volume.tree.borrow(), index);
+        let absent = self.way.filling.absent(&volume.tree.borrow(), self.index);
         let zeros = absent & zero_blocks(self.bytes);
         let blocks = absent & !zeros;
-        let mut cluster = None;
-        if blocks != 0 {
-            let own = volume.own_piece(&data.space.borrow(), index);
-            let own = own.map(|piece| piece.cluster);
-            let into = if let Some(cluster) = own {
-                cluster
-            } else {
-                let near = volume.place_before(index);
-                data.take(near, volume.layer.get()).await?
-            };
-            if let Err(error) = self.write(into, blocks).await {
-                // Nobody has seen it.
-                if own.is_none() {
-                    data.space.borrow_mut().end([into]);
-                }
-                return Err(error);
-            }
-            cluster = Some(into);
-        }
-        let data = cluster.map(|cluster| Piece {
-            cluster,
-            mask: blocks,
-        });
+        let (places, sums) = if blocks == 0 {
+            (Vec::new(), BlockSums::NONE)
+        } else if volume.summed {
+            self.write_summed(blocks).await?
+        } else {
+            (vec![self.write(blocks).await?], BlockSums::NONE)
+        };
         let mut space = self.partition.data.space.borrow_mut();
-        volume.fill_blocks(&mut space, room, index, data, zeros);
+        volume.fill_blocks(&mut space, room, self.index, (&places, &sums), zeros);
         Ok(())
     }
 
-    /// Writes blocks that nothing refers to yet.
-    async fn write(&self, cluster: u32, blocks: u16) -> Result<(), VolumeError> {
+    /// Writes blocks to where nothing refers to yet.
+    async fn write(&self, blocks: u16) -> Result<Piece, VolumeError> {
+        let (data, volume) = (&self.partition.data, &self.way.volume);
+        let own = volume.own_piece(&data.space.borrow(), self.index);
+        let own = own.map(|piece| piece.cluster);
+        let cluster = if let Some(cluster) = own {
+            cluster
+        } else {
+            let near = volume.place_before(self.index);
+            data.take(near, volume.layer.get()).await?
+        };
+        if let Err(error) = self.write_into(cluster, blocks).await {
+            // Nobody has seen it.
+            if own.is_none() {
+                data.space.borrow_mut().end([cluster]);
+            }
+            return Err(error);
+        }
+        Ok(Piece {
+            cluster,
+            mask: blocks,
+        })
+    }
+
+    /// The same of a volume with checksums: where they lie, and those.
+    async fn write_summed(&self, blocks: u16) -> Result<(Vec<Piece>, BlockSums), VolumeError> {
+        let (partition, volume) = (self.partition, &self.way.volume);
+        let mut plan = partition.plan(volume, self.index, blocks).await?;
+        let wrote = async {
+            let bytes = self.bytes.len() as u64;
+            let _right = partition.data.bouncing(bytes + plan.buffers()).await?;
+            let mut buf = take_buf(bytes).await?;
+            buf.copy_from_slice(self.bytes);
+            if let Some(cipher) = self.cipher {
+                cipher.encrypt(self.index * CLUSTER, &mut buf);
+            }
+            partition.write_planned(&mut plan, 0, buf).await
+        };
+        let wrote = wrote.await;
+        if wrote.is_err() {
+            // Nobody has seen it.
+            partition.data.space.borrow_mut().end(plan.taken);
+        }
+        Ok((plan.targets, wrote?))
+    }
+
+    async fn write_into(&self, cluster: u32, blocks: u16) -> Result<(), VolumeError> {
         let mut left = blocks;
         while left != 0 {
             let first = left.trailing_zeros();

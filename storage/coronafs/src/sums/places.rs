@@ -81,7 +81,8 @@ impl Places {
     pub(crate) fn record(&mut self, index: u64, pieces: &[Piece]) -> Recorded {
         let changed = self.slots.entry(index).or_default();
         add(&mut changed.kept, pieces);
-        let mapped = pieces.iter().fold(0, |all, piece| all | piece.mask);
+        let data = pieces.iter().filter(|piece| piece.has_data());
+        let mapped = data.fold(0, |all, piece| all | piece.mask);
         Recorded {
             index,
             pieces: pieces.to_vec(),

@@ -251,14 +251,21 @@ async fn change_unfilled(device: &Attachment, images: &TestImages, killed: bool)
 
 #[test]
 fn what_a_guest_did_first_is_not_undone_by_the_fill_nor_by_a_crash() {
-    for (seed, killed) in [(2, false), (3, true)] {
+    let ends = [(2, false), (3, true)];
+    let ends = ends.iter().flat_map(|end| [(*end, false), (*end, true)]);
+    for ((seed, killed), checksums) in ends {
         let (sim, node) = world(seed);
         let images = TestImages::new(seed);
         let at = Rc::clone(&images);
         let (id, model) = sim.run(node, 0, async move {
             let store = open_held(&at).await;
             let image = at.put("a", content_of(7, SECTORS));
-            let id = create(&store, "v", image).await;
+            let new = NewVolume {
+                encrypted: checksums,
+                checksums,
+                ..new_volume("v", 2 * MIB)
+            };
+            let id = store.create_from_image(new, image).await.unwrap().id;
             let device = attach(&store, id).await;
             (id, change_unfilled(&device, &at, killed).await)
         });
@@ -282,6 +289,11 @@ fn what_a_guest_did_first_is_not_undone_by_the_fill_nor_by_a_crash() {
                 block.copy_from_slice(&model[1400..1408]);
             }
             assert_eq!(seen, model);
+            if checksums {
+                let info = store.stat(id).unwrap();
+                let scrubbed = store.scrub(id, 0).await.unwrap();
+                assert_eq!((scrubbed.bytes, scrubbed.errors), (info.mapped_bytes, 0));
+            }
             audit(&store).await;
         });
     }

@@ -129,6 +129,7 @@ async fn from_image(store: &Partition, world: &World, rng: &mut Rng) {
     world.model.borrow_mut().pending.create = Some((name.clone(), may.clone()));
     let new = NewVolume {
         encrypted: rng.below(2) == 0,
+        checksums: rng.below(2) == 0,
         ..new_volume(&name, bytes)
     };
     match store.create_from_image(new, image).await {

@@ -4,7 +4,7 @@ use engine::Rng;
 
 use super::places::{Places, Recorded};
 use super::*;
-use crate::map::Piece;
+use crate::map::{Piece, ZEROS};
 
 fn sums(of: &[(u32, u32)]) -> BlockSums {
     let mut sums = BlockSums::default();
@@ -220,4 +220,25 @@ fn a_record_says_the_checksums_of_what_was_written_until_one_is_durable() {
     places.recorded(&second, places.taken(), false);
     places.change(0, &pieces, &sums(&[(2, 4)]));
     assert_eq!(*places.record(0, &pieces).sums(), sums(&[(2, 4)]));
+}
+
+#[test]
+fn a_record_says_no_checksum_of_what_is_zeros_by_then() {
+    let mut places = Places::default();
+    let written = [Piece {
+        cluster: 4,
+        mask: 0b11,
+    }];
+    places.change(9, &[], &sums(&[(0, 5), (1, 6)]));
+    places.change(9, &written, &BlockSums::NONE);
+    let kept = Piece {
+        cluster: 4,
+        mask: 0b01,
+    };
+    let zeros = Piece {
+        cluster: ZEROS,
+        mask: 0b10,
+    };
+    let record = places.record(9, &[kept, zeros]);
+    assert_eq!(*record.sums(), sums(&[(0, 5)]));
 }

@@ -2,8 +2,8 @@
 //! batches and calls the driver once a batch.
 //!
 //! Between requests the task first polls the ring, for a window that adapts: it is as long as may be
-//! while requests come within it, and nothing while they do not. Then it asks for kicks and sleeps. While the
-//! kernel works for it, it does not poll. A ring that has no kicks is looked at each [`TICK`] instead.
+//! while requests come within it and are fast, and nothing while they do not. Then it asks for kicks and sleeps.
+//! While the kernel works for it, it does not poll. A ring that has no kicks is looked at each [`TICK`] instead.
 
 mod call;
 mod pace;
@@ -181,7 +181,7 @@ impl<D: BlockDevice> Queue<D> {
             deaf: false,
             tick: None,
             call: Call::default(),
-            pace: Pace::new(self.session.polling),
+            pace: Pace::new(self.session.polling, engine::now()),
             fault: None,
             now: engine::now(),
             chain: Chain::default(),
@@ -333,12 +333,14 @@ where
     /// Gives back what has ended. How many that were.
     fn give_back(&mut self) -> usize {
         let (slab, queue, bytes) = (&mut self.slab, &mut self.queue, &mut self.bytes);
-        let now = self.now;
+        let (now, pace) = (self.now, &mut self.pace);
         let mut ended = 0;
         slab.poll_woken(|tag, done| {
             ended += 1;
             *bytes -= tag.bytes;
-            let took = (now - tag.begun).as_nanos() as u64;
+            let took = now - tag.begun;
+            pace.ended(took);
+            let took = took.as_nanos() as u64;
             queue.session.counters.latencies.record(tag.kind, took, 1);
             queue.finish(&tag.ended(), done);
         });

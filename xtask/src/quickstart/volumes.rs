@@ -93,6 +93,7 @@ impl Volumes {
                 &object,
                 "--image-sha256",
                 &digest,
+                "--checksums",
             ];
             self.ctl.ask(&create)?;
             let machine = Machine {
@@ -116,8 +117,11 @@ impl Volumes {
             guest.run("test ! -e /mnt/payload && test -e /mnt/busybox")?;
             ensure!(guest.power_off()?.success(), "QEMU did not end well");
             self.ctl.ask(&["detach", "root"])?;
+            let scrubbed = self.ctl.ask(&["scrub", "root"])?;
+            ensure!(scrubbed["errors"] == 0, "the scrub says {scrubbed}");
             self.ctl.ask(&["delete", "root"])?;
-            Ok(((), "digest equal; then filled, SHA-256 verified".to_owned()))
+            let shown = "digest equal; then filled, SHA-256 verified, scrubbed";
+            Ok(((), shown.to_owned()))
         })
     }
 

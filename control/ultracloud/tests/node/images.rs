@@ -58,8 +58,12 @@ fn a_volume_holds_what_an_object_does_also_after_a_kill() {
     ann.put("/images", b"").expect(200);
     ann.put("/images/disk.raw", &image).expect(200);
     let digest = hex::encode(Sha256::digest(&image));
-    let request =
-        json!({ "name": "disk", "from_image": "images/disk.raw", "image_sha256": digest });
+    let request = json!({
+        "name": "disk",
+        "from_image": "images/disk.raw",
+        "image_sha256": digest,
+        "checksums": true,
+    });
     let made = create(&node, &request);
     let bytes = IMAGE_BYTES.next_multiple_of(4096);
     assert_eq!(made["bytes"], bytes);
@@ -77,6 +81,12 @@ fn a_volume_holds_what_an_object_does_also_after_a_kill() {
         (&settled["phase"], &settled["verified"]),
         (&json!("filled"), &json!(true))
     );
+
+    let scrubbed = rest(&node, ANN, "POST", "/v1/volumes/disk/scrub", "{}");
+    assert_eq!(scrubbed.status, 200, "{}", scrubbed.text());
+    let scrubbed = body(&scrubbed);
+    assert_eq!(scrubbed["errors"], 0, "{scrubbed}");
+    assert_eq!(scrubbed["bytes"], bytes, "{scrubbed}");
 
     // It needs the object no more.
     let mut ann = Client::new(node.s3, "ANNKEY", "ann's secret");

@@ -28,6 +28,9 @@ const PERIOD: Duration = Duration::from_millis(10);
 /// The smallest window that is worth it.
 const WINDOW_MIN: Duration = Duration::from_micros(4);
 
+/// Requests that take so long are not polled for: to be woken takes some microseconds more.
+const SLOW: Duration = Duration::from_micros(250);
+
 /// How long to poll. See the head of the module above.
 pub(super) struct Pace {
     polling: Polling,
@@ -38,11 +41,12 @@ pub(super) struct Pace {
     looked: Option<Nanos>,
     period: Nanos,
     polled: Duration,
+    /// What the last request took.
+    took: Duration,
 }
 
 impl Pace {
-    pub(super) fn new(polling: Polling) -> Pace {
-        let now = engine::now();
+    pub(super) fn new(polling: Polling, now: Nanos) -> Pace {
         Pace {
             polling,
             window: Duration::ZERO,
@@ -50,7 +54,14 @@ impl Pace {
             looked: None,
             period: now,
             polled: Duration::ZERO,
+            took: Duration::ZERO,
         }
+    }
+
+    /// A request has ended.
+    #[inline]
+    pub(super) fn ended(&mut self, took: Duration) {
+        self.took = took;
     }
 
     /// Nanoseconds polled in vain since the last look.
@@ -78,11 +89,54 @@ impl Pace {
     pub(super) fn polls(&mut self, now: Nanos) -> bool {
         let share = PERIOD * self.polling.share_max_percent / 100;
         let polls = !self.polling.window_max.is_zero()
+            && self.took < SLOW
             && now - self.worked < self.window
             && self.polled < share;
         if polls {
             self.looked = Some(now);
         }
         polls
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether it polls behind requests that come in such a time and took so long.
+    fn polls_behind(idle: Duration, took: Duration) -> bool {
+        let mut now = Nanos(0);
+        let mut pace = Pace::new(Polling::default(), now);
+        for _ in 0..4 {
+            now = now + idle;
+            pace.ended(took);
+            pace.looked(now, true);
+        }
+        pace.polls(now + Duration::from_micros(1))
+    }
+
+    #[test]
+    fn a_ring_is_polled_while_requests_come_soon_and_are_fast() {
+        let us = Duration::from_micros;
+        assert!(polls_behind(us(10), us(2)));
+        assert!(!polls_behind(us(200), us(2)));
+        assert!(!polls_behind(us(10), us(300)));
+    }
+
+    #[test]
+    fn its_share_of_the_time_is_bounded() {
+        let mut now = Nanos(0);
+        let mut pace = Pace::new(Polling::default(), now);
+        let mut polled = Duration::ZERO;
+        while now < Nanos(9_000_000) {
+            now = now + Duration::from_micros(20);
+            polled += Duration::from_nanos(pace.looked(now, true));
+            let _ = pace.polls(now);
+        }
+        let bound = PERIOD * Polling::default().share_max_percent / 100;
+        assert!(
+            polled > bound / 2 && polled <= bound + Duration::from_micros(20),
+            "{polled:?}"
+        );
     }
 }

@@ -397,8 +397,9 @@ where
         self.bytes += tag.bytes;
         if let Some((tag, done)) = self.slab.start(request, tag) {
             self.bytes -= tag.bytes;
-            let took = (engine::now() - tag.begun).as_nanos() as u64;
-            let counters = &self.queue.session.counters;
+            let took = engine::now() - tag.begun;
+            self.pace.ended(took);
+            let (took, counters) = (took.as_nanos() as u64, &self.queue.session.counters);
             counters.latencies.record(tag.kind, took, 1);
             self.queue.finish(&tag.ended(), done);
         }
@@ -466,8 +467,9 @@ where
     /// Shows the driver what was given back, and calls it when it wants that or a call is owed.
     fn show(&mut self) {
         if self.read_now > 0 {
-            let took = (engine::now() - self.now).as_nanos() as u64;
-            let counters = &self.queue.session.counters;
+            let took = engine::now() - self.now;
+            self.pace.ended(took);
+            let (took, counters) = (took.as_nanos() as u64, &self.queue.session.counters);
             counters.latencies.record(Kind::Read, took, self.read_now);
             self.read_now = 0;
         }
@@ -498,7 +500,8 @@ where
 
     /// Whether the task goes on looking at its ring instead of sleeping until somebody wakes it.
     fn keeps_looking(&mut self, worked: bool) -> bool {
-        let now = engine::now();
+        // A look that finds nothing takes no time that matters, and a clock is not free.
+        let now = if worked { engine::now() } else { self.now };
         if self.is_full() {
             return false;
         }

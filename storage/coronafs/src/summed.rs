@@ -30,7 +30,6 @@ use crate::volume::{Run, Volume};
 const BLOCK_BYTES: usize = BLOCK as usize;
 
 /// Where blocks of a slot go.
-#[derive(Default)]
 pub(crate) struct Plan {
     /// Blocks of clusters that the layer owns.
     pub(crate) targets: Vec<Piece>,

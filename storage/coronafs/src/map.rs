@@ -16,6 +16,7 @@
 //! trees share is never changed. References are counted by leaves: whoever makes or drops one must
 //! tell (`copied`, [`Reaper`]).
 
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Bytes of a cluster.
@@ -385,6 +386,19 @@ impl Reaper {
         }
         true
     }
+}
+
+/// Runs of blocks of a mask.
+pub(crate) fn runs(mut mask: u16) -> impl Iterator<Item = Range<u32>> {
+    std::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let first = mask.trailing_zeros();
+        let end = first + (mask >> first).trailing_ones();
+        mask &= !(((1_u32 << end) - 1) as u16);
+        Some(first..end)
+    })
 }
 
 /// Blocks that no piece has are known to be zeros.

@@ -20,7 +20,7 @@ use futures_util::future::join;
 
 use crate::data::take_buf;
 use crate::error::VolumeError;
-use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree};
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, Tree, runs};
 use crate::partition::{Inner, Partition};
 use crate::sums::sum_of;
 use crate::types::{SnapshotId, VolumeId};
@@ -369,13 +369,9 @@ impl Inner {
         piece: Piece,
         found: &mut Scrubbed,
     ) -> Result<(), VolumeError> {
-        let mut left = piece.mask;
-        while left != 0 {
-            let first = left.trailing_zeros();
-            let count = (left >> first).trailing_ones();
-            left &= !(((1_u32 << (first + count)) - 1) as u16);
-            let place = u64::from(piece.cluster) * CLUSTER + u64::from(first) * BLOCK;
-            let bytes = u64::from(count) * BLOCK;
+        for blocks in runs(piece.mask) {
+            let place = u64::from(piece.cluster) * CLUSTER + u64::from(blocks.start) * BLOCK;
+            let bytes = blocks.len() as u64 * BLOCK;
             let same = {
                 let _right = self.data.bouncing(bytes + BLOCK).await?;
                 self.matches(place, bytes).await?
@@ -383,7 +379,7 @@ impl Inner {
             if same {
                 continue;
             }
-            for block in first..first + count {
+            for block in blocks {
                 if let Some(damaged) = self.damaged(map, index, block).await? {
                     self.findings.note(Found::Scrub, &damaged);
                     found.errors += 1;

@@ -19,7 +19,7 @@ use futures_util::future::{join, join_all};
 use crate::attach::Attachment;
 use crate::data::{BOUNCE, take_buf};
 use crate::error::VolumeError;
-use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, runs};
 use crate::partition::Inner;
 use crate::scrub::{DamagedBlock, Found};
 use crate::sums::{BlockSums, sum_of};
@@ -40,25 +40,21 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// All goes to one cluster, which was taken for it or not.
+    pub(crate) fn of_one(target: Piece, taken: bool) -> Plan {
+        Plan {
+            targets: vec![target],
+            taken: taken.then_some(target.cluster),
+            moves: Vec::new(),
+        }
+    }
+
     /// Bytes of buffers that it takes beside what is written: what is moved, a block of what was there, and one
     /// of checksums.
     pub(crate) fn buffers(&self) -> u64 {
         let moved = if self.moves.is_empty() { 0 } else { CLUSTER };
         moved + 2 * BLOCK
     }
-}
-
-/// Runs of blocks of a mask.
-fn runs(mut mask: u16) -> impl Iterator<Item = Range<u32>> {
-    std::iter::from_fn(move || {
-        if mask == 0 {
-            return None;
-        }
-        let first = mask.trailing_zeros();
-        let end = first + (mask >> first).trailing_ones();
-        mask &= !(((1_u32 << end) - 1) as u16);
-        Some(first..end)
-    })
 }
 
 fn bytes_of(blocks: &Range<u32>) -> u64 {
@@ -314,7 +310,11 @@ impl Inner {
             .targets
             .iter()
             .map(|target| self.sums.page_to_change(target.cluster));
-        let (wrote, pages) = join(self.write_targets(buf, first, plan), join_all(pages)).await;
+        let (wrote, pages) = join(
+            self.write_targets(buf, first, &plan.targets),
+            join_all(pages),
+        )
+        .await;
         wrote?;
         let pages = pages.into_iter().collect::<Result<Vec<_>, _>>()?;
         if let [target] = &mut plan.targets[..] {
@@ -331,13 +331,17 @@ impl Inner {
         Ok(sums)
     }
 
-    async fn write_targets(
+    /// Writes blocks, from a buffer that begins with block `first` of their slot, to where they are to lie.
+    ///
+    /// # Errors
+    /// As [`crate::data::DataFile::write`].
+    pub(crate) async fn write_targets(
         &self,
         mut buf: DmaBuf,
         first: u32,
-        plan: &Plan,
+        targets: &[Piece],
     ) -> Result<(), VolumeError> {
-        for target in &plan.targets {
+        for target in targets {
             for blocks in runs(target.mask) {
                 let from = (blocks.start - first) as usize * BLOCK_BYTES;
                 let part = from..from + bytes_of(&blocks) as usize;

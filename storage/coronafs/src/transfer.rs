@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use crate::attach::Attachment;
 use crate::data::take_buf;
 use crate::error::VolumeError;
-use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
+use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, runs};
 use crate::partition::For;
 use crate::space::Space;
 use crate::unflushed::{ENTRIES_MAX, Room};
@@ -294,13 +294,9 @@ impl Attachment {
         }
         let mut moved = 0;
         for piece in others {
-            let mut left = piece.mask;
-            while left != 0 {
-                let first = left.trailing_zeros();
-                let count = (left >> first).trailing_ones();
-                let run = mask(u64::from(first), u64::from(first + count));
-                let within = u64::from(first) * BLOCK;
-                let bytes = u64::from(count) * BLOCK;
+            for blocks in runs(piece.mask) {
+                let within = u64::from(blocks.start) * BLOCK;
+                let bytes = blocks.len() as u64 * BLOCK;
                 let _right = data.bouncing(bytes).await?;
                 // At the same place of the volume it is the same on disk.
                 let buf = take_buf(bytes).await?;
@@ -308,8 +304,7 @@ impl Attachment {
                 let buf = data.read_buf(buf, from).await?;
                 let to = u64::from(own.cluster) * CLUSTER + within;
                 data.write_buf(buf, to).await?;
-                left &= !run;
-                moved |= run;
+                moved |= mask(u64::from(blocks.start), u64::from(blocks.end));
             }
         }
         let mut space = data.space.borrow_mut();

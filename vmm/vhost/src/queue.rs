@@ -201,6 +201,14 @@ impl<D: BlockDevice> Queue<D> {
     }
 }
 
+/// So many requests have ended, each of which took so long.
+#[inline]
+fn note_ended<D>(pace: &mut Pace, queue: &Queue<D>, kind: Kind, took: Duration, count: u64) {
+    pace.ended(took);
+    let latencies = &queue.session.counters.latencies;
+    latencies.record(kind, took.as_nanos() as u64, count);
+}
+
 /// A guest that asks for what fails again and again gets a line for the 1st, 2nd, 4th, 8th.
 fn report_failure(
     session: &Session,
@@ -338,10 +346,7 @@ where
         slab.poll_woken(|tag, done| {
             ended += 1;
             *bytes -= tag.bytes;
-            let took = now - tag.begun;
-            pace.ended(took);
-            let took = took.as_nanos() as u64;
-            queue.session.counters.latencies.record(tag.kind, took, 1);
+            note_ended(pace, queue, tag.kind, now - tag.begun, 1);
             queue.finish(&tag.ended(), done);
         });
         ended
@@ -398,9 +403,7 @@ where
         if let Some((tag, done)) = self.slab.start(request, tag) {
             self.bytes -= tag.bytes;
             let took = engine::now() - tag.begun;
-            self.pace.ended(took);
-            let (took, counters) = (took.as_nanos() as u64, &self.queue.session.counters);
-            counters.latencies.record(tag.kind, took, 1);
+            note_ended(&mut self.pace, &self.queue, tag.kind, took, 1);
             self.queue.finish(&tag.ended(), done);
         }
     }
@@ -468,9 +471,8 @@ where
     fn show(&mut self) {
         if self.read_now > 0 {
             let took = engine::now() - self.now;
-            self.pace.ended(took);
-            let (took, counters) = (took.as_nanos() as u64, &self.queue.session.counters);
-            counters.latencies.record(Kind::Read, took, self.read_now);
+            let count = self.read_now;
+            note_ended(&mut self.pace, &self.queue, Kind::Read, took, count);
             self.read_now = 0;
         }
         if self.queue.is_broken() {

@@ -21,6 +21,7 @@ use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece};
 use crate::partition::{Claim, For, Inner};
 use crate::record::Change;
+use crate::summed::Plan;
 use crate::sums::BlockSums;
 use crate::unflushed::Room;
 use crate::volume::Volume;
@@ -285,55 +286,23 @@ impl Part<'_> {
         let blocks = absent & !zeros;
         let (places, sums) = if blocks == 0 {
             (Vec::new(), BlockSums::NONE)
-        } else if volume.summed {
-            self.write_summed(blocks).await?
         } else {
-            (vec![self.write(blocks).await?], BlockSums::NONE)
+            self.write(blocks).await?
         };
         let mut space = self.partition.data.space.borrow_mut();
         volume.fill_blocks(&mut space, room, self.index, (&places, &sums), zeros);
         Ok(())
     }
 
-    /// Writes blocks to where nothing refers to yet.
-    async fn write(&self, blocks: u16) -> Result<Piece, VolumeError> {
-        let (data, volume) = (&self.partition.data, &self.way.volume);
-        let own = volume.own_piece(&data.space.borrow(), self.index);
-        let own = own.map(|piece| piece.cluster);
-        let cluster = if let Some(cluster) = own {
-            cluster
-        } else {
-            let near = volume.place_before(self.index);
-            data.take(near, volume.layer.get()).await?
-        };
-        if let Err(error) = self.write_into(cluster, blocks).await {
-            // Nobody has seen it.
-            if own.is_none() {
-                data.space.borrow_mut().end([cluster]);
-            }
-            return Err(error);
-        }
-        Ok(Piece {
-            cluster,
-            mask: blocks,
-        })
-    }
-
-    /// The same of a volume with checksums: where they lie, and those.
-    async fn write_summed(&self, blocks: u16) -> Result<(Vec<Piece>, BlockSums), VolumeError> {
+    /// Writes blocks to where nothing refers to yet: where they lie, and their checksums when the volume has some.
+    async fn write(&self, blocks: u16) -> Result<(Vec<Piece>, BlockSums), VolumeError> {
         let (partition, volume) = (self.partition, &self.way.volume);
-        let mut plan = partition.plan(volume, self.index, blocks).await?;
-        let wrote = async {
-            let bytes = self.bytes.len() as u64;
-            let _right = partition.data.bouncing(bytes + plan.buffers()).await?;
-            let mut buf = take_buf(bytes).await?;
-            buf.copy_from_slice(self.bytes);
-            if let Some(cipher) = self.cipher {
-                cipher.encrypt(self.index * CLUSTER, &mut buf);
-            }
-            partition.write_planned(&mut plan, 0, buf).await
+        let mut plan = if volume.summed {
+            partition.plan(volume, self.index, blocks).await?
+        } else {
+            self.plan_in_one(blocks).await?
         };
-        let wrote = wrote.await;
+        let wrote = self.write_planned(&mut plan).await;
         if wrote.is_err() {
             // Nobody has seen it.
             partition.data.space.borrow_mut().end(plan.taken);
@@ -341,27 +310,32 @@ impl Part<'_> {
         Ok((plan.targets, wrote?))
     }
 
-    async fn write_into(&self, cluster: u32, blocks: u16) -> Result<(), VolumeError> {
-        let mut left = blocks;
-        while left != 0 {
-            let first = left.trailing_zeros();
-            let count = (left >> first).trailing_ones();
-            let within = u64::from(first) * BLOCK;
-            let len = u64::from(count) * BLOCK;
-            let _right = self.partition.data.bouncing(len).await?;
-            let mut buf = take_buf(len).await?;
-            let from = within as usize..(within + len) as usize;
-            buf.copy_from_slice(&self.bytes[from]);
-            if let Some(cipher) = self.cipher {
-                cipher.encrypt(self.index * CLUSTER + within, &mut buf);
-            }
-            let place = u64::from(cluster) * CLUSTER + within;
-            self.partition.data.write_buf(buf, place).await?;
-            for block in first..first + count {
-                left &= !(1 << block);
-            }
+    /// The slot's own cluster, or a new one.
+    async fn plan_in_one(&self, mask: u16) -> Result<Plan, VolumeError> {
+        let (data, volume) = (&self.partition.data, &self.way.volume);
+        let own = volume.own_piece(&data.space.borrow(), self.index);
+        let cluster = if let Some(own) = own {
+            own.cluster
+        } else {
+            let near = volume.place_before(self.index);
+            data.take(near, volume.layer.get()).await?
+        };
+        Ok(Plan::of_one(Piece { cluster, mask }, own.is_none()))
+    }
+
+    async fn write_planned(&self, plan: &mut Plan) -> Result<BlockSums, VolumeError> {
+        let (partition, bytes) = (self.partition, self.bytes.len() as u64);
+        let _right = partition.data.bouncing(bytes + plan.buffers()).await?;
+        let mut buf = take_buf(bytes).await?;
+        buf.copy_from_slice(self.bytes);
+        if let Some(cipher) = self.cipher {
+            cipher.encrypt(self.index * CLUSTER, &mut buf);
         }
-        Ok(())
+        if self.way.volume.summed {
+            return partition.write_planned(plan, 0, buf).await;
+        }
+        partition.write_targets(buf, 0, &plan.targets).await?;
+        Ok(BlockSums::NONE)
     }
 }
 

@@ -89,6 +89,8 @@ pub struct PartitionMetrics {
     pub id: PartitionId,
     /// Transfers that went through a buffer.
     pub bounces: u64,
+    /// Those of them that shared it.
+    pub joined_bounces: u64,
     /// Requests that waited for their volume's share of the disk.
     pub share_waits: u64,
     /// Pages of checksums that were in memory, and that were read.
@@ -100,11 +102,16 @@ pub struct PartitionMetrics {
 /// A counter of partitions: its name, what it counts, its value.
 type PartitionColumn = (&'static str, &'static str, fn(&PartitionMetrics) -> u64);
 
-const PARTITION_COLUMNS: [PartitionColumn; 8] = [
+const PARTITION_COLUMNS: [PartitionColumn; 9] = [
     (
         "bounces",
         "Transfers that went through a buffer: of memory that was not aligned, or encrypted.",
         |of| of.bounces,
+    ),
+    (
+        "joined_bounces",
+        "Transfers that went through a buffer together with others beside them, in one operation.",
+        |of| of.joined_bounces,
     ),
     (
         "share_waits",

@@ -535,6 +535,7 @@ impl Service for VolumesShard {
                 .map(|partition| PartitionMetrics {
                     id: partition.id(),
                     bounces: partition.bounces(),
+                    joined_bounces: partition.joined_bounces(),
                     share_waits: partition.share_waits(),
                     checksum_pages: partition.checksum_pages(),
                     scrub: partition.scrub_status(),

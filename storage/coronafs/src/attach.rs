@@ -10,6 +10,7 @@ use futures_util::future::select;
 use shards::block::{BlockDevice, BlockError, EXTENTS_MAX, Extent, Geometry};
 use xts::Cipher;
 
+use crate::batch::Batches;
 use crate::data::Coding;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, CLUSTER};
@@ -54,6 +55,7 @@ pub struct Attachment {
     serial: [u8; 20],
     live: Rc<Cell<bool>>,
     hurried: Notify,
+    pub(crate) batches: Batches,
 }
 
 impl std::fmt::Debug for Attachment {
@@ -116,6 +118,7 @@ impl Partition {
                 serial: serial(id),
                 live,
                 hurried: Notify::default(),
+                batches: Batches::default(),
             })
         })
         .await

@@ -34,7 +34,7 @@ pub(crate) struct Coding<'a> {
 
 impl Coding<'_> {
     /// Encrypts a guest's bytes from position `at` of its list on, until the buffer is full.
-    fn encrypt_out(self, from: &GuestList, at: u64, into: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn encrypt_out(self, from: &GuestList, at: u64, into: &mut [u8]) -> io::Result<()> {
         let place = self.place + at;
         let part = at..at + into.len() as u64;
         if !from.is_whole_in(xts::UNIT as u64) {
@@ -51,7 +51,7 @@ impl Coding<'_> {
     }
 
     /// Decrypts a buffer into a guest's memory, from position `at` of its list on.
-    fn decrypt_in(self, from: &mut [u8], into: &GuestList, at: u64) -> io::Result<()> {
+    pub(crate) fn decrypt_in(self, from: &mut [u8], into: &GuestList, at: u64) -> io::Result<()> {
         let place = self.place + at;
         let part = at..at + from.len() as u64;
         if !into.is_whole_in(xts::UNIT as u64) {
@@ -74,7 +74,7 @@ const BOUNCERS_MAX: usize = 65_536;
 /// How long the shard's pool may be empty.
 const BUF_WAIT: Duration = Duration::from_secs(30);
 /// Bytes of a bounce buffer.
-pub(crate) const BOUNCE: u64 = 256 << 10;
+pub(crate) const BOUNCE: u64 = 512 << 10;
 /// Clusters that are given space at once: 4 MiB.
 const BACK_CLUSTERS_MAX: u32 = 64;
 /// Free clusters in a row whose space is given back: 1 to 64 MiB.
@@ -99,6 +99,8 @@ pub(crate) struct DataFile {
     /// Transfers that went through a buffer of ours, as the guest's memory was not aligned, or what is
     /// on disk is encrypted.
     pub(crate) bounces: Cell<u64>,
+    /// Those of them that shared it.
+    pub(crate) joined: Cell<u64>,
     /// Operations that were dropped before they ended.
     pub(crate) abandoned: Cell<u64>,
     /// Whether the file system has holes, as far as is known.
@@ -223,6 +225,7 @@ impl DataFile {
             freed: Notify::default(),
             bouncing: Semaphore::new(BOUNCES_BYTES_MAX, BOUNCERS_MAX),
             bounces: Cell::new(0),
+            joined: Cell::new(0),
             abandoned: Cell::new(0),
             holes: Cell::new(true),
         })
@@ -504,7 +507,7 @@ impl DataFile {
         Ok(slice.into_inner())
     }
 
-    fn going(&self) -> Going<'_> {
+    pub(crate) fn going(&self) -> Going<'_> {
         Going::new(&self.poison)
     }
 
@@ -567,6 +570,6 @@ fn intact(list: &GuestList) -> Result<(), VolumeError> {
     Ok(())
 }
 
-fn bad_memory(error: &io::Error) -> VolumeError {
+pub(crate) fn bad_memory(error: &io::Error) -> VolumeError {
     VolumeError::Internal(format!("the memory of the transfer is not usable: {error}"))
 }

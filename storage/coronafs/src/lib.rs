@@ -17,11 +17,12 @@
 //!
 //! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `shares`, `gate`, `checkpoint`, `cipher`
 //! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `image`
-//! (volumes that are filled from images), `attach` and `transfer` (a volume as a block device). It knows no protocol: front ends see
+//! (volumes that are filled from images), `attach`, `transfer` and `batch` (a volume as a block device). It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
 
 mod attach;
+mod batch;
 mod checkpoint;
 mod config;
 mod data;

@@ -168,6 +168,11 @@ impl Partition {
         self.inner.data.bounces.get()
     }
 
+    /// Those of them that went in one operation with others beside them.
+    pub fn joined_bounces(&self) -> u64 {
+        self.inner.data.joined.get()
+    }
+
     /// Requests that had to wait, as the volumes of the partition wanted more than its disk gives at once.
     pub fn share_waits(&self) -> u64 {
         self.inner.shares.waits()

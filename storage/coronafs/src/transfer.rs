@@ -10,6 +10,7 @@ use engine::GuestList;
 use futures_util::future::join_all;
 
 use crate::attach::Attachment;
+use crate::batch::Way;
 use crate::data::take_buf;
 use crate::error::VolumeError;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, runs};
@@ -110,7 +111,7 @@ impl Attachment {
     /// Reads what lies at `offset` of the volume.
     async fn read_run(&self, run: Run, offset: u64, into: GuestList) -> Result<(), VolumeError> {
         match run.place {
-            Some(place) => self.inner.data.read(into, place, self.coding(offset)).await,
+            Some(place) => self.transfer(Way::Read, into, place, offset).await,
             None => into.fill_zero(0..run.bytes).map_err(|e| {
                 VolumeError::Internal(format!("the memory of a read is not usable: {e}"))
             }),
@@ -168,11 +169,7 @@ impl Attachment {
                 self.volume.place_to_overwrite(&space, offset, from.len())
             };
             if let Some(place) = place {
-                let outcome = self
-                    .inner
-                    .data
-                    .write(from, place, self.coding(offset))
-                    .await;
+                let outcome = self.transfer(Way::Write, from, place, offset).await;
                 using.end();
                 self.volume.note_done();
                 return outcome;

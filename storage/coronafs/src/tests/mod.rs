@@ -3,6 +3,7 @@
 
 mod at_once;
 mod basic;
+mod batch;
 mod encryption;
 mod extents;
 mod faults;

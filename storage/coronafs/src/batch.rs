@@ -246,7 +246,9 @@ impl Attachment {
 
     async fn transfer_run(&self, way: Way, run: &[Transfer]) {
         if run.len() > 1 && self.transfer_together(way, run).await.is_ok() {
-            run.iter().for_each(|one| one.ticket.end(Ok(())));
+            for one in run {
+                one.ticket.end(Ok(()));
+            }
             return;
         }
         for one in run {

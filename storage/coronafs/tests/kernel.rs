@@ -36,6 +36,34 @@ async fn content(device: &Attachment) -> Vec<u8> {
     bytes
 }
 
+/// Writes over all of a volume, and reads it, by parts that are asked for at once.
+async fn side_by_side(device: &Attachment, model: &mut Vec<u8>) {
+    const PART: usize = 96 << 10;
+    *model = pattern(3);
+    let mem = GuestMem::anonymous(LEN).unwrap();
+    mem.copy_in(0, model).unwrap();
+    let starts = || (0..LEN).step_by(PART);
+    let writes = starts().map(|start| {
+        let part = list(&mem, start, PART);
+        device.write(start as u64, part, false)
+    });
+    for wrote in futures_util::future::join_all(writes).await {
+        wrote.unwrap();
+    }
+    assert!(content(device).await == *model);
+    mem.fill_zero(0, LEN).unwrap();
+    let reads = starts().map(|start| {
+        let part = list(&mem, start, PART);
+        device.read(start as u64, part)
+    });
+    for read in futures_util::future::join_all(reads).await {
+        read.unwrap();
+    }
+    let mut bytes = vec![0; LEN];
+    mem.copy_out(0, &mut bytes).unwrap();
+    assert!(bytes == *model);
+}
+
 async fn work(root: &std::path::Path, encrypted: bool, checksums: bool) {
     let config = VolumeConfig {
         master_key: encrypted.then(|| MasterKey::new([3; 32])),
@@ -71,6 +99,9 @@ async fn work(root: &std::path::Path, encrypted: bool, checksums: bool) {
     }
     device.flush().await.unwrap();
     assert!(content(&device).await == model);
+    side_by_side(&device, &mut model).await;
+    let joins = encrypted && !checksums;
+    assert_eq!(store.joined_bounces() > 0, joins, "what lies side by side");
     let snapshot = store.snapshot(id, "first".into()).await.unwrap().id;
     let first = model.clone();
     let new = pattern(2);

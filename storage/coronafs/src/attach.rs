@@ -10,9 +10,9 @@ use futures_util::future::select;
 use shards::block::{BlockDevice, BlockError, EXTENTS_MAX, Extent, Geometry};
 use xts::Cipher;
 
-use crate::batch::Batches;
 use crate::data::Coding;
 use crate::error::VolumeError;
+use crate::joint::Asked;
 use crate::map::{BLOCK, CLUSTER};
 use crate::partition::{Inner, Partition};
 use crate::record::Change;
@@ -55,7 +55,7 @@ pub struct Attachment {
     serial: [u8; 20],
     live: Rc<Cell<bool>>,
     hurried: Notify,
-    pub(crate) batches: Batches,
+    pub(crate) asked: Asked,
 }
 
 impl std::fmt::Debug for Attachment {
@@ -118,7 +118,7 @@ impl Partition {
                 serial: serial(id),
                 live,
                 hurried: Notify::default(),
-                batches: Batches::default(),
+                asked: Asked::default(),
             })
         })
         .await

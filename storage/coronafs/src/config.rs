@@ -32,6 +32,9 @@ pub struct VolumeConfig {
     pub image_chunk_bytes: u32,
     /// Pieces of a cluster past which a write moves the cluster together.
     pub pieces_max: usize,
+    /// Transfers of an encrypted volume of at least so many bytes go together with those beside them. One that
+    /// is shorter is done at once, as waiting for others costs more than it saves.
+    pub joined_bytes_min: u64,
     /// Bytes of memory for checksums of blocks: those of about 900 times as many bytes of volumes. Reads of
     /// others read 4 KiB of checksums beside.
     pub checksum_cache_bytes: u64,
@@ -60,6 +63,7 @@ impl Default for VolumeConfig {
             image_bytes_per_s: 100 << 20,
             image_chunk_bytes: 1 << 20,
             pieces_max: 4,
+            joined_bytes_min: 32 << 10,
             checksum_cache_bytes: 8 << 20,
             scrub_bytes_per_s: 0,
             volumes_max: 10_000,

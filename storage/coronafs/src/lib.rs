@@ -17,12 +17,11 @@
 //!
 //! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `shares`, `gate`, `checkpoint`, `cipher`
 //! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `image`
-//! (volumes that are filled from images), `attach`, `transfer` and `batch` (a volume as a block device). It knows no protocol: front ends see
+//! (volumes that are filled from images), `attach`, `transfer` and `joint` (a volume as a block device). It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
 
 mod attach;
-mod batch;
 mod checkpoint;
 mod config;
 mod data;
@@ -31,6 +30,7 @@ mod error;
 pub mod fuzzing;
 mod gate;
 mod image;
+mod joint;
 mod keys;
 mod map;
 mod ops;

@@ -10,9 +10,9 @@ use engine::GuestList;
 use futures_util::future::join_all;
 
 use crate::attach::Attachment;
-use crate::batch::Way;
 use crate::data::take_buf;
 use crate::error::VolumeError;
+use crate::joint::Way;
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, runs};
 use crate::partition::For;
 use crate::space::Space;

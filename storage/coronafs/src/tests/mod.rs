@@ -3,11 +3,11 @@
 
 mod at_once;
 mod basic;
-mod batch;
 mod encryption;
 mod extents;
 mod faults;
 mod image;
+mod joint;
 mod killed;
 mod model;
 mod runs;
@@ -53,6 +53,7 @@ fn config() -> VolumeConfig {
         checkpoint_log_bytes: 2 << 10,
         dirty_slots_max: 24,
         pieces_max: 2,
+        joined_bytes_min: 512,
         // Two pages.
         checksum_cache_bytes: 8 << 10,
         master_key: Some(MasterKey::new([7; 32])),

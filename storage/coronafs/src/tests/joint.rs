@@ -169,13 +169,13 @@ fn memory_that_is_gone_fails_nobody_else() {
 /// When a transfer is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Dropped {
-    /// The one that is to do the batch, when others have joined it.
+    /// The first, when others have come.
     LeadWaits,
-    /// The same, when the kernel has the batch.
+    /// The same, when the kernel has the transfer.
     LeadWorks,
-    /// Another, before the batch is taken.
+    /// Another, before the first goes on.
     OtherWaits,
-    /// The same, when the kernel has the batch.
+    /// The same, when the kernel has the transfer.
     OtherWorks,
 }
 
@@ -210,6 +210,16 @@ async fn dropping<T>(
     }
 }
 
+impl Dropped {
+    /// The part that is dropped, beside the parts 1 and 2: the first of a run does all of it.
+    fn part(self) -> u64 {
+        match self {
+            Dropped::LeadWaits | Dropped::LeadWorks => 0,
+            Dropped::OtherWaits | Dropped::OtherWorks => 3,
+        }
+    }
+}
+
 const ALL: [Dropped; 4] = [
     Dropped::LeadWaits,
     Dropped::LeadWorks,
@@ -224,11 +234,30 @@ fn reads_go_on_without_one_that_is_dropped() {
         sim.run(node, 0, async move {
             let store = open().await;
             let device = filled(&store, 4).await;
-            let seen = dropping(when, get(&device, &[0]), get(&device, &[1, 2])).await;
+            let seen = dropping(when, get(&device, &[when.part()]), get(&device, &[1, 2])).await;
             for seen in seen {
                 assert_eq!(seen.unwrap(), [1; SECTORS], "{when:?}");
             }
             assert_eq!(store.poisoned(), None);
+        });
+    }
+}
+
+#[test]
+fn memory_of_a_reader_that_is_gone_is_left_alone() {
+    for when in ALL {
+        let (sim, node) = world(8);
+        sim.run(node, 0, async move {
+            let store = open().await;
+            let device = filled(&store, 4).await;
+            let list = list_of(&sectors(9, SECTORS), 0);
+            let read = device.read(when.part() * PART as u64, list.clone());
+            dropping(when, read, get(&device, &[1, 2])).await;
+            // Behind what was asked for then.
+            get(&device, &[0]).await.remove(0).unwrap();
+            let mut bytes = vec![0; PART];
+            list.copy_out(0, &mut bytes).unwrap();
+            assert_eq!(stamps(&bytes), [9; SECTORS], "{when:?}");
         });
     }
 }
@@ -240,7 +269,7 @@ fn a_write_that_is_dropped_ends_writing_when_it_was_begun() {
         sim.run(node, 0, async move {
             let store = open().await;
             let device = filled(&store, 4).await;
-            let wrote = dropping(when, put(&device, &[0]), put(&device, &[1, 2])).await;
+            let wrote = dropping(when, put(&device, &[when.part()]), put(&device, &[1, 2])).await;
             let begun = matches!(when, Dropped::LeadWorks | Dropped::OtherWorks);
             assert_eq!(store.poisoned().is_some(), begun, "{when:?}");
             let parts = [1, 2].into_iter().zip(wrote);
@@ -252,7 +281,7 @@ fn a_write_that_is_dropped_ends_writing_when_it_was_begun() {
                 }
             }
             if !begun {
-                let seen = get(&device, &[0]).await.remove(0);
+                let seen = get(&device, &[when.part()]).await.remove(0);
                 assert_eq!(seen.unwrap(), [1; SECTORS], "{when:?}");
             }
         });

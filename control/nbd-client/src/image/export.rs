@@ -6,7 +6,7 @@ use futures_util::stream::StreamExt;
 use tokio::sync::mpsc;
 
 use super::content::{ContentDigest, IN_FLIGHT, Piece, content, split};
-use super::sink::Sink;
+use super::sink::{Part, Sink};
 use super::source::Source;
 use super::{Format, ImageError, Phase, Progress, Summary};
 use crate::client::Client;
@@ -14,8 +14,8 @@ use crate::client::Client;
 /// Where an image goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum To {
-    /// A file, which appears under its name when it is whole. It is written beside that, with `.part` at
-    /// its end.
+    /// A file, which appears under its name when it is whole, and read back if that is wanted. It is
+    /// written beside that, with `.part` at its end.
     File {
         /// Its name.
         path: PathBuf,
@@ -73,7 +73,8 @@ impl Export {
 /// Copies an export into an image. The export must not change meanwhile: take a snapshot, or detach it.
 ///
 /// # Errors
-/// When the file is there or cannot be written, or either side fails. No file has the name then.
+/// When the file is there or cannot be written, either side fails, or what is read back is something else.
+/// Nothing has the name then but what had it before.
 ///
 /// # Panics
 /// Outside of a tokio runtime.
@@ -97,19 +98,18 @@ pub async fn export(
         ImageError::file(export.path(), "writing", 0, error)
     })?;
     read?;
-    let (digest, data_bytes) = written?;
-    let total = Some(bytes);
-    if export.verify {
-        let (job, wanted) = (export.clone(), digest.clone());
-        let (outbox, mut inbox) = mpsc::channel(IN_FLIGHT);
-        let checked = tokio::task::spawn_blocking(move || verify(&job, &wanted, &outbox));
-        let phase = Phase::Verify;
-        while let Some(done) = inbox.recv().await {
-            progress(Progress { phase, done, total });
+    let (digest, data_bytes, part) = written?;
+    let part = match part {
+        Some(part) if export.verify => {
+            Some(verified(part, export.format, &digest, bytes, progress).await?)
         }
-        checked.await.map_err(|error| {
+        part => part,
+    };
+    if let Some(part) = part {
+        let named = tokio::task::spawn_blocking(move || part.name());
+        named.await.map_err(|error| {
             let error = std::io::Error::other(error);
-            ImageError::file(export.path(), "reading", 0, error)
+            ImageError::file(export.path(), "finishing", 0, error)
         })??;
     }
     Ok(Summary {
@@ -146,18 +146,19 @@ async fn read(
     Ok(())
 }
 
-/// The writer's thread. `None` is the end; without it the file does not get its name.
+/// The writer's thread. `None` is the end; without it there is no file.
 fn write(
     export: &Export,
     bytes: u64,
     mut inbox: mpsc::Receiver<Option<Piece>>,
-) -> Result<(String, u64), ImageError> {
+) -> Result<(String, u64, Option<Part>), ImageError> {
     let mut sink = export.open(bytes)?;
     let mut digest = ContentDigest::default();
     while let Some(piece) = inbox.blocking_recv() {
         let Some(piece) = piece else {
-            sink.end(export.path())?;
-            return Ok(digest.finish());
+            let part = sink.end(export.path())?;
+            let (digest, data_bytes) = digest.finish();
+            return Ok((digest, data_bytes, part));
         };
         digest.update(&piece);
         sink.write(export.path(), &piece)?;
@@ -166,19 +167,45 @@ fn write(
     Err(ImageError::file(export.path(), "writing", 0, gone))
 }
 
-/// Reads the file back, and tells how far it is.
-fn verify(export: &Export, wanted: &str, outbox: &mpsc::Sender<u64>) -> Result<(), ImageError> {
-    let path = export.path();
+/// The file, when it reads as what was written.
+async fn verified(
+    part: Part,
+    format: Format,
+    wanted: &str,
+    bytes: u64,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Part, ImageError> {
+    let path = part.unfinished().to_owned();
+    let (outbox, mut inbox) = mpsc::channel(IN_FLIGHT);
+    let reader = tokio::task::spawn_blocking(move || {
+        read_back(part.unfinished(), format, &outbox).map(|found| (part, found))
+    });
+    let (phase, total) = (Phase::Verify, Some(bytes));
+    while let Some(done) = inbox.recv().await {
+        progress(Progress { phase, done, total });
+    }
+    let (part, found) = reader.await.map_err(|error| {
+        let error = std::io::Error::other(error);
+        ImageError::file(&path, "reading", 0, error)
+    })??;
+    if found == wanted {
+        return Ok(part);
+    }
+    let wanted = wanted.to_owned();
+    Err(ImageError::Differs { wanted, found })
+}
+
+/// Reads a file, tells how far it is, and gives its digest.
+fn read_back(
+    path: &Path,
+    format: Format,
+    outbox: &mpsc::Sender<u64>,
+) -> Result<String, ImageError> {
     let mut digest = ContentDigest::default();
-    let source = Source::file(path, Some(export.format), None)?;
+    let source = Source::file(path, Some(format), None)?;
     source.read(path, &mut |piece| {
         digest.update(&piece);
         outbox.blocking_send(piece.offset() + piece.len()).is_ok()
     })?;
-    let (found, _) = digest.finish();
-    if found == wanted {
-        return Ok(());
-    }
-    let wanted = wanted.to_owned();
-    Err(ImageError::Differs { wanted, found })
+    Ok(digest.finish().0)
 }

@@ -1,4 +1,4 @@
-//! Writing an image, on a thread that may block. A file has its name when it is whole.
+//! Writing an image, on a thread that may block. A file has its name when its writer says that it is good.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -57,19 +57,25 @@ impl Part {
         Ok((made, file))
     }
 
+    /// Where it is meanwhile.
+    pub(super) fn unfinished(&self) -> &Path {
+        &self.unfinished
+    }
+
     /// Gives it its name, durably.
-    fn end(mut self, file: &File) -> Result<(), ImageError> {
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub(super) fn name(mut self) -> Result<(), ImageError> {
         let failed = |e| ImageError::file(&self.path, "finishing", 0, e);
-        file.sync_all().map_err(failed)?;
         std::fs::rename(&self.unfinished, &self.path).map_err(failed)?;
+        self.named = true;
         let dir = match self.path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
-        synced.map_err(failed)?;
-        self.named = true;
-        Ok(())
+        synced.map_err(|e| ImageError::file(&self.path, "finishing", 0, e))
     }
 }
 
@@ -125,22 +131,27 @@ impl Sink {
         wrote.map_err(|e| ImageError::file(path, "writing the disk", offset, e))
     }
 
-    /// All is written: makes it durable, and gives it its name.
+    /// All is written: makes it durable. A file is still to be given its name.
     ///
     /// # Errors
     /// As the file says.
-    pub(super) fn end(self, path: &Path) -> Result<(), ImageError> {
+    pub(super) fn end(self, path: &Path) -> Result<Option<Part>, ImageError> {
         let failed = |e| ImageError::file(path, "finishing", 0, e);
-        match self {
-            Sink::Raw(part, file) => part.end(&file),
+        let (part, file) = match self {
+            Sink::Raw(part, file) => (part, file),
             Sink::Qcow2(part, access) => {
                 access.flush().map_err(failed)?;
                 drop(access);
                 let file = File::open(&part.unfinished).map_err(failed)?;
-                part.end(&file)
+                (part, file)
             }
-            Sink::Stream(mut stream) => stream.flush().map_err(failed),
-        }
+            Sink::Stream(mut stream) => {
+                stream.flush().map_err(failed)?;
+                return Ok(None);
+            }
+        };
+        file.sync_all().map_err(failed)?;
+        Ok(Some(part))
     }
 }
 
@@ -201,7 +212,7 @@ mod tests {
         ] {
             sink.write(path, &piece).expect("it is kept");
         }
-        sink.end(path).expect("it is kept");
+        assert!(sink.end(path).expect("it is kept").is_none());
         let expected = [vec![0; 9000], vec![7; 100], vec![0]].concat();
         assert_eq!(*kept.0.lock().expect("nobody panics"), expected);
     }

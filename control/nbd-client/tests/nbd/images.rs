@@ -256,6 +256,36 @@ async fn a_copy_that_is_not_the_same_is_found() {
 }
 
 #[tokio::test]
+async fn a_file_that_reads_otherwise_takes_no_name() {
+    let (volume, dir) = (Volume::start(), tempfile::tempdir().unwrap());
+    let client = connect(&volume.target("disk")).await;
+    let path = dir.path().join("backup");
+    std::fs::write(&path, b"the one before").unwrap();
+    let to = To::File {
+        path: path.clone(),
+        overwrite: true,
+    };
+    let job = Export {
+        to,
+        ..Export::new("", Format::Raw)
+    };
+    // More pieces than may be on their way, so the file is there when the last has been sent; zeros behind
+    // them, so nobody else writes there.
+    client.write(0, vec![1; 10 << 20].into()).await.unwrap();
+    let part = dir.path().join("backup.part");
+    let mut spoil = |progress: Progress| {
+        if progress.phase == Phase::Copy && progress.done == BYTES {
+            let file = std::fs::File::options().write(true).open(&part);
+            std::os::unix::fs::FileExt::write_all_at(&file.unwrap(), &[1], BYTES - 1).unwrap();
+        }
+    };
+    let differs = export(&client, &job, &mut spoil).await.unwrap_err();
+    assert!(matches!(differs, ImageError::Differs { .. }), "{differs}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"the one before");
+    assert!(!part.exists());
+}
+
+#[tokio::test]
 async fn streams_are_raw_and_cannot_be_read_back() {
     let (volume, dir) = (Volume::start(), tempfile::tempdir().unwrap());
     let job = Import {

@@ -473,7 +473,11 @@ impl DataFile {
         let going = self.going();
         let (wrote, from) = self.file.write_list_at(from, place).await;
         going.end();
-        wrote.map_err(|e| self.failed_write(&e))?;
+        wrote.map_err(|e| match e.kind() {
+            // Memory of the guest that is not there; the disk is as good as before.
+            io::ErrorKind::InvalidInput | io::ErrorKind::WriteZero => bad_memory(&e),
+            _ => self.failed_write(&e),
+        })?;
         intact(&from)
     }
 
@@ -515,8 +519,8 @@ impl DataFile {
         match error.kind() {
             // The shard had no slot: it was not started.
             io::ErrorKind::ResourceBusy => VolumeError::Busy,
-            // Memory of the guest that is not there; the disk is as good as before.
-            io::ErrorKind::InvalidInput | io::ErrorKind::WriteZero => bad_memory(error),
+            // A short write of a buffer of ours is one to a full disk.
+            io::ErrorKind::WriteZero => VolumeError::Full,
             _ if is_full(error) => VolumeError::Full,
             _ => self.poison.set(&error.to_string()).into(),
         }

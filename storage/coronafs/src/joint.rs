@@ -27,6 +27,17 @@ pub(crate) enum Way {
     Write,
 }
 
+/// What lies in one piece, to be read or written.
+#[derive(Clone)]
+pub(crate) struct Transfer {
+    pub(crate) way: Way,
+    pub(crate) list: GuestList,
+    /// Where it lies in the data file.
+    pub(crate) place: u64,
+    /// Where it lies in the volume.
+    pub(crate) offset: u64,
+}
+
 /// What is asked of a volume, by those that come before the one that gathers goes on.
 #[derive(Default)]
 pub(crate) struct Asked {
@@ -36,11 +47,7 @@ pub(crate) struct Asked {
 
 /// One's part of a joint transfer.
 struct Part {
-    list: GuestList,
-    /// Where it lies in the data file.
-    place: u64,
-    /// Where it lies in the volume.
-    offset: u64,
+    transfer: Transfer,
     ticket: Rc<Ticket>,
 }
 
@@ -87,7 +94,11 @@ impl Ticket {
 
 impl Part {
     fn end(&self) -> u64 {
-        self.place + self.list.len()
+        self.transfer.place + self.bytes()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.transfer.list.len()
     }
 
     fn is_gone(&self) -> bool {
@@ -126,17 +137,19 @@ impl Drop for Gathers<'_> {
 
 /// Parts that each begin where the one before ends, as many as fit a buffer.
 fn runs(mut parts: Vec<Part>) -> Vec<Vec<Part>> {
-    parts.sort_by_key(|part| part.place);
+    parts.sort_by_key(|part| part.transfer.place);
     let mut runs: Vec<Vec<Part>> = Vec::new();
     let mut bytes = 0;
     for part in parts {
-        bytes += part.list.len();
+        bytes += part.bytes();
         match runs.last_mut() {
-            Some(run) if bytes <= BOUNCE && run.last().map(Part::end) == Some(part.place) => {
+            Some(run)
+                if bytes <= BOUNCE && run.last().map(Part::end) == Some(part.transfer.place) =>
+            {
                 run.push(part);
             }
             _ => {
-                bytes = part.list.len();
+                bytes = part.bytes();
                 runs.push(vec![part]);
             }
         }
@@ -168,18 +181,13 @@ impl Drop for Waits<'_> {
 }
 
 impl Attachment {
-    /// Reads or writes what lies in one piece.
-    pub(crate) async fn transfer(
-        &self,
-        way: Way,
-        list: GuestList,
-        place: u64,
-        offset: u64,
-    ) -> Result<(), VolumeError> {
+    /// Alone, or as a part of a joint one.
+    pub(crate) async fn transfer(&self, transfer: Transfer) -> Result<(), VolumeError> {
         let joins = self.inner.config.joined_bytes_min..BOUNCE;
-        if self.coding(offset).is_none() || !joins.contains(&list.len()) {
-            return self.transfer_alone(way, list, place, offset).await;
+        if self.coding(transfer.offset).is_none() || !joins.contains(&transfer.list.len()) {
+            return self.transfer_alone(transfer).await;
         }
+        let way = transfer.way;
         let waits = Waits {
             data: &self.inner.data,
             asked: match way {
@@ -189,9 +197,7 @@ impl Attachment {
             ticket: Rc::default(),
         };
         waits.asked.borrow_mut().push(Part {
-            list: list.clone(),
-            place,
-            offset,
+            transfer: transfer.clone(),
             ticket: Rc::clone(&waits.ticket),
         });
         if waits.asked.borrow().len() == 1 {
@@ -213,18 +219,13 @@ impl Attachment {
                 News::Done => return Ok(()),
             }
         }
-        self.transfer_alone(way, list, place, offset).await
+        self.transfer_alone(transfer).await
     }
 
-    async fn transfer_alone(
-        &self,
-        way: Way,
-        list: GuestList,
-        place: u64,
-        offset: u64,
-    ) -> Result<(), VolumeError> {
-        let (data, coding) = (&self.inner.data, self.coding(offset));
-        match way {
+    async fn transfer_alone(&self, transfer: Transfer) -> Result<(), VolumeError> {
+        let (data, coding) = (&self.inner.data, self.coding(transfer.offset));
+        let Transfer { list, place, .. } = transfer;
+        match transfer.way {
             Way::Read => data.read(list, place, coding).await,
             Way::Write => data.write(list, place, coding).await,
         }
@@ -233,24 +234,26 @@ impl Attachment {
     /// Does all parts of a run, or fails.
     async fn transfer_run(&self, way: Way, run: &[Part]) -> Result<(), VolumeError> {
         let data = &self.inner.data;
-        let bytes = run.iter().map(|part| part.list.len()).sum();
+        let bytes = run.iter().map(Part::bytes).sum();
         let _right = data.bouncing(bytes).await?;
+        let place = run[0].transfer.place;
         // Where there is none of that size, there may be smaller ones.
         let mut buf = engine::take_buf(bytes as usize)?;
         if way == Way::Read {
-            buf = data.read_buf(buf, run[0].place).await?;
+            buf = data.read_buf(buf, place).await?;
         }
         let mut rest = &mut buf[..];
         for part in run {
-            let (bytes, after) = rest.split_at_mut(part.list.len() as usize);
+            let (bytes, after) = rest.split_at_mut(part.bytes() as usize);
             rest = after;
+            let Transfer { list, offset, .. } = &part.transfer;
             let coding = self
-                .coding(part.offset)
+                .coding(*offset)
                 .expect("only encrypted parts are joined");
             let moved = match way {
-                Way::Write => coding.encrypt_out(&part.list, 0, bytes),
+                Way::Write => coding.encrypt_out(list, 0, bytes),
                 Way::Read if part.is_gone() => Ok(()),
-                Way::Read => coding.decrypt_in(bytes, &part.list, 0),
+                Way::Read => coding.decrypt_in(bytes, list, 0),
             };
             moved.map_err(|e| bad_memory(&e))?;
         }
@@ -258,7 +261,7 @@ impl Attachment {
             for part in run {
                 part.ticket.begun.set(true);
             }
-            data.write_buf(buf, run[0].place).await?;
+            data.write_buf(buf, place).await?;
         }
         let count = run.len() as u64;
         data.bounces.set(data.bounces.get() + count);

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use crate::attach::Attachment;
 use crate::data::take_buf;
 use crate::error::VolumeError;
-use crate::joint::Way;
+use crate::joint::{Transfer, Way};
 use crate::map::{BLOCK, BLOCKS, CLUSTER, Piece, runs};
 use crate::partition::For;
 use crate::space::Space;
@@ -111,7 +111,15 @@ impl Attachment {
     /// Reads what lies at `offset` of the volume.
     async fn read_run(&self, run: Run, offset: u64, into: GuestList) -> Result<(), VolumeError> {
         match run.place {
-            Some(place) => self.transfer(Way::Read, into, place, offset).await,
+            Some(place) => {
+                let read = Transfer {
+                    way: Way::Read,
+                    list: into,
+                    place,
+                    offset,
+                };
+                self.transfer(read).await
+            }
             None => into.fill_zero(0..run.bytes).map_err(|e| {
                 VolumeError::Internal(format!("the memory of a read is not usable: {e}"))
             }),
@@ -169,7 +177,13 @@ impl Attachment {
                 self.volume.place_to_overwrite(&space, offset, from.len())
             };
             if let Some(place) = place {
-                let outcome = self.transfer(Way::Write, from, place, offset).await;
+                let write = Transfer {
+                    way: Way::Write,
+                    list: from,
+                    place,
+                    offset,
+                };
+                let outcome = self.transfer(write).await;
                 using.end();
                 self.volume.note_done();
                 return outcome;

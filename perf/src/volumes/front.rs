@@ -2,12 +2,15 @@
 //! the same load without any backend. Every block that is read is compared with its stamp.
 
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
 use hdrhistogram::Histogram;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// What has a stamp.
 pub const BLOCK: usize = 4096;
@@ -17,6 +20,9 @@ const STAMP: usize = 8;
 
 /// Entries of the ring.
 const QUEUE_SIZE: i32 = 256;
+
+/// Size of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// How a block at this place begins.
 pub fn stamp(place: u64) -> [u8; STAMP] {
@@ -64,8 +70,54 @@ pub struct Front {
     queue: Blkioq,
     region: MemoryRegion,
     capacity: u64,
-    // Last, as the others are of it.
+    // Behind the queue, which is of it.
     _driver: Blkio,
+    // Last, as the driver knows of it.
+    _pages: Option<HugePages>,
+}
+
+/// Memory in huge pages, which the system must have some of.
+struct HugePages {
+    region: MemoryRegion,
+    _file: OwnedFd,
+}
+
+impl HugePages {
+    fn map(bytes: usize) -> Result<HugePages> {
+        let len = bytes.next_multiple_of(HUGE_PAGE);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let file = memfd_create("perf-volumes", flags).context("make a file of huge pages")?;
+        ftruncate(&file, len as u64).context("size a file of huge pages")?;
+        let (prot, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: the kernel chooses where, so nothing is mapped over.
+        let base = unsafe { mmap(std::ptr::null_mut(), len, prot, shared, &file, 0) };
+        let base = base.with_context(|| {
+            let pages = len / HUGE_PAGE;
+            format!("map {pages} huge pages; `sysctl vm.nr_hugepages={pages}` provides them")
+        })?;
+        let addr = base.expose_provenance();
+        let region = MemoryRegion {
+            addr,
+            iova: addr as u64,
+            len,
+            fd: file.as_raw_fd(),
+            fd_offset: 0,
+            flags: 0,
+        };
+        Ok(HugePages {
+            region,
+            _file: file,
+        })
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let base = std::ptr::with_exposed_provenance_mut(self.region.addr);
+        // SAFETY: mapped in `map` with this length; the driver that knew of it is gone.
+        let unmapped = unsafe { munmap(base, self.region.len) };
+        debug_assert!(unmapped.is_ok(), "what was mapped can be unmapped");
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "what maps an error takes it")]
@@ -74,8 +126,8 @@ fn told(error: blkio::Error) -> anyhow::Error {
 }
 
 impl Front {
-    /// Connects, with memory for a load.
-    pub fn connect(target: &Target<'_>, load: &Load) -> Result<Front> {
+    /// Connects, with memory for a load, in huge pages or as the driver makes it.
+    pub fn connect(target: &Target<'_>, load: &Load, huge_pages: bool) -> Result<Front> {
         let (name, path, polls) = match target {
             Target::Backend(path, polls) => ("virtio-blk-vhost-user", path, *polls),
             Target::File(path) => ("io_uring", path, false),
@@ -101,13 +153,18 @@ impl Front {
         let mut started = driver.start().map_err(told)?;
         let queue = started.queues.pop().or_else(|| started.poll_queues.pop());
         let bytes = (load.bytes * load.depth).next_multiple_of(1 << 20);
-        let region = driver.alloc_mem_region(bytes).map_err(told)?;
+        let pages = huge_pages.then(|| HugePages::map(bytes)).transpose()?;
+        let region = match &pages {
+            Some(pages) => pages.region,
+            None => driver.alloc_mem_region(bytes).map_err(told)?,
+        };
         driver.map_mem_region(&region).map_err(told)?;
         Ok(Front {
             queue: queue.ok_or_else(|| anyhow!("a driver without a queue"))?,
             region,
             capacity: driver.get_u64("capacity").map_err(told)?,
             _driver: driver,
+            _pages: pages,
         })
     }
 

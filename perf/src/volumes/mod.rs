@@ -50,6 +50,10 @@ pub struct VolumesArgs {
     /// Cells to run, by the beginnings of their names [default: all].
     #[arg(long, value_delimiter = ',')]
     cells: Vec<String>,
+    /// The front end's memory lies in huge pages, as a guest's may; the system must have two free ones
+    /// (vm.nr_hugepages).
+    #[arg(long)]
+    huge_pages: bool,
     /// A directory on a disk [default: the system's temporary directory].
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -89,6 +93,9 @@ pub fn run(args: &VolumesArgs) -> Result<Vec<Row>> {
         );
         let source = if memory { "memory" } else { &mount.source };
         facts.push(format!("data on {kind} ({source})"));
+    }
+    if args.huge_pages {
+        facts.push("front end's memory in huge pages".to_owned());
     }
     let peer = process::on_path(QEMU).and_then(|path| process::version(&path, "--version"));
     match &peer {
@@ -208,7 +215,8 @@ impl<'a> Bench<'a> {
         let (cell, contender) = (&CELLS[self.series[at].cell], self.series[at].contender);
         let backend = self.find(contender, cell.place)?;
         let measure = || {
-            let mut front = Front::connect(&backend.target(cell.front_polls), &cell.load)?;
+            let target = backend.target(cell.front_polls);
+            let mut front = Front::connect(&target, &cell.load, self.args.huge_pages)?;
             let before = backend.cpu()?;
             let report = front.run(&cell.load, window)?;
             let cpu = backend.cpu()?.zip(before);

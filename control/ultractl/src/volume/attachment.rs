@@ -87,12 +87,8 @@ pub async fn attach(
     let answer = json!({ "attachment": made, "qemu": flags });
     show(format, &answer, |_| {
         let (volume, socket, id) = (&made.volume, &made.socket, made.id);
-        let flags = flags.join(" \\\n  ");
-        format!(
-            "volume {volume} is served at {socket} (attachment {id})\n\
-             QEMU gets it by these options; the memory has to be the guest's whole and shared, its size that \
-             of -m:\n  {flags}\n"
-        )
+        let how = qemu_text(&flags);
+        format!("volume {volume} is served at {socket} (attachment {id})\n{how}")
     })
 }
 
@@ -105,6 +101,15 @@ pub fn qemu_flags(socket: &str, queues: u32) -> Vec<String> {
         format!("-chardev 'socket,id=vol0,path={socket},reconnect=1'"),
         format!("-device vhost-user-blk-pci,chardev=vol0,num-queues={queues}"),
     ]
+}
+
+/// The same for people.
+pub fn qemu_text(flags: &[String]) -> String {
+    let flags = flags.join(" \\\n  ");
+    format!(
+        "QEMU gets it by these options; the memory has to be the guest's whole and shared, its size that of \
+         -m, and hugetlb=on makes large transfers cheaper where the host has huge pages:\n  {flags}\n"
+    )
 }
 
 /// Ends the attachment of a number, or the only one.

@@ -5,7 +5,7 @@ use clap::{Subcommand, ValueEnum};
 use coronafs_api::v1;
 use serde_json::json;
 
-use super::attachment::qemu_flags;
+use super::attachment::{qemu_flags, qemu_text};
 use super::{Client, size};
 use crate::failure::Failure;
 use crate::output::{Format, show, table};
@@ -99,12 +99,8 @@ async fn attach(client: &mut Client, attach: Attach, format: Format) -> Result<(
     let flags = qemu_flags(&made.socket, made.queues);
     show(format, &json!({ "remote": made, "qemu": flags }), |_| {
         let (name, endpoint, socket) = (&made.name, &made.endpoint, &made.socket);
-        let flags = flags.join(" \\\n  ");
-        format!(
-            "remote volume {name}, of {endpoint}, is served at {socket}\n\
-             QEMU gets it by these options; the memory has to be the guest's whole and shared, its size that \
-             of -m:\n  {flags}\n"
-        )
+        let how = qemu_text(&flags);
+        format!("remote volume {name}, of {endpoint}, is served at {socket}\n{how}")
     })
 }
 

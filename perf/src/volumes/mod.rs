@@ -38,11 +38,12 @@ pub struct VolumesArgs {
     /// Also write the rows into this page, as its section on CoronaFS.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Rounds; every contender runs every cell once in each.
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Rounds; every contender runs every cell once in each. Many short ones, as a shared disk has moods of
+    /// some seconds.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Seconds of one window.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
     /// Size of each device in MiB.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(16..=1 << 20))]

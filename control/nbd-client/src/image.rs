@@ -140,6 +140,11 @@ impl ImageError {
         }
     }
 
+    /// The thread that did the work has ended without an answer.
+    fn thread(path: &Path, what: &'static str, error: tokio::task::JoinError) -> ImageError {
+        ImageError::file(path, what, 0, io::Error::other(error))
+    }
+
     fn image(path: &Path, offset: u64, why: impl Into<String>) -> ImageError {
         ImageError::Image {
             path: path.to_owned(),

@@ -2,15 +2,15 @@
 //! the same load without any backend. Every block that is read is compared with its stamp.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags};
+use engine::GuestMem;
 use hdrhistogram::Histogram;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 /// What has a stamp.
 pub const BLOCK: usize = 4096;
@@ -80,6 +80,7 @@ pub struct Front {
 struct HugePages {
     region: MemoryRegion,
     _file: OwnedFd,
+    _mem: GuestMem,
 }
 
 impl HugePages {
@@ -87,15 +88,12 @@ impl HugePages {
         let len = bytes.next_multiple_of(HUGE_PAGE);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
         let file = memfd_create("perf-volumes", flags).context("make a file of huge pages")?;
-        ftruncate(&file, len as u64).context("size a file of huge pages")?;
-        let (prot, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: the kernel chooses where, so nothing is mapped over.
-        let base = unsafe { mmap(std::ptr::null_mut(), len, prot, shared, &file, 0) };
-        let base = base.with_context(|| {
+        fallocate(&file, FallocateFlags::empty(), 0, len as u64).with_context(|| {
             let pages = len / HUGE_PAGE;
-            format!("map {pages} huge pages; `sysctl vm.nr_hugepages={pages}` provides them")
+            format!("get {pages} huge pages; `sysctl vm.nr_hugepages={pages}` provides them")
         })?;
-        let addr = base.expose_provenance();
+        let mem = GuestMem::map(file.as_fd(), 0, len)?;
+        let addr = mem.window(0, len, HUGE_PAGE)?.as_ptr().expose_provenance();
         let region = MemoryRegion {
             addr,
             iova: addr as u64,
@@ -107,16 +105,8 @@ impl HugePages {
         Ok(HugePages {
             region,
             _file: file,
+            _mem: mem,
         })
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let base = std::ptr::with_exposed_provenance_mut(self.region.addr);
-        // SAFETY: mapped in `map` with this length; the driver that knew of it is gone.
-        let unmapped = unsafe { munmap(base, self.region.len) };
-        debug_assert!(unmapped.is_ok(), "what was mapped can be unmapped");
     }
 }
 

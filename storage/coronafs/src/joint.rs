@@ -187,10 +187,9 @@ impl Attachment {
         if self.coding(transfer.offset).is_none() || !joins.contains(&transfer.list.len()) {
             return self.transfer_alone(transfer).await;
         }
-        let way = transfer.way;
         let waits = Waits {
             data: &self.inner.data,
-            asked: match way {
+            asked: match transfer.way {
                 Way::Read => &self.asked.reads,
                 Way::Write => &self.asked.writes,
             },
@@ -209,7 +208,7 @@ impl Attachment {
             match waits.ticket.told().await {
                 News::None => {}
                 News::Leads(run) => {
-                    if self.transfer_run(way, &run).await.is_ok() {
+                    if self.transfer_run(&run).await.is_ok() {
                         for part in &run {
                             part.ticket.tell(News::Done);
                         }
@@ -232,11 +231,11 @@ impl Attachment {
     }
 
     /// Does all parts of a run, or fails.
-    async fn transfer_run(&self, way: Way, run: &[Part]) -> Result<(), VolumeError> {
-        let data = &self.inner.data;
+    async fn transfer_run(&self, run: &[Part]) -> Result<(), VolumeError> {
+        let (data, first) = (&self.inner.data, &run[0].transfer);
+        let (way, place) = (first.way, first.place);
         let bytes = run.iter().map(Part::bytes).sum();
         let _right = data.bouncing(bytes).await?;
-        let place = run[0].transfer.place;
         // Where there is none of that size, there may be smaller ones.
         let mut buf = engine::take_buf(bytes as usize)?;
         if way == Way::Read {

@@ -15,9 +15,10 @@
 //!   durable map and no operation in progress refers to it.
 //! - A write of an attachment that was fenced has ended, or is refused, before the next one begins.
 //!
-//! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `shares`, `gate`, `checkpoint`, `cipher`
-//! (sans-IO), `unflushed` (memory), `keys`, `data` and the log (I/O), `volume`, `partition`, `recovery`, `shard`, `ops` (volumes as such), `image`
-//! (volumes that are filled from images), `attach`, `transfer` and `joint` (a volume as a block device). It knows no protocol: front ends see
+//! Layers, from the bottom: `map`, `space`, `record`, `state`, `throttle`, `shares`, `gate`, `checkpoint`
+//! (sans-IO), `unflushed` (memory), `keys`, `sums`, `data` and the log (I/O), `volume`, `partition`, `recovery`,
+//! `shard`, `ops` (volumes as such), `image` (volumes that are filled from images), `attach`, `transfer`, `runs`,
+//! `joint` and `summed` (a volume as a block device), `scrub`. It knows no protocol: front ends see
 //! [`shards::block::BlockDevice`].
 #![forbid(unsafe_code)]
 

@@ -93,10 +93,8 @@ pub async fn export(
         let _ = outbox.send(None).await;
     }
     drop(outbox);
-    let written = writer.await.map_err(|error| {
-        let error = std::io::Error::other(error);
-        ImageError::file(export.path(), "writing", 0, error)
-    })?;
+    let written = writer.await;
+    let written = written.map_err(|e| ImageError::thread(export.path(), "writing", e))?;
     read?;
     let (digest, data_bytes, part) = written?;
     let part = match part {
@@ -106,11 +104,8 @@ pub async fn export(
         part => part,
     };
     if let Some(part) = part {
-        let named = tokio::task::spawn_blocking(move || part.name());
-        named.await.map_err(|error| {
-            let error = std::io::Error::other(error);
-            ImageError::file(export.path(), "finishing", 0, error)
-        })??;
+        let named = tokio::task::spawn_blocking(move || part.name()).await;
+        named.map_err(|e| ImageError::thread(export.path(), "finishing", e))??;
     }
     Ok(Summary {
         bytes,
@@ -184,10 +179,8 @@ async fn verified(
     while let Some(done) = inbox.recv().await {
         progress(Progress { phase, done, total });
     }
-    let (part, found) = reader.await.map_err(|error| {
-        let error = std::io::Error::other(error);
-        ImageError::file(&path, "reading", 0, error)
-    })??;
+    let found = reader.await;
+    let (part, found) = found.map_err(|e| ImageError::thread(&path, "reading", e))??;
     if found == wanted {
         return Ok(part);
     }

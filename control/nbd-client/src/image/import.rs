@@ -87,10 +87,8 @@ pub async fn import(
     let reader = tokio::task::spawn_blocking(move || read(&job, volume, &outbox));
     let copied = copy(client, inbox, import.target_is_zero, progress).await;
     // The reader's error is the reason where both have one.
-    let read = reader.await.map_err(|error| {
-        let error = std::io::Error::other(error);
-        ImageError::file(import.path(), "reading", 0, error)
-    })?;
+    let read = reader.await;
+    let read = read.map_err(|e| ImageError::thread(import.path(), "reading", e))?;
     let (bytes, digest) = match (read, copied) {
         (Err(error), _) | (Ok(_), Err(error)) => return Err(error),
         (Ok(read), Ok(())) => read,

@@ -69,13 +69,14 @@ impl Part {
     pub(super) fn name(mut self) -> Result<(), ImageError> {
         let failed = |e| ImageError::file(&self.path, "finishing", 0, e);
         std::fs::rename(&self.unfinished, &self.path).map_err(failed)?;
-        self.named = true;
         let dir = match self.path.parent() {
             Some(dir) if !dir.as_os_str().is_empty() => dir,
             _ => Path::new("."),
         };
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|e| ImageError::file(&self.path, "finishing", 0, e))
+        synced.map_err(failed)?;
+        self.named = true;
+        Ok(())
     }
 }
 

@@ -23,6 +23,16 @@ async fn into_volume(volume: &Volume, job: &Import) -> Result<Summary, ImageErro
     import(&client, job, &mut silent).await
 }
 
+/// An export to a file that may be there.
+fn replacing(path: &Path, format: Format) -> Export {
+    let path = path.to_owned();
+    let overwrite = true;
+    Export {
+        to: To::File { path, overwrite },
+        ..Export::new("", format)
+    }
+}
+
 /// Whether the volume holds what an image does, as QEMU sees both.
 fn same(image: &Path, format: &str, volume: &Volume) {
     let args = [
@@ -77,14 +87,7 @@ async fn raw_images_go_in_and_out_and_stay_sparse() {
     // What is there is not replaced unless that is asked for.
     let again = export(&client, &Export::new(&back, Format::Raw), &mut silent).await;
     assert!(again.unwrap_err().to_string().contains(text(&back)));
-    let to = To::File {
-        path: back.clone(),
-        overwrite: true,
-    };
-    let replace = Export {
-        to,
-        ..Export::new("", Format::Qcow2)
-    };
+    let replace = replacing(&back, Format::Qcow2);
     export(&client, &replace, &mut silent).await.unwrap();
     qemu_img(&["check", "-f", "qcow2", text(&back)]);
     same(&back, "qcow2", &volume);
@@ -261,14 +264,7 @@ async fn a_file_that_reads_otherwise_takes_no_name() {
     let client = connect(&volume.target("disk")).await;
     let path = dir.path().join("backup");
     std::fs::write(&path, b"the one before").unwrap();
-    let to = To::File {
-        path: path.clone(),
-        overwrite: true,
-    };
-    let job = Export {
-        to,
-        ..Export::new("", Format::Raw)
-    };
+    let job = replacing(&path, Format::Raw);
     // More pieces than may be on their way, so the file is there when the last has been sent; zeros behind
     // them, so nobody else writes there.
     client.write(0, vec![1; 10 << 20].into()).await.unwrap();
